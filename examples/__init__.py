@@ -1,0 +1,1 @@
+"""The experiments of the Grokfast paper in Flax, one task a module."""

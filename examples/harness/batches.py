@@ -1,0 +1,33 @@
+"""Batches of static shape."""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+
+
+class Batch(TypedDict):
+    """Numbers of examples, and weights that are 0 where a short batch is padded."""
+
+    index: jax.Array  # (..., batch_size) int32
+    weight: jax.Array  # (..., batch_size) float32
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Batches in a pass over the examples, the last of which may be short."""
+    return -(-examples // batch_size)
+
+
+def epoch(key: jax.Array, examples: jax.Array, batch_size: int) -> Batch:
+    """One pass over `examples` (1-D) in random order, the last batch padded: (steps, batch_size)."""
+    n = examples.shape[0]
+    shape = (steps_per_epoch(n, batch_size), batch_size)
+    padding = shape[0] * shape[1] - n
+    index = jnp.pad(jax.random.permutation(key, examples), (0, padding))
+    weight = jnp.pad(jnp.ones(n, jnp.float32), (0, padding))
+    return Batch(index=index.reshape(shape), weight=weight.reshape(shape))
+
+
+def whole(examples: jax.Array) -> Batch:
+    """All `examples` as one batch."""
+    return Batch(index=examples, weight=jnp.ones(examples.shape, jnp.float32))

@@ -1,0 +1,42 @@
+"""What every experiment can be told on the command line."""
+
+import dataclasses
+
+from .optimizers import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(OptimizerConfig):
+    """One run: how it is optimised, and for how long."""
+
+    seed: int = 0
+    """Seed of the initial parameters, the data split and the order of the batches."""
+    budget: int = 10_000
+    """Optimizer steps at most."""
+    stop_at: float | None = 0.95
+    """Stop when the validation accuracy reaches this; None to use the whole budget."""
+    hold: int = 0
+    """How many further evaluations it must stay there before the run stops."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be made of."""
+        self.require(0 <= self.alpha < 1, "alpha", "in [0, 1)")
+        self.require(self.window_size >= 1, "window_size", "at least 1")
+        self.require(self.lr >= 0, "lr", "at least 0")
+        self.require(self.weight_decay >= 0, "weight_decay", "at least 0")
+        self.require(0 <= self.beta1 < 1, "beta1", "in [0, 1)")
+        self.require(0 <= self.beta2 < 1, "beta2", "in [0, 1)")
+        self.require(self.lr_warmup >= 0, "lr_warmup", "at least 0")
+        self.require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)")
+        self.require(self.budget >= 1, "budget", "at least 1")
+        self.require(self.stop_at is None or 0 < self.stop_at <= 1, "stop_at", "in (0, 1], or None")
+        self.require(self.hold >= 0, "hold", "at least 0")
+
+    def require(self, ok: bool, name: str, allowed: str) -> None:
+        """Raise ValueError with the flag's name, what it allows and its value unless `ok`."""
+        if not ok:
+            raise ValueError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+
+    def facts(self) -> dict[str, object]:
+        """All that the results depend on, for files: not where the data lie on this machine."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "data_dir"}

@@ -1,0 +1,47 @@
+"""Data files: from a folder that the user names, or downloaded once into a cache; their hashes are checked."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pooch
+
+
+class DataError(Exception):
+    """A data file is missing or damaged; the message says what to do."""
+
+
+def fetch(files: Mapping[str, str], sources: Sequence[str], data_dir: Path | None) -> dict[str, Path]:
+    """Paths of the named files.
+
+    Args:
+      files: SHA-256 of each file, by name.
+      sources: Addresses of folders that hold the files, tried in turn.
+      data_dir: Folder with files already there; None downloads what the cache lacks.
+
+    Raises:
+      DataError: A file is missing, does not have its hash, or could not be downloaded.
+    """
+    return {name: _fetch_one(name, sha256, sources, data_dir) for name, sha256 in files.items()}
+
+
+def _fetch_one(name: str, sha256: str, sources: Sequence[str], data_dir: Path | None) -> Path:
+    if data_dir is not None:
+        path = data_dir / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise DataError(f"{path} is damaged (its SHA-256 is not {sha256}); get it again from {sources[0]}{name}")
+        return path
+    cache = pooch.os_cache("grokfast_jax")
+    problems = []
+    for source in sources:
+        try:
+            return Path(pooch.retrieve(source + name, known_hash=f"sha256:{sha256}", fname=name, path=cache))
+        except (OSError, ValueError) as error:  # no network, a full disk; a file with another hash
+            problems.append(f"  {source}{name}: {error}")
+    raise DataError(
+        f"could not download {name}:\n" + "\n".join(problems) + "\nWithout a network, copy these files from another "
+        "machine into a folder and pass --data-dir FOLDER:\n  " + os.linesep.join(source + name for source in sources)
+    )

@@ -1,0 +1,31 @@
+"""Grokfast for JAX: amplify the slow part of the gradients, as optax transformations."""
+
+from ._amplify import AmplifyState as AmplifyState
+from ._amplify import amplify as amplify
+from ._amplify import grokfast_ema as grokfast_ema
+from ._amplify import grokfast_ma as grokfast_ma
+from ._ema import EmaState as EmaState
+from ._ema import ema as ema
+from ._lfilter import LfilterState as LfilterState
+from ._lfilter import lfilter as lfilter
+from ._moving_average import MovingAverageState as MovingAverageState
+from ._moving_average import moving_average as moving_average
+from ._response import frequency_response as frequency_response
+from ._response import impulse_response as impulse_response
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AmplifyState",
+    "EmaState",
+    "LfilterState",
+    "MovingAverageState",
+    "amplify",
+    "ema",
+    "frequency_response",
+    "grokfast_ema",
+    "grokfast_ma",
+    "impulse_response",
+    "lfilter",
+    "moving_average",
+]

@@ -1,0 +1,215 @@
+"""Amplification of the slow part of the gradients, and the two filters of the paper by name."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._arrays import wide_dtype
+from ._checks import check_choice, check_number
+from ._ema import Start, ema
+from ._moving_average import Reduce, moving_average
+
+
+class AmplifyState(NamedTuple):
+    """State of `amplify`."""
+
+    lowpass: optax.OptState  # state of the filter
+    step: jax.Array  # () int32, updates so far, saturating; drives the schedules of lamb and fast
+
+
+def amplify(
+    lowpass: optax.GradientTransformation,
+    lamb: optax.ScalarOrSchedule,
+    *,
+    fast: optax.ScalarOrSchedule = 1.0,
+    normalize: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Amplify what a low-pass filter makes of the gradients.
+
+    .. math::
+        \hat g_t = \mathrm{fast} \cdot g_t + \lambda \cdot \mathrm{lowpass}(g)_t
+
+    Chain it before an optimizer. Any gradient transformation serves as the filter: `ema`, `moving_average`,
+    `lfilter`, a cascade of them by `optax.chain`, or `optax.ema`.
+
+    Args:
+      lowpass: The filter, an `optax.GradientTransformation` that takes the gradients and returns their slow part.
+      lamb: Amplification :math:`\lambda` of the slow part, any finite number, a scalar array, or a schedule of the
+        update count. The filter collects from the first update on, whatever `lamb` is: a schedule that is 0 at
+        first is the paper's two-stage variant.
+      fast: Weight of the gradient itself, likewise. 0 leaves the slow part alone (the paper's "slow only" ablation).
+      normalize: Divide by `fast + lamb`, which keeps the size of a constant gradient.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
+      arguments go to the filter. Its state is an `AmplifyState`.
+
+    Raises:
+      ValueError: `lamb` or `fast` is not finite or an array that is no scalar, or `normalize` with numbers that sum
+        to 0.
+      TypeError: `lowpass` is no gradient transformation, `normalize` no bool, or `lamb` or `fast` no number, array or
+        schedule.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from grokfast_jax import amplify, ema
+      >>> tx = amplify(ema(0.5), lamb=2.0)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> out, state = tx.update(jnp.array([1.0, -2.0]), state)
+      >>> print(out)  # g + 2 g
+      [ 3. -6.]
+      >>> out, state = tx.update(jnp.array([3.0, 0.0]), state)
+      >>> print(out)  # g + 2 (g_0 + g) / 2
+      [ 7. -2.]
+
+    References:
+      Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
+      <https://arxiv.org/abs/2405.20233>`_, 2024, equation 5.
+    """
+    if not isinstance(lowpass, optax.GradientTransformation):
+        raise TypeError(
+            f"lowpass must be an optax.GradientTransformation, got {lowpass!r}; pass a filter such as ema(0.98)"
+        )
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize must be True or False, got {normalize!r}; pass a bool")
+    number = "a finite number or a schedule of such"
+    check_number("lamb", lamb, allowed=number, cure="the paper uses 2.0 for the EMA and 5.0 for the MA; 0.0 turns it off")
+    check_number("fast", fast, allowed=number, cure="1.0 keeps the gradient, 0.0 leaves its slow part alone")
+    if normalize and not any(callable(x) or isinstance(x, jax.core.Tracer) for x in (lamb, fast)) and fast + lamb == 0:
+        raise ValueError(
+            f"fast + lamb must not be 0 with normalize=True, got fast={fast!r} and lamb={lamb!r}; use normalize=False"
+        )
+    filter_ = optax.with_extra_args_support(lowpass)
+
+    def init_fn(params: optax.Params) -> AmplifyState:
+        return AmplifyState(filter_.init(params), jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates, state: AmplifyState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, AmplifyState]:
+        slow, lowpass_state = filter_.update(updates, state.lowpass, params, **extra_args)
+        fast_now, lamb_now = (jnp.asarray(x(state.step) if callable(x) else x, float) for x in (fast, lamb))
+        if normalize:
+            total = fast_now + lamb_now
+            fast_now, lamb_now = fast_now / total, lamb_now / total
+
+        def add(g: Any, slow: Any) -> jax.Array:
+            dtype = wide_dtype(g)
+            amplified = fast_now.astype(dtype) * jnp.asarray(g, dtype) + lamb_now.astype(dtype) * jnp.asarray(slow, dtype)
+            return amplified.astype(jnp.result_type(g))
+
+        return jax.tree.map(add, updates, slow), AmplifyState(lowpass_state, optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def grokfast_ema(
+    alpha: optax.ScalarOrSchedule = 0.98,
+    lamb: optax.ScalarOrSchedule = 2.0,
+    *,
+    fast: optax.ScalarOrSchedule = 1.0,
+    normalize: bool = False,
+    start: Start = "gradient",
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Grokfast-EMA: add `lamb` times the exponential moving average of the gradients to them.
+
+    .. math::
+        \mu_t = \alpha \mu_{t-1} + (1 - \alpha) g_t, \qquad \hat g_t = g_t + \lambda \mu_t
+
+    The same as `amplify(ema(alpha, ...), lamb, ...)`.
+
+    Args:
+      alpha: Weight of the past in the average, in [0, 1), or a schedule; see `ema`.
+      lamb: Amplification :math:`\lambda` of the average, or a schedule; see `amplify`.
+      fast: Weight of the gradient itself, or a schedule; see `amplify`.
+      normalize: Divide by `fast + lamb`; see `amplify`.
+      start: What the average holds before the first gradient; see `ema`.
+      accumulator_dtype: Dtype of the average; see `ema`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError, TypeError: As `ema` and `amplify` do.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from grokfast_jax import grokfast_ema
+      >>> tx = optax.chain(grokfast_ema(alpha=0.5, lamb=2.0), optax.sgd(1.0))
+      >>> state = tx.init(jnp.zeros(2))
+      >>> out, state = tx.update(jnp.array([1.0, -2.0]), state)
+      >>> print(out)
+      [-3.  6.]
+
+    References:
+      Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
+      <https://arxiv.org/abs/2405.20233>`_, 2024, Algorithm 1.
+    """
+    return amplify(
+        ema(alpha, start=start, accumulator_dtype=accumulator_dtype), lamb, fast=fast, normalize=normalize
+    )
+
+
+def grokfast_ma(
+    window_size: int = 100,
+    lamb: optax.ScalarOrSchedule = 5.0,
+    *,
+    filter_type: Reduce = "mean",
+    warmup: bool = True,
+    fast: optax.ScalarOrSchedule = 1.0,
+    normalize: bool = False,
+    stride: int | None = None,
+    buffer_dtype: jax.typing.DTypeLike | None = None,
+    window_axis: Literal[0, -1] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Grokfast-MA: add `lamb` times the mean of the last `window_size` gradients to them.
+
+    .. math::
+        \hat g_t = g_t + \lambda \frac{1}{w} \sum_{k=0}^{w-1} g_{t-k}
+
+    The same as `amplify(moving_average(window_size, ...), lamb, ...)`.
+
+    Args:
+      window_size: Number w of gradients in the window; see `moving_average`.
+      lamb: Amplification :math:`\lambda` of the mean, or a schedule; see `amplify`.
+      filter_type: `"mean"` or `"sum"`, the name the authors give to `reduce` of `moving_average`.
+      warmup: True leaves the gradients as they are until the window is full; see `moving_average`.
+      fast: Weight of the gradient itself, or a schedule; see `amplify`.
+      normalize: Divide by `fast + lamb`; see `amplify`. (With `warmup`, this scales the first gradients down.)
+      stride: Successive gradients per slot of the ring; see `moving_average`.
+      buffer_dtype: Dtype of the ring; see `moving_average`.
+      window_axis: Axis of the ring, 0 or -1; see `moving_average`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError, TypeError: As `moving_average` and `amplify` do.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from grokfast_jax import grokfast_ma
+      >>> tx = optax.chain(grokfast_ma(window_size=2, lamb=5.0), optax.sgd(1.0))
+      >>> state = tx.init(jnp.zeros(2))
+      >>> out, state = tx.update(jnp.array([1.0, -2.0]), state)
+      >>> out, state = tx.update(jnp.array([3.0, 0.0]), state)
+      >>> print(out)  # -(g + 5 (g_0 + g) / 2)
+      [-13.   5.]
+
+    References:
+      Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
+      <https://arxiv.org/abs/2405.20233>`_, 2024, Algorithm 2.
+    """
+    check_choice("filter_type", filter_type, get_args(Reduce))
+    lowpass = moving_average(
+        window_size,
+        reduce=filter_type,
+        warmup=warmup,
+        stride=stride,
+        buffer_dtype=buffer_dtype,
+        window_axis=window_axis,
+    )
+    return amplify(lowpass, lamb, fast=fast, normalize=normalize)

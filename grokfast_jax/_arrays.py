@@ -1,0 +1,49 @@
+"""Dtypes and zeros of the state: at least float32, complex where the gradients are, sharded like the parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+
+def wide_dtype(x: Any) -> jnp.dtype:
+    """The dtype to compute in for the array or dtype `x`: its own, but at least float32."""
+    dtype = jnp.result_type(x)
+    if jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32:
+        return dtype
+    return jnp.dtype(jnp.float32)
+
+
+def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
+    """The dtype to keep sums over `x` in: `requested` (made complex for complex `x`), else `wide_dtype(x)`."""
+    if requested is None:
+        return wide_dtype(x)
+    if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+        return jnp.dtype(jnp.complex128 if jnp.finfo(requested).bits > 32 else jnp.complex64)
+    return jnp.dtype(requested)
+
+
+def zeros(params: optax.Params, requested: jax.typing.DTypeLike | None) -> optax.Updates:
+    """Zeros shaped and sharded like `params`."""
+    # Made from the parameters, not from their shapes, which would lose the sharding.
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=state_dtype(p, requested)), params)
+
+
+def stacked_zeros(
+    params: optax.Params, length: int, requested: jax.typing.DTypeLike | None, axis: int = 0
+) -> optax.Updates:
+    """Zeros like `params` with a new axis of `length`, first (`axis=0`) or last (`axis=-1`); that axis is unsharded."""
+
+    def stack(zero: jax.Array) -> jax.Array:
+        old_axes = tuple(range(1, zero.ndim + 1) if axis == 0 else range(zero.ndim))
+        shape = (length, *zero.shape) if axis == 0 else (*zero.shape, length)
+        return lax.broadcast_in_dim(zero, shape, old_axes)
+
+    return jax.tree.map(stack, zeros(params, requested))
+
+
+def cast_like(tree: optax.Updates, like: optax.Updates) -> optax.Updates:
+    """`tree` in the dtypes of `like`."""
+    return jax.tree.map(lambda like_leaf, leaf: leaf.astype(jnp.result_type(like_leaf)), like, tree)

@@ -1,0 +1,61 @@
+"""Checks of arguments: each message gives the name, what is allowed, the value and the cure."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_number(
+    name: str, value: Any, *, allowed: str, cure: str, low: float = -math.inf, high: float = math.inf
+) -> None:
+    """Raise unless `value` is a finite real scalar in [low, high), a tracer of one, or a schedule."""
+    if callable(value):
+        return
+    message = f"{name} must be {allowed}, got {value!r}; {cure}"
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
+        raise TypeError(message)
+    dtype = jnp.result_type(value)
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(message)
+    if np.shape(value) != ():
+        raise ValueError(message)
+    if not isinstance(value, jax.core.Tracer) and not (math.isfinite(value) and low <= value < high):
+        raise ValueError(message)
+
+
+def check_int(name: str, value: Any, *, cure: str) -> None:
+    """Raise unless `value` is a positive Python (or NumPy) int."""
+    message = f"{name} must be a positive int, got {value!r}; {cure}"
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} must be a positive int, got the array {value!r}; it decides the shape of the state, so pass a "
+            f'Python int (under optax.inject_hyperparams, name it in static_args=("{name}",))'
+        )
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(message)
+    if value < 1:
+        raise ValueError(message)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}; choose one of these")
+
+
+def check_float_dtype(name: str, value: Any) -> None:
+    """Raise unless `value` is None or names a real floating-point dtype."""
+    if value is None:
+        return
+    message = f"{name} must be a real floating-point dtype or None, got {value!r}; pass e.g. jnp.float32"
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError as error:
+        raise TypeError(message) from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(message)

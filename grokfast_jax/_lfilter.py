@@ -1,0 +1,139 @@
+"""Any causal linear filter over the steps."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ._arrays import cast_like, stacked_zeros, wide_dtype
+from ._checks import check_choice, check_float_dtype
+
+Start = Literal["zero", "gradient"]
+Coefficients = Sequence[float] | np.ndarray | jax.Array
+
+
+class LfilterState(NamedTuple):
+    """State of `lfilter`."""
+
+    delays: optax.Updates  # z, the filter's memory: (order, *shape) for a parameter of `shape`
+    step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
+
+
+def lfilter(
+    b: Coefficients,
+    a: Coefficients = (1.0,),
+    *,
+    start: Start = "zero",
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Linear filter of the gradients over the steps, with the meaning of `scipy.signal.lfilter`.
+
+    .. math::
+        a_0 y_t = b_0 g_t + b_1 g_{t-1} + \dots + b_M g_{t-M} - a_1 y_{t-1} - \dots - a_N y_{t-N}
+
+    evaluated in direct form II transposed, so it holds max(M, N) arrays per parameter. Designs of `scipy.signal`
+    (`butter`, `bessel`, `firwin`, ...) drop in. In float32 split a high order into sections and chain them:
+    `optax.chain(*(lfilter(s[:3], s[3:]) for s in scipy.signal.butter(6, 0.02, output="sos")))`.
+
+    Args:
+      b: Numerator coefficients, one or more numbers or a 1-D array (which may be traced).
+      a: Denominator coefficients likewise; `a[0]` must not be 0. The default makes a finite impulse response.
+      start: What the filter has seen before the first gradient. `"zero"`: zeros. `"gradient"`: that gradient for
+        ever, so that the response to it is steady (`scipy.signal.lfilter_zi` times the first gradient).
+      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
+      is an `LfilterState`.
+
+    Raises:
+      ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to 0 with
+        `start="gradient"` (such a filter has no steady state).
+      TypeError: `b` or `a` holds something else than real numbers, or `accumulator_dtype` is no floating-point dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from grokfast_jax import lfilter
+      >>> difference = lfilter([1.0, -1.0])
+      >>> state = difference.init(jnp.zeros(2))
+      >>> out, state = difference.update(jnp.array([1.0, 2.0]), state)
+      >>> out, state = difference.update(jnp.array([5.0, 2.0]), state)
+      >>> print(out)
+      [4. 0.]
+
+    References:
+      Oppenheim and Schafer, *Discrete-Time Signal Processing*, 3rd ed., 2010, section 6.3.
+    """
+    b_array, a_array = _coefficients("b", b), _coefficients("a", a)
+    traced = isinstance(b_array, jax.core.Tracer) or isinstance(a_array, jax.core.Tracer)
+    if not isinstance(a_array, jax.core.Tracer) and a_array[0] == 0:
+        raise ValueError(f"a[0] must not be 0, got a = {a!r}; drop the leading zeros (and advance b by as many steps)")
+    check_choice("start", start, get_args(Start))
+    check_float_dtype("accumulator_dtype", accumulator_dtype)
+
+    xp = jnp if traced else np
+    order = max(len(b_array), len(a_array)) - 1
+    numerator = xp.pad(b_array / a_array[0], (0, order + 1 - len(b_array)))
+    denominator = xp.pad(a_array / a_array[0], (0, order + 1 - len(a_array)))
+    steady = xp.zeros(order)
+    if start == "gradient":
+        if not traced and abs(denominator.sum()) <= 1e-14 * abs(denominator).sum():
+            raise ValueError(
+                f"a must not sum to 0 with start='gradient', got a = {a!r}; such a filter has no steady state, "
+                "use start='zero'"
+            )
+        gain = numerator.sum() / denominator.sum()
+        steady = xp.cumsum((numerator - gain * denominator)[:0:-1])[::-1]
+
+    def init_fn(params: optax.Params) -> LfilterState:
+        return LfilterState(stacked_zeros(params, order, accumulator_dtype), jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates, state: LfilterState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, LfilterState]:
+        del params, extra_args
+
+        def terms(g: Any, delays: jax.Array) -> jax.Array:
+            # y and what b adds to the memory: z_0 + b_0 g, z_1 + b_1 g, ..., b_order g; y is the first of them.
+            dtype = wide_dtype(delays)
+            g = jnp.asarray(g, dtype)[None]
+            z = delays.astype(dtype)
+            if start == "gradient":
+                z = jnp.where(state.step == 0, _column(steady, g) * g, z)
+            return jnp.concatenate([z, jnp.zeros_like(g)]) + _column(numerator, g) * g
+
+        def remember(delays: jax.Array, t: jax.Array) -> jax.Array:
+            return (t[1:] - _column(denominator[1:], t) * t[:1]).astype(delays.dtype)
+
+        t = jax.tree.map(terms, updates, state.delays)
+        delays = jax.tree.map(remember, state.delays, t)
+        slow = jax.tree.map(lambda leaf: leaf[0], t)
+        return cast_like(slow, updates), LfilterState(delays, optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _column(coefficients: np.ndarray | jax.Array, like: jax.Array) -> jax.Array:
+    """1-D `coefficients` in the dtype of `like`, shaped to multiply it along its first axis."""
+    return jnp.asarray(coefficients, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _coefficients(name: str, values: Any) -> Any:
+    """`values` as a 1-D float array, of JAX if any of them is traced, else of NumPy in float64."""
+    message = f"{name} must be one or more finite real numbers, got {values!r}; pass e.g. {name}=(1.0,)"
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    try:
+        array = jnp.asarray(values) if traced else np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(message) from error
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(message)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(message)
+    array = array.astype(float)
+    if not traced and not np.isfinite(array).all():
+        raise ValueError(message)
+    return array

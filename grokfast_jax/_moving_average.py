@@ -1,0 +1,166 @@
+"""The windowed moving average as a low-pass filter, in O(1) a step."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from ._arrays import cast_like, stacked_zeros, wide_dtype, zeros
+from ._checks import check_choice, check_float_dtype, check_int
+
+Reduce = Literal["mean", "sum"]
+
+
+class MovingAverageState(NamedTuple):
+    """State of `moving_average`. A slot of the ring holds the sum of `stride` successive gradients."""
+
+    ring: optax.Updates  # the window, slot by slot: (window_size // stride, *shape), or (*shape, ...) for the last axis
+    tail: optax.Updates  # sum of the window without the slot that is being filled, like params
+    fresh: optax.Updates  # sum of the slots completed since the ring last wrapped, like params
+    partial: optax.Updates | None  # sum of the gradients in the slot that is being filled; None for stride 1
+    position: jax.Array  # () int32 in [0, window_size), the place of the next gradient in the window
+    fill: jax.Array  # () int32, gradients seen so far, saturating at window_size
+
+
+def moving_average(
+    window_size: int,
+    *,
+    reduce: Reduce = "mean",
+    warmup: bool = True,
+    stride: int | None = None,
+    buffer_dtype: jax.typing.DTypeLike | None = None,
+    window_axis: Literal[0, -1] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moving average of the last `window_size` gradients: the filter of Grokfast-MA.
+
+    .. math::
+        y_t = \frac{1}{w} \sum_{k=0}^{w-1} g_{t-k}
+
+    The cost of a step does not depend on the window: one slot of a ring is written, one is read, and two running sums
+    are kept. One of them starts anew whenever the ring wraps and then replaces the other, so rounding errors (and
+    non-finite gradients) are forgotten after two windows at most.
+
+    Args:
+      window_size: Number w of gradients in the window, a positive int. 1 passes the gradients through; the paper uses
+        100.
+      reduce: `"mean"`, or `"sum"` for the sum of the window (`filter_type="sum"` of the authors' code).
+      warmup: True gives zero until w gradients are there; False reduces over those that are.
+      stride: Sum so many successive gradients in one slot of the ring, which divides its memory by as much; must
+        divide `window_size`. A slot leaves the window as a whole, so the window then really holds between
+        w - stride + 1 and w gradients; the mean is over those that it holds. None is 1, the exact window.
+      buffer_dtype: Dtype of the ring. None keeps the parameters' dtype, but at least float32. A narrower one rounds
+        every gradient (or slot) once; the sums stay in at least float32 and never drift.
+      window_axis: Where the ring has its window axis: 0, the first and fast one, or -1, the last one, for parameters
+        whose metadata names their leading axes (Flax partition metadata). None is 0.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
+      is a `MovingAverageState`, window_size / stride + 2 arrays per parameter. Donate it under jit, or XLA copies the
+      ring at each step.
+
+    Raises:
+      ValueError: `window_size` or `stride` is not positive, `stride` does not divide `window_size`, or `reduce` or
+        `window_axis` is unknown.
+      TypeError: `window_size` or `stride` is no int, `warmup` no bool, or `buffer_dtype` no floating-point dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from grokfast_jax import moving_average
+      >>> slow = moving_average(2)
+      >>> state = slow.init(jnp.zeros(2))
+      >>> out, state = slow.update(jnp.array([1.0, -2.0]), state)
+      >>> print(out)  # the window is not full yet
+      [0. 0.]
+      >>> out, state = slow.update(jnp.array([3.0, 0.0]), state)
+      >>> print(out)
+      [ 2. -1.]
+
+    References:
+      Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
+      <https://arxiv.org/abs/2405.20233>`_, 2024, Algorithm 2.
+    """
+    check_int("window_size", window_size, cure="use optax.identity() for no filter")
+    s = 1 if stride is None else stride
+    check_int("stride", s, cure="use stride=1 for the exact window")
+    if window_size % s:
+        raise ValueError(
+            f"stride must divide window_size, got stride={s} and window_size={window_size}; "
+            "use stride=1 for the exact window"
+        )
+    check_choice("reduce", reduce, get_args(Reduce))
+    check_choice("window_axis", window_axis, (0, -1, None))
+    if not isinstance(warmup, bool):
+        raise TypeError(f"warmup must be True or False, got {warmup!r}; pass a bool")
+    check_float_dtype("buffer_dtype", buffer_dtype)
+
+    axis = window_axis or 0
+    slots = int(window_size) // int(s)
+
+    def init_fn(params: optax.Params) -> MovingAverageState:
+        return MovingAverageState(
+            ring=stacked_zeros(params, slots, buffer_dtype, axis),
+            tail=zeros(params, None),
+            fresh=zeros(params, None),
+            partial=zeros(params, None) if s > 1 else None,
+            position=jnp.zeros((), jnp.int32),
+            fill=jnp.zeros((), jnp.int32),
+        )
+
+    def update_fn(
+        updates: optax.Updates, state: MovingAverageState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, MovingAverageState]:
+        del params, extra_args
+        slot, phase = state.position // s, state.position % s
+        slot_done, ring_done = phase == s - 1, slot == slots - 1
+
+        total = jax.tree.map(lambda g, tail: jnp.asarray(g, tail.dtype), updates, state.tail)
+        if state.partial is not None:
+            total = jax.tree.map(jnp.add, total, state.partial)
+        # The slot as the ring holds it: what is added to the sums now is what leaves them later.
+        rounded = jax.tree.map(lambda total, ring: total.astype(ring.dtype), total, state.ring)
+
+        # Writing before reading lets XLA update the ring in place.
+        ring = jax.tree.map(
+            lambda r, ring: lax.dynamic_update_index_in_dim(ring, r, slot, axis % ring.ndim), rounded, state.ring
+        )
+        oldest = jax.tree.map(
+            lambda ring: lax.dynamic_index_in_dim(ring, (slot + 1) % slots, axis % ring.ndim, keepdims=False), ring
+        )
+
+        fresh = jax.tree.map(lambda fresh, r: fresh + r.astype(fresh.dtype), state.fresh, rounded)
+        # In the last slot the window is one turn of the ring, so `fresh` is its sum, free of what came before.
+        window = jax.tree.map(
+            lambda tail, fresh, r: jnp.where(ring_done, fresh, tail + r.astype(tail.dtype)),
+            state.tail,
+            fresh,
+            rounded,
+        )
+
+        fill = jnp.minimum(state.fill + 1, window_size)
+        full = fill == window_size
+        held = jnp.where(full, window_size - s + 1 + phase, fill)
+        scale = 1.0 / held.astype(float) if reduce == "mean" else jnp.ones((), float)
+        slow = jax.tree.map(lambda window: scale.astype(window.dtype) * window, window)
+        if warmup:
+            slow = jax.tree.map(lambda slow: jnp.where(full, slow, 0), slow)
+
+        new_state = MovingAverageState(
+            ring=ring,
+            tail=jax.tree.map(
+                lambda window, oldest, tail: jnp.where(slot_done, window - oldest.astype(window.dtype), tail),
+                window,
+                oldest,
+                state.tail,
+            ),
+            fresh=jax.tree.map(
+                lambda fresh, old: jnp.where(slot_done, jnp.where(ring_done, 0, fresh), old), fresh, state.fresh
+            ),
+            partial=None if s == 1 else jax.tree.map(lambda total: jnp.where(slot_done, 0, total), total),
+            position=(state.position + 1) % window_size,
+            fill=fill,
+        )
+        return cast_like(slow, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,95 @@
+"""The response of a gradient transformation, measured."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from ._checks import check_int
+
+
+def impulse_response(
+    tx: optax.GradientTransformation, length: int, *, settle: int | None = None
+) -> jax.Array:
+    """Impulse response of a linear gradient transformation, measured.
+
+    A scalar parameter is fed zeros, then a single gradient of 1, then zeros again. Its updates from the 1 on are the
+    response. It describes `tx` fully if `tx` is linear and does not change over the steps, as filters, `amplify` and
+    SGD (with momentum, Nesterov's too) do; the sign and learning rate of an optimizer are part of it.
+
+    Args:
+      tx: The gradient transformation.
+      length: Number of steps to measure, a positive int.
+      settle: Number of zero gradients before the impulse, an int of at least 0, so that the start of a filter
+        (`start="gradient"`, `warmup`) is over. None is `length`; 0 shows the start instead.
+
+    Returns:
+      An array of shape (length,), in the default float dtype.
+
+    Raises:
+      TypeError: `length` or `settle` is no int.
+      ValueError: `length` is not positive or `settle` is negative.
+
+    Example:
+      >>> from grokfast_jax import ema, impulse_response
+      >>> print(impulse_response(ema(0.5), 3))
+      [0.5   0.25  0.125]
+      >>> print(impulse_response(ema(0.5), 3, settle=0))  # the first gradient starts the average
+      [1.   0.5  0.25]
+    """
+    check_int("length", length, cure="pass the number of steps to measure")
+    settle = length if settle is None else settle
+    if settle != 0 or isinstance(settle, bool):
+        check_int("settle", settle, cure="use settle=0 to measure from the first step on")
+    params = jnp.zeros((), float)
+    gradients = jnp.zeros(settle + length, float).at[settle].set(1.0)
+
+    def step(state: optax.OptState, gradient: jax.Array) -> tuple[optax.OptState, jax.Array]:
+        update, state = tx.update(gradient, state, params)
+        return state, jnp.asarray(update)
+
+    return lax.scan(step, tx.init(params), gradients)[1][settle:]
+
+
+def frequency_response(
+    tx: optax.GradientTransformation,
+    length: int,
+    *,
+    frequencies: jax.typing.ArrayLike | None = None,
+    settle: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Frequency response of a linear gradient transformation, measured.
+
+    .. math::
+        H(f) = \sum_{k=0}^{n-1} h_k e^{-2 \pi i f k}
+
+    with h the impulse response over n = `length` steps, which should have died out by then.
+
+    Args:
+      tx: The gradient transformation.
+      length: Number n of steps of the impulse response to measure, a positive int.
+      frequencies: 1-D array of frequencies f in cycles per step, of which 0.5 is the fastest there is. None takes the
+        n // 2 + 1 frequencies of a real Fourier transform, from 0 to 0.5.
+      settle: Number of zero gradients before the impulse; see `impulse_response`.
+
+    Returns:
+      The frequencies, in cycles per step, and the complex response at each: two 1-D arrays of the same length.
+
+    Raises:
+      TypeError, ValueError: As `impulse_response` does; and ValueError if `frequencies` is not 1-D.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from grokfast_jax import frequency_response, moving_average
+      >>> f, response = frequency_response(moving_average(2), 4)
+      >>> print(f)
+      [0.   0.25 0.5 ]
+      >>> print(jnp.abs(response).round(3))  # passes a constant, stops what alternates
+      [1.    0.707 0.   ]
+    """
+    h = impulse_response(tx, length, settle=settle)
+    f = jnp.fft.rfftfreq(length) if frequencies is None else jnp.asarray(frequencies, float)
+    if f.ndim != 1:
+        raise ValueError(f"frequencies must be a 1-D array, got shape {f.shape}; pass e.g. jnp.linspace(0, 0.5, 100)")
+    phase = -2j * jnp.pi * f[:, None] * jnp.arange(length).astype(float)[None, :]
+    return f, jnp.exp(phase) @ h.astype(phase.dtype)
