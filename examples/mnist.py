@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gzip
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,10 @@ import numpy as np
 from flax import nnx
 
 from .harness.batches import Batch, epoch, steps_per_epoch, whole
-from .harness.files import DataError, fetch
 from .harness.config import RunConfig
+from .harness.errors import UserError, plain_errors
+from .harness.files import fetch
+from .harness.run import main
 from .harness.torch_init import linear
 
 SOURCES = (
@@ -75,7 +78,7 @@ class Mnist:
             shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
             return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
         except (OSError, EOFError, ValueError, IndexError) as error:
-            raise DataError(f"{self._paths[name]} is no readable MNIST file ({error}); get it again") from error
+            raise UserError(f"{self._paths[name]} is no readable MNIST file ({error}); get it again") from error
 
     @property
     def steps(self) -> int:
@@ -160,3 +163,6 @@ PRESETS = {
     "decay-only": Config(filter="none"),
     "paper": Config(),
 }
+
+if __name__ == "__main__":
+    sys.exit(plain_errors(lambda: main("mnist", PRESETS, default="paper")))

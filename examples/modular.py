@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from typing import Any, Literal
 
 import jax
@@ -11,6 +12,8 @@ from flax import nnx
 
 from .harness.batches import Batch, epoch, steps_per_epoch, whole
 from .harness.config import RunConfig
+from .harness.errors import plain_errors
+from .harness.run import main
 from .harness.torch_init import linear
 
 Operation = Literal["multiplication", "addition", "subtraction", "division"]
@@ -36,8 +39,8 @@ class Attention(nnx.Module):
         q_bqhk = split(self.query(x_bld[:, -readout:]))
         k_blhk, v_blhk = map(split, jnp.split(self.key_value(x_bld), 2, axis=-1))
         scores_bhql = jnp.einsum("bqhk,blhk->bhql", q_bqhk, k_blhk) / q_bqhk.shape[-1] ** 0.5
-        visible_ql = jnp.arange(length - readout, length)[:, None] >= jnp.arange(length)
-        weights_bhql = jax.nn.softmax(jnp.where(visible_ql, scores_bhql, -jnp.inf))
+        visible_ql = jnp.tril(jnp.ones((length, length), bool))[-readout:]
+        weights_bhql = jax.nn.softmax(jnp.where(visible_ql[None, None], scores_bhql, -jnp.inf))
         y_bqhk = jnp.einsum("bhql,blhk->bqhk", weights_bhql, v_blhk)
         return self.out(y_bqhk.reshape(*y_bqhk.shape[:2], -1))
 
@@ -63,9 +66,8 @@ class Decoder(nnx.Module):
     """Decoder-only Transformer with learned positions, read out at the last one."""
 
     def __init__(self, tokens: int, *, dim: int, depth: int, heads: int, positions: int, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(1.0)
-        self.token = nnx.Embed(tokens, dim, embedding_init=normal, rngs=rngs)
-        self.position = nnx.Embed(positions, dim, embedding_init=normal, rngs=rngs)
+        self.token = nnx.Param(jax.random.normal(rngs.params(), (tokens, dim)))
+        self.position = nnx.Param(jax.random.normal(rngs.params(), (positions, dim)))
         self.blocks = nnx.List([Block(dim, heads, rngs=rngs) for _ in range(depth)])
         self.ln = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs)
         self.head = linear(dim, tokens, use_bias=False, rngs=rngs)
@@ -73,7 +75,7 @@ class Decoder(nnx.Module):
     def __call__(self, tokens_bl: jax.Array) -> jax.Array:
         """Logits of the token after the last position."""
         length = tokens_bl.shape[1]
-        x_bld = self.token(tokens_bl) + self.position(jnp.arange(length))[None]
+        x_bld = self.token[...][tokens_bl] + self.position[None, :length]
         for i, block in enumerate(self.blocks, start=1):
             x_bld = block(x_bld, readout=1 if i == len(self.blocks) else length)
         return self.head(self.ln(x_bld[:, -1]))
@@ -197,9 +199,7 @@ class Config(RunConfig):
         self.require(prime, "p", "a prime number")
         self.require(self.batch_size >= 1, "batch_size", "at least 1")
         task = self.task()
-        self.require(
-            0 < task.train_pairs < task.pairs, "train_fraction", "in (0, 1) and leave a pair on either side"
-        )
+        self.require(0 < task.train_pairs < task.pairs, "train_fraction", "in (0, 1) and leave a pair on either side")
 
     def task(self) -> Modular:
         """The task of this run."""
@@ -220,3 +220,6 @@ PRESETS = {
     "decay-01": Config(filter="none", weight_decay=0.01),
     "adamw-1": Config(filter="none", optimizer="adamw", weight_decay=1.0),
 }
+
+if __name__ == "__main__":
+    sys.exit(plain_errors(lambda: main("modular", PRESETS, default="ema")))

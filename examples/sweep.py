@@ -22,11 +22,11 @@ import tyro
 
 from . import mnist, modular
 from .harness import plots
-from .harness.cli import plain_errors
 from .harness.config import RunConfig
+from .harness.errors import UserError, plain_errors
 from .harness.optimizers import HYPER, make_tx
 from .harness.records import Row, is_finite, step_reached, to_row
-from .harness.run_folder import RunFolderError, provenance, write_whole
+from .harness.run_folder import provenance, write_whole
 from .harness.train import program
 
 EXPERIMENTS: dict[str, ModuleType] = {"modular": modular, "mnist": mnist}
@@ -75,12 +75,14 @@ def cells(sweep: Sweep) -> list[Cell]:
     for item in sweep.grid:
         name, _, values = item.partition("=")
         if not values or name not in {field.name for field in dataclasses.fields(module.Config)}:
-            raise ValueError(f"--grid must be FLAG=VALUE,VALUE with a flag of {sweep.experiment} such as lamb, got {item!r}")
+            raise UserError(
+                f"--grid must be FLAG=VALUE,VALUE with a flag of {sweep.experiment} such as lamb, got {item!r}"
+            )
         axes.append((name, values.split(",")))
     result = []
     for preset in sweep.presets:
         if preset not in module.PRESETS:
-            raise ValueError(f"--presets must be among {', '.join(module.PRESETS)}, got {preset!r}")
+            raise UserError(f"--presets must be among {', '.join(module.PRESETS)}, got {preset!r}")
         for values in itertools.product(*(values for _, values in axes)):
             flags = [word for (name, _), value in zip(axes, values, strict=True) for word in (f"--{name}", value)]
             config = tyro.cli(
@@ -130,7 +132,9 @@ def train_group(group: Sequence[Cell], bar: tqdm.tqdm) -> list[list[Row]]:
                 reached = config.stop_at is not None and step_reached(rows, config.stop_at, config.hold) is not None
                 done[i] = reached or not is_finite(rows[-1])
         bar.update(task.steps * len(group))
-        bar.set_postfix_str(f"{group[0].name} step {step:,} val {max(rows[-1]['val_accuracy'] for rows in records):.1%}")
+        bar.set_postfix_str(
+            f"{group[0].name} step {step:,} val {max(rows[-1]['val_accuracy'] for rows in records):.1%}"
+        )
         if all(done):
             break
     return records
@@ -169,14 +173,20 @@ def spread(values: Sequence[float | None], form: str) -> str:
         "never" if x == float("inf") else format(x, form) for x in (numbers[0], statistics.median(numbers), numbers[-1])
     )
     missed = sum(value is None for value in values)
-    return low if low == high else f"{middle} ({low} to {high})" + (f", {missed} of {len(values)} missed" if missed else "")
+    return (
+        low
+        if low == high
+        else f"{middle} ({low} to {high})" + (f", {missed} of {len(values)} missed" if missed else "")
+    )
 
 
 def markdown(table: Sequence[dict[str, Any]], axes: Sequence[str], thresholds: Sequence[float]) -> str:
     """Median and range over the seeds of every combination, as a Markdown table."""
     names = [f"steps_to_{100 * t:g}" for t in thresholds]
     lines = [
-        " | ".join(["", *axes, "seeds", *(f"steps to {100 * t:g} %" for t in thresholds), "best val. accuracy (%)", ""]),
+        " | ".join(
+            ["", *axes, "seeds", *(f"steps to {100 * t:g} %" for t in thresholds), "best val. accuracy (%)", ""]
+        ),
         "|---" * (len(axes) + len(names) + 2) + "|",
     ]
     for place, group in itertools.groupby(table, lambda row: [row[axis] for axis in axes]):
@@ -235,9 +245,9 @@ def run(sweep: Sweep) -> None:
     plan = json.dumps(dataclasses.asdict(sweep), indent=2, default=str) + "\n"
     plan_file = sweep.out / "sweep.json"
     if plan_file.exists() and plan_file.read_text() != plan:
-        raise RunFolderError(f"{sweep.out} holds another sweep; repeat the command in {plan_file}, or choose another --out")
+        raise UserError(f"{sweep.out} holds another sweep; repeat the command in {plan_file}, or choose another --out")
     if not plan_file.exists() and sweep.out.exists() and any(sweep.out.iterdir()):
-        raise RunFolderError(f"{sweep.out} exists already and holds no sweep; choose another --out")
+        raise UserError(f"{sweep.out} exists already and holds no sweep; choose another --out")
     files = sweep.out / "runs"
     files.mkdir(parents=True, exist_ok=True)
     write_whole(plan_file, plan)

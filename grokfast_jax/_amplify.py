@@ -75,7 +75,9 @@ def amplify(
     if not isinstance(normalize, bool):
         raise TypeError(f"normalize must be True or False, got {normalize!r}; pass a bool")
     number = "a finite number or a schedule of such"
-    check_number("lamb", lamb, allowed=number, cure="the paper uses 2.0 for the EMA and 5.0 for the MA; 0.0 turns it off")
+    check_number(
+        "lamb", lamb, allowed=number, cure="the paper uses 2.0 for the EMA and 5.0 for the MA; 0.0 turns it off"
+    )
     check_number("fast", fast, allowed=number, cure="1.0 keeps the gradient, 0.0 leaves its slow part alone")
     if normalize and not any(callable(x) or isinstance(x, jax.core.Tracer) for x in (lamb, fast)) and fast + lamb == 0:
         raise ValueError(
@@ -97,7 +99,9 @@ def amplify(
 
         def add(g: Any, slow: Any) -> jax.Array:
             dtype = wide_dtype(g)
-            amplified = fast_now.astype(dtype) * jnp.asarray(g, dtype) + lamb_now.astype(dtype) * jnp.asarray(slow, dtype)
+            amplified = fast_now.astype(dtype) * jnp.asarray(g, dtype) + lamb_now.astype(dtype) * jnp.asarray(
+                slow, dtype
+            )
             return amplified.astype(jnp.result_type(g))
 
         return jax.tree.map(add, updates, slow), AmplifyState(lowpass_state, optax.safe_increment(state.step))
@@ -148,9 +152,7 @@ def grokfast_ema(
       Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
       <https://arxiv.org/abs/2405.20233>`_, 2024, Algorithm 1.
     """
-    return amplify(
-        ema(alpha, start=start, accumulator_dtype=accumulator_dtype), lamb, fast=fast, normalize=normalize
-    )
+    return amplify(ema(alpha, start=start, accumulator_dtype=accumulator_dtype), lamb, fast=fast, normalize=normalize)
 
 
 def grokfast_ma(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._arrays import cast_like, stacked_zeros, wide_dtype, zeros
+from ._arrays import cast_like, stacked_zeros, zeros
 from ._checks import check_choice, check_float_dtype, check_int
 
 Reduce = Literal["mean", "sum"]

@@ -2,15 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from ._checks import check_int
 
 
-def impulse_response(
-    tx: optax.GradientTransformation, length: int, *, settle: int | None = None
-) -> jax.Array:
+def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: int | None = None) -> jax.Array:
     """Impulse response of a linear gradient transformation, measured.
 
     A scalar parameter is fed zeros, then a single gradient of 1, then zeros again. Its updates from the 1 on are the
@@ -88,8 +87,9 @@ def frequency_response(
       [1.    0.707 0.   ]
     """
     h = impulse_response(tx, length, settle=settle)
-    f = jnp.fft.rfftfreq(length) if frequencies is None else jnp.asarray(frequencies, float)
+    f = np.fft.rfftfreq(length) if frequencies is None else np.asarray(frequencies, np.float64)
     if f.ndim != 1:
         raise ValueError(f"frequencies must be a 1-D array, got shape {f.shape}; pass e.g. jnp.linspace(0, 0.5, 100)")
-    phase = -2j * jnp.pi * f[:, None] * jnp.arange(length).astype(float)[None, :]
-    return f, jnp.exp(phase) @ h.astype(phase.dtype)
+    angle = 2 * np.pi * np.outer(f, np.arange(length))
+    cos, sin = jnp.asarray(np.cos(angle), h.dtype), jnp.asarray(np.sin(angle), h.dtype)
+    return jnp.asarray(f, h.dtype), lax.complex(cos @ h, -sin @ h)

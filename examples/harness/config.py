@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from .errors import UserError
 from .optimizers import OptimizerConfig
 
 
@@ -33,9 +34,9 @@ class RunConfig(OptimizerConfig):
         self.require(self.hold >= 0, "hold", "at least 0")
 
     def require(self, ok: bool, name: str, allowed: str) -> None:
-        """Raise ValueError with the flag's name, what it allows and its value unless `ok`."""
+        """Raise UserError with the flag's name, what it allows and its value unless `ok`."""
         if not ok:
-            raise ValueError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+            raise UserError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
 
     def facts(self) -> dict[str, object]:
         """All that the results depend on, for files: not where the data lie on this machine."""

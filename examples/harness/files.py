@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pooch
 
-
-class DataError(Exception):
-    """A data file is missing or damaged; the message says what to do."""
+from .errors import UserError
 
 
 def fetch(files: Mapping[str, str], sources: Sequence[str], data_dir: Path | None) -> dict[str, Path]:
@@ -21,7 +19,7 @@ def fetch(files: Mapping[str, str], sources: Sequence[str], data_dir: Path | Non
       data_dir: Folder with files already there; None downloads what the cache lacks.
 
     Raises:
-      DataError: A file is missing, does not have its hash, or could not be downloaded.
+      UserError: A file is missing, does not have its hash, or could not be downloaded.
     """
     return {name: _fetch_one(name, sha256, sources, data_dir) for name, sha256 in files.items()}
 
@@ -30,9 +28,9 @@ def _fetch_one(name: str, sha256: str, sources: Sequence[str], data_dir: Path | 
     if data_dir is not None:
         path = data_dir / name
         if not path.is_file():
-            raise DataError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
+            raise UserError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise DataError(f"{path} is damaged (its SHA-256 is not {sha256}); get it again from {sources[0]}{name}")
+            raise UserError(f"{path} is damaged (its SHA-256 is not {sha256}); get it again from {sources[0]}{name}")
         return path
     cache = pooch.os_cache("grokfast_jax")
     problems = []
@@ -41,7 +39,7 @@ def _fetch_one(name: str, sha256: str, sources: Sequence[str], data_dir: Path | 
             return Path(pooch.retrieve(source + name, known_hash=f"sha256:{sha256}", fname=name, path=cache))
         except (OSError, ValueError) as error:  # no network, a full disk; a file with another hash
             problems.append(f"  {source}{name}: {error}")
-    raise DataError(
+    raise UserError(
         f"could not download {name}:\n" + "\n".join(problems) + "\nWithout a network, copy these files from another "
         "machine into a folder and pass --data-dir FOLDER:\n  " + os.linesep.join(source + name for source in sources)
     )

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -55,18 +56,20 @@ def make_tx(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformati
     lamb, lr, decay = hyper["lamb"], hyper["lr"], optax.add_decayed_weights(hyper["weight_decay"])
     adam = optax.scale_by_adam(config.beta1, config.beta2)
     start = TWO_STAGE_START if config.two_stage else 0
-    schedule = lambda step: jnp.where(step < start, 0.0, lamb)  # noqa: E731
+
+    def lamb_now(step: jax.Array) -> jax.Array:
+        return jnp.where(step < start, 0.0, lamb)
+
+    warmup = optax.linear_schedule(0.0, 1.0, config.lr_warmup) if config.lr_warmup else optax.constant_schedule(1.0)
     match config.filter:
         case "none":
             gradient_filter = optax.identity()
         case "ema":
-            gradient_filter = amplify(ema(hyper["alpha"]), schedule, fast=hyper["fast"])
+            gradient_filter = amplify(ema(hyper["alpha"]), lamb_now, fast=hyper["fast"])
         case "ma":
-            gradient_filter = amplify(moving_average(config.window_size), schedule, fast=hyper["fast"])
+            gradient_filter = amplify(moving_average(config.window_size), lamb_now, fast=hyper["fast"])
     return optax.chain(
         gradient_filter,
         *((decay, adam) if config.optimizer == "adam" else (adam, decay)),
-        optax.scale_by_learning_rate(lambda step: lr * jnp.minimum(step / max(config.lr_warmup, 1), 1.0))
-        if config.lr_warmup
-        else optax.scale_by_learning_rate(lr),
+        optax.scale_by_learning_rate(lambda step: lr * warmup(step)),
     )

@@ -16,11 +16,8 @@ import orbax.checkpoint as ocp
 
 import grokfast_jax
 
+from .errors import UserError
 from .records import Row
-
-
-class RunFolderError(Exception):
-    """A run folder cannot be used as asked; the message says what to do."""
 
 
 def provenance() -> dict[str, Any]:
@@ -57,7 +54,7 @@ class RunFolder:
     def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
         """A new folder that holds `config`; it appears in whole or not at all."""
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise RunFolderError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+            raise UserError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -71,7 +68,7 @@ class RunFolder:
     def open(cls, path: Path) -> Self:
         """The folder of an earlier run."""
         if not (path / "config.json").is_file():
-            raise RunFolderError(f"{path} is no run folder (it has no config.json); start a run there by --out {path}")
+            raise UserError(f"{path} is no run folder (it has no config.json); start a run there by --out {path}")
         return cls(path)
 
     @property

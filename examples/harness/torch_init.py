@@ -14,6 +14,4 @@ def linear(
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     bias_init = nnx.initializers.zeros if zero_bias else uniform
-    return nnx.Linear(
-        in_features, out_features, use_bias=use_bias, kernel_init=uniform, bias_init=bias_init, rngs=rngs
-    )
+    return nnx.Linear(in_features, out_features, use_bias=use_bias, kernel_init=uniform, bias_init=bias_init, rngs=rngs)

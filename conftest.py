@@ -1,0 +1,28 @@
+"""Strict settings for all tests and doctests: our own code must not promote, broadcast or warn by accident."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REFERENCE = Path(os.environ.get("GROKFAST_REFERENCE", Path(__file__).parents[1] / "shared"))
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """64-bit mode within a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def lenient() -> Iterator[None]:
+    """JAX's usual dtype promotion, for tests that run transformations of optax which need it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,47 @@
+"""Records sent to TensorBoard and to Weights & Biases, for those who ask for it."""
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .records import Row
+
+Logger = Callable[[Row], None]
+
+
+def tensorboard(stack: contextlib.ExitStack, folder: Path, first_step: int) -> Logger:
+    """Logs to FOLDER/tensorboard; what an earlier run logged from `first_step` on is replaced."""
+    writer = _module("tensorboardX", "tensorboard").SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+    stack.callback(writer.close)
+
+    def log(row: Row) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name.replace("_", "/", 1), value, int(row["step"]))
+
+    return log
+
+
+def wandb(stack: contextlib.ExitStack, folder: Path, config: dict[str, Any]) -> Logger:
+    """Logs to Weights & Biases, a resumed run to the run there that it began as."""
+    module = _module("wandb", "wandb")
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(module.util.generate_id())
+    run = module.init(project="grokfast_jax", dir=folder, id=id_file.read_text(), resume="allow", config=config)
+    stack.callback(run.finish)
+
+    def log(row: Row) -> None:
+        run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+    return log
+
+
+def _module(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"--{extra} needs the package {name}; pip install 'grokfast_jax[{extra}]'") from error

@@ -1,0 +1,209 @@
+"""One run of an experiment from the command line: train, record, checkpoint, draw."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tqdm
+import tyro
+
+from . import loggers, plots
+from .config import RunConfig
+from .errors import UserError
+from .optimizers import make_tx
+from .records import is_finite, step_reached, to_row
+from .run_folder import RunFolder
+from .train import program
+
+MAY_CHANGE_ON_RESUME = ("budget", "stop_at", "hold", "data_dir")
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What is kept of a run, and where."""
+
+    out: Path | None = None
+    """Run folder, a new one; None makes runs/EXPERIMENT-FILTER-seedN-TIME."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with its flags."""
+    checkpoint_every: int = 50
+    """Records between two checkpoints."""
+    tensorboard: bool = False
+    """Log to TensorBoard too (extra "tensorboard")."""
+    wandb: bool = False
+    """Log to Weights & Biases too (extra "wandb"; WANDB_MODE=offline needs no account)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        if self.checkpoint_every < 1:
+            raise UserError(f"--checkpoint-every must be at least 1, got {self.checkpoint_every}")
+        if self.out is not None and self.resume is not None:
+            raise UserError("--out starts a run and --resume goes on with one; pass one of them")
+
+
+def parse(presets: Mapping[str, Any], default: str, argv: Sequence[str]) -> tuple[Any, Output]:
+    """The configuration and the output options of a command line.
+
+    The defaults of the flags are those of the preset, or of the run that is resumed; so both are looked up first.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset")
+    early.add_argument("--resume", type=Path)
+    try:
+        choice = early.parse_known_args(argv)[0]
+    except argparse.ArgumentError:  # a flag without its value, of which tyro tells below
+        choice = argparse.Namespace(preset=None, resume=None)
+    base = presets.get(choice.preset, presets[default])
+    stored = None
+    if choice.resume is not None:
+        names = {field.name for field in dataclasses.fields(base)}
+        stored = {name: value for name, value in RunFolder.open(choice.resume).config.items() if name in names}
+        base = dataclasses.replace(base, **stored)
+
+    def command(config: Any, output: Any, preset: Any = default) -> tuple[Any, Output]:
+        del preset
+        return config, output
+
+    help_ = "Published run or control that the other flags start from."
+    command.__annotations__ = {
+        "config": Annotated[type(base), tyro.conf.arg(name="")],
+        "output": Annotated[Output, tyro.conf.arg(name="")],
+        "preset": Annotated[Literal[tuple(presets)], tyro.conf.arg(help=help_)],
+    }
+    command.__defaults__ = (base, Output(), default)
+    config, output = tyro.cli(command, args=argv, description=type(base).__doc__)
+    for name, value in (stored or {}).items():
+        if getattr(config, name) != value and name not in MAY_CHANGE_ON_RESUME:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} is {value} in the run in {output.resume} and must stay so, got {getattr(config, name)}; "
+                "start a new run for it"
+            )
+    return config, output
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[list[int]]:
+    """Put the first Ctrl-C (or SIGTERM) into a list, so that the chunk is finished; a second one strikes at once."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        restore()
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def train(experiment: str, config: Any, output: Output) -> RunFolder:
+    """Train one run to its end, or go on with it."""
+    task = config.task()
+    if output.resume is None:
+        name = f"{experiment}-{config.filter}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = output.out or Path("runs") / name
+        folder = RunFolder.create(path, {"experiment": experiment, **config.facts()})
+    else:
+        folder = RunFolder.open(output.resume)
+
+    start = time.perf_counter()
+    compiled = program(task, functools.partial(make_tx, config))
+    hyper, key = config.hyper(), jax.random.key(config.seed)
+    state = compiled.init(hyper, key)
+    if output.resume is not None:
+        restored = folder.restore(state)
+        state = state if restored is None else restored
+    step = int(folder.rows[-1]["step"]) if folder.rows else 0
+
+    def finished() -> bool:
+        reached = config.stop_at is not None and step_reached(folder.rows, config.stop_at, config.hold) is not None
+        return reached or step >= config.budget
+
+    with contextlib.ExitStack() as stack:
+        logs = []
+        if output.tensorboard:
+            logs.append(loggers.tensorboard(stack, folder.path, step + 1))
+        if output.wandb:
+            logs.append(loggers.wandb(stack, folder.path, folder.config))
+        stack.callback(
+            lambda: (
+                folder.rows
+                and plots.save(plots.curves(folder.rows, title(experiment, config)), folder.path / "curves.png")
+            )
+        )
+        interrupts = stack.enter_context(deferred_interrupts())
+        seldom = 0.1 if sys.stderr.isatty() else 10.0
+        bar = stack.enter_context(tqdm.tqdm(total=config.budget, initial=step, unit="step", mininterval=seldom))
+        bar.set_description("compiling")
+        while not finished():
+            state, metrics = compiled.advance(hyper, key, state)
+            metrics = dict(jax.device_get(metrics))
+            bad = np.flatnonzero(~np.isfinite(metrics.pop("losses")))
+            row = to_row(step + task.steps, metrics)
+            if bad.size or not is_finite(row):
+                where = step + 1 + bad[0] if bad.size else row["step"]
+                raise UserError(
+                    f"the loss is no longer finite at step {where:,}; the records before it are in {folder.path}. "
+                    "Try a smaller --lr or --lamb."
+                )
+            folder.append(row)
+            step += task.steps
+            for log in logs:
+                log(row)
+            bar.set_description(f"train {row['train_accuracy']:6.1%}, val {row['val_accuracy']:6.1%}", refresh=False)
+            bar.update(task.steps)
+            if len(folder.rows) % output.checkpoint_every == 0 or interrupts or finished():
+                folder.save(state)
+            if interrupts and not finished():
+                raise UserError(f"interrupted after step {step:,}; go on with --resume {folder.path}")
+    print(summary(config, folder, time.perf_counter() - start))
+    return folder
+
+
+def title(experiment: str, config: RunConfig) -> str:
+    """The title of a run's picture."""
+    gradient_filter = {
+        "none": "no filter",
+        "ema": f"Grokfast-EMA (α {config.alpha:g}, λ {config.lamb:g})",
+        "ma": f"Grokfast-MA (w {config.window_size}, λ {config.lamb:g})",
+    }[config.filter]
+    return f"{experiment}: {gradient_filter}, weight decay {config.weight_decay:g}, seed {config.seed}"
+
+
+def summary(config: RunConfig, folder: RunFolder, seconds: float) -> str:
+    """What came out, in one line, and where it lies."""
+    steps, accuracy = int(folder.rows[-1]["step"]), folder.rows[-1]["val_accuracy"]
+    if config.stop_at is None:
+        best = max(row["val_accuracy"] for row in folder.rows)
+        text = f"The best validation accuracy was {best:.1%} in {steps:,} steps"
+    elif (reached := step_reached(folder.rows, config.stop_at, config.hold)) is not None:
+        text = f"Validation accuracy reached {config.stop_at:.0%} after {reached:,} steps"
+    else:
+        text = f"Validation accuracy did not reach {config.stop_at:.0%}: it is {accuracy:.1%} after {steps:,} steps"
+    text += f" and {seconds:.0f} seconds, compilation included."
+    return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."
+
+
+def main(experiment: str, presets: Mapping[str, Any], default: str, argv: Sequence[str] | None = None) -> None:
+    """Run an experiment as a command line says."""
+    config, output = parse(presets, default, sys.argv[1:] if argv is None else argv)
+    train(experiment, config, output)

@@ -1,0 +1,257 @@
+"""What must hold of every public transformation: one table, every row through every check."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import grokfast_jax as gf
+
+STEPS = 11  # more than two of the windows below, and no multiple of them
+
+
+class Row(NamedTuple):
+    public: str  # name of the transformation
+    make: Callable[[], optax.GradientTransformationExtraArgs]
+    asked_for: str | None = None  # a dtype of the state that the arguments ask for
+
+
+def rising(step):
+    return jnp.minimum(step / 5, 1.0)
+
+
+TABLE = {
+    "ema": Row("ema", lambda: gf.ema(0.9)),
+    "ema zero": Row("ema", lambda: gf.ema(0.9, start="zero")),
+    "ema debiased": Row("ema", lambda: gf.ema(0.9, start="debiased")),
+    "ema schedule": Row("ema", lambda: gf.ema(lambda step: 0.9 * rising(step))),
+    "ema debiased schedule": Row("ema", lambda: gf.ema(lambda step: 0.9 * rising(step), start="debiased")),
+    "ema bfloat16": Row("ema", lambda: gf.ema(0.9, accumulator_dtype="bfloat16"), "bfloat16"),
+    "moving_average": Row("moving_average", lambda: gf.moving_average(4)),
+    "moving_average 1": Row("moving_average", lambda: gf.moving_average(1)),
+    "moving_average sum": Row("moving_average", lambda: gf.moving_average(4, reduce="sum")),
+    "moving_average no warmup": Row("moving_average", lambda: gf.moving_average(4, warmup=False)),
+    "moving_average stride": Row("moving_average", lambda: gf.moving_average(6, stride=2, warmup=False)),
+    "moving_average stride = window": Row("moving_average", lambda: gf.moving_average(3, stride=3)),
+    "moving_average bfloat16": Row("moving_average", lambda: gf.moving_average(4, buffer_dtype="bfloat16"), "bfloat16"),
+    "moving_average last axis": Row("moving_average", lambda: gf.moving_average(4, window_axis=-1)),
+    "lfilter FIR": Row("lfilter", lambda: gf.lfilter([0.5, 0.25, 0.25])),
+    "lfilter gain": Row("lfilter", lambda: gf.lfilter([0.5])),
+    "lfilter IIR": Row("lfilter", lambda: gf.lfilter([0.1, 0.2], [2.0, -1.0, 0.25])),
+    "lfilter IIR gradient": Row("lfilter", lambda: gf.lfilter([0.1, 0.2], [2.0, -1.0, 0.25], start="gradient")),
+    "amplify": Row("amplify", lambda: gf.amplify(gf.ema(0.5), 2.0)),
+    "amplify normalize": Row("amplify", lambda: gf.amplify(gf.ema(0.5), 2.0, normalize=True)),
+    "amplify slow only": Row("amplify", lambda: gf.amplify(gf.moving_average(3), 2.0, fast=0.0)),
+    "amplify schedules": Row("amplify", lambda: gf.amplify(gf.ema(0.5), rising, fast=lambda step: 1 - rising(step))),
+    "amplify cascade": Row("amplify", lambda: gf.amplify(optax.chain(gf.ema(0.5), gf.ema(0.5)), 2.0)),
+    "amplify identity": Row("amplify", lambda: gf.amplify(optax.identity(), 2.0)),
+    "grokfast_ema": Row("grokfast_ema", gf.grokfast_ema),
+    "grokfast_ma": Row("grokfast_ma", lambda: gf.grokfast_ma(4)),
+    "grokfast_ma all options": Row(
+        "grokfast_ma",
+        lambda: gf.grokfast_ma(
+            6, filter_type="sum", warmup=False, stride=2, buffer_dtype=jnp.float32, normalize=True, window_axis=-1
+        ),
+        "float32",
+    ),
+}
+
+
+@pytest.fixture(params=TABLE)
+def tx(request):
+    return TABLE[request.param].make()
+
+
+def test_the_table_has_every_public_transformation():
+    measurements = {"impulse_response", "frequency_response"}
+    public = {name for name in gf.__all__ if name[0].islower()} - measurements
+    assert {row.public for row in TABLE.values()} == public
+
+
+def parameters():
+    return {
+        "matrix": jnp.full((3, 2), 0.5),
+        "half": jnp.full((2,), 0.5, jnp.bfloat16),
+        "complex": jnp.full((2,), 0.5j, jnp.complex64),
+        "array scalar": jnp.array(0.5),
+        "python scalar": 0.5,
+        "none": None,
+        "masked": optax.MaskedNode(),
+    }
+
+
+def gradients(params=None, steps=STEPS, seed=0):
+    """Gradients like `params`, with an axis of steps in front."""
+    rng = np.random.default_rng(seed)
+
+    def draw(p):
+        dtype = jnp.result_type(p)
+        g = rng.normal(size=(steps, *np.shape(p)))
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            g = g + 1j * rng.normal(size=g.shape)
+        return jnp.asarray(g, dtype)
+
+    return jax.tree.map(draw, parameters() if params is None else params)
+
+
+def at(tree, step):
+    return jax.tree.map(lambda g: g[step], tree)
+
+
+def loop(update, state, grads, steps):
+    """Outputs and final state of a Python loop over `update`."""
+    outs = []
+    for step in steps:
+        out, state = update(at(grads, step), state)
+        outs.append(out)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs), state
+
+
+def scanned(tx, params, grads):
+    def step(state, g):
+        out, state = tx.update(g, state)
+        return state, out
+
+    state, outs = jax.lax.scan(step, tx.init(params), grads)
+    return outs, state
+
+
+def assert_close(actual, expected, rtol=1e-5, atol=1e-5):
+    """Same structure, shapes, dtypes and values; bfloat16 may differ in the last bit."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+
+    def check(a, b):
+        loose = 8e-3 if a.dtype == jnp.bfloat16 else 0.0
+        wide = np.complex128 if jnp.iscomplexobj(a) else np.float64
+        np.testing.assert_allclose(np.asarray(a, wide), np.asarray(b, wide), rtol=rtol + loose, atol=atol + loose)
+
+    jax.tree.map(check, actual, expected)
+
+
+def test_eager_jit_donated_scan_and_vmap_agree(tx):
+    params, grads = parameters(), gradients()
+    expected = loop(tx.update, tx.init(params), grads, range(STEPS))
+    assert_close(loop(jax.jit(tx.update), tx.init(params), grads, range(STEPS)), expected)
+    assert_close(loop(jax.jit(tx.update, donate_argnums=1), tx.init(params), grads, range(STEPS)), expected)
+    assert_close(jax.jit(lambda g: scanned(tx, params, g))(grads), expected)
+    many = jax.tree.map(lambda g: jnp.stack([g, -g, 2 * g]), grads)
+    assert_close(at(jax.vmap(lambda g: scanned(tx, params, g))(many), 0), expected)
+
+
+def test_traces_once(tx):
+    traces = []
+
+    @jax.jit
+    def update(g, state):
+        traces.append(None)
+        return tx.update(g, state)
+
+    loop(update, tx.init(parameters()), gradients(), range(STEPS))
+    assert len(traces) == 1
+
+
+def test_gradient_dtypes_go_out_and_state_types_are_a_fixed_point(tx):
+    params, grads = parameters(), at(gradients(), 0)
+    state = jax.eval_shape(tx.init, params)
+    out, new_state = jax.eval_shape(tx.update, grads, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, grads)
+    describe = lambda x: (x.shape, x.dtype, x.weak_type)  # noqa: E731
+    assert jax.tree.map(describe, new_state) == jax.tree.map(describe, state)
+    assert not any(x.weak_type for x in jax.tree.leaves((out, state)))
+
+
+def test_state_does_not_depend_on_the_dtype_of_the_gradients(tx):
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(3, jnp.bfloat16)}
+    grads = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3)}
+    out, state = tx.update(grads, tx.init(params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, grads)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
+
+
+def test_init_works_without_values(tx):
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, parameters()), tx.init(parameters()))
+
+
+def test_fresh_leaves_share_no_buffer(tx):
+    leaves = [leaf for leaf in jax.tree.leaves(tx.init(parameters())) if leaf.size]
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+def test_state_fields_are_not_called_count(tx):
+    paths = jax.tree_util.tree_flatten_with_path(tx.init(parameters()))[0]
+    assert not any(getattr(key, "name", None) == "count" for path, _ in paths for key in path)
+
+
+def test_extra_arguments_are_accepted(tx):
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    params, grads = parameters(), at(gradients(), 0)
+    chex.assert_trees_all_equal(
+        tx.update(grads, tx.init(params), params, value=1.0), tx.update(grads, tx.init(params), params)
+    )
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_floats_of_the_state_are_wide_unless_the_user_says_otherwise(name, x64):
+    row = TABLE[name]
+    for dtype, least in (("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")):
+        params = jnp.zeros(3, dtype)
+        out, state = row.make().update(jnp.ones(3, dtype), row.make().init(params))
+        assert out.dtype == dtype
+        floats = [leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.ndim]
+        assert set(floats) <= {least, row.asked_for}
+        assert row.asked_for is None or row.asked_for in floats
+
+
+def test_init_keeps_the_sharding_of_the_parameters(tx):
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("x", "y"))
+    params = jax.device_put(jnp.zeros((8, 6, 5)), NamedSharding(mesh, PartitionSpec("x", "y")))
+    for leaf in jax.tree.leaves(tx.init(params)):
+        if leaf.shape == (8, 6, 5) or (leaf.ndim == 4 and leaf.shape[:3] == (8, 6, 5)):
+            assert tuple(leaf.sharding.spec)[:2] == ("x", "y")
+            assert leaf.sharding.shard_shape(leaf.shape)[:2] == (2, 3)
+        elif leaf.ndim == 4 and leaf.shape[0]:
+            assert leaf.sharding.shard_shape(leaf.shape) == (leaf.shape[0], 2, 3, 5)
+        else:
+            assert leaf.size <= 1 or leaf.shape[0] == 0
+
+
+def test_lowers_for_every_platform(tx):
+    params = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2, jnp.bfloat16)}
+    exported = export.export(jax.jit(tx.update), platforms=["cpu", "cuda", "tpu"])(params, tx.init(params))
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+
+
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", TABLE)
+def test_split_runs_equal_whole_runs(name, data):
+    tx = TABLE[name].make()
+    params = {"a": jnp.zeros(2), "b": jnp.zeros((), jnp.bfloat16)}
+    grads = gradients(params, seed=data.draw(st.integers(0, 99)))
+    k = data.draw(st.integers(1, STEPS - 1))
+    update = jax.jit(tx.update)
+    whole, final = loop(update, tx.init(params), grads, range(STEPS))
+    _, state = loop(update, tx.init(params), grads, range(k))
+    checkpoint = jax.tree.map(np.asarray, state)
+    second, resumed = loop(update, jax.tree.map(jnp.asarray, checkpoint), grads, range(k, STEPS))
+    chex.assert_trees_all_equal(second, jax.tree.map(lambda leaf: leaf[k:], whole))
+    chex.assert_trees_all_equal(resumed, final)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 99), scale=st.floats(-3, 3, width=32))
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.asked_for != "bfloat16"])
+def test_filters_are_linear(name, seed, scale):
+    tx, params = TABLE[name].make(), jnp.zeros(3)
+    g, h = gradients(params, seed=seed), gradients(params, seed=seed + 100)
+    run = jax.jit(lambda grads: scanned(tx, params, grads)[0])
+    np.testing.assert_allclose(run(scale * g + h), scale * run(g) + run(h), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,250 @@
+"""The modular-arithmetic experiment against the authors' PyTorch code, and its facts."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+from examples.harness.optimizers import make_tx
+from examples.modular import PRESETS, Config, Modular
+
+pytestmark = pytest.mark.usefixtures("lenient")  # the optimizers of optax promote dtypes
+
+HERE = Path(__file__).parent / "reference"
+FULL = Path(__file__).parents[2] / "shared" / "reference"
+full_size = pytest.mark.skipif(
+    not FULL.exists(), reason="the full-size reference run (1.6 MB) is not part of the repository"
+)
+
+
+def from_torch(weights):
+    """Our parameters, in float64, from weights under their PyTorch names."""
+    w = {name: jnp.asarray(weights[name], jnp.float64) for name in weights}
+
+    def linear(name):
+        return {"kernel": w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]}
+
+    def norm(name):
+        return {"scale": w[f"{name}.weight"], "bias": w[f"{name}.bias"]}
+
+    def block(name):
+        weight, bias = w[f"{name}.attn.in_proj_weight"].T, w[f"{name}.attn.in_proj_bias"]
+        dim = weight.shape[0]
+        return {
+            "ln1": norm(f"{name}.ln_1"),
+            "ln2": norm(f"{name}.ln_2"),
+            "attention": {
+                "query": {"kernel": weight[:, :dim], "bias": bias[:dim]},
+                "key_value": {"kernel": weight[:, dim:], "bias": bias[dim:]},
+                "out": linear(f"{name}.attn.out_proj"),
+            },
+            "up": linear(f"{name}.mlp.0"),
+            "down": linear(f"{name}.mlp.2"),
+        }
+
+    return {
+        "token": w["token_embeddings.weight"],
+        "position": w["position_embeddings.weight"],
+        "blocks": {i: block(f"layers.{i}") for i in range(2)},
+        "ln": norm("ln_f"),
+        "head": {"kernel": w["head.weight"].T},
+    }
+
+
+def train(task, config, params, batches):
+    """Losses, norms of the filtered gradients and final parameters over batches of pair numbers, padded and weighted."""
+    size = max(len(batch) for batch in batches)
+    index = jnp.array([np.pad(batch, (0, size - len(batch))) for batch in batches])
+    weight = jnp.array([np.arange(size) < len(batch) for batch in batches], jnp.float64)
+    tx = make_tx(config, config.hyper())
+
+    def loss_fn(params, batch):
+        sums = task.measure(params, None, batch)
+        return sums["loss"] / sums["count"]
+
+    @jax.jit
+    def run(params):
+        def step(carry, batch):
+            params, state = carry
+            loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        (params, _), losses = lax.scan(step, (params, tx.init(params)), {"index": index, "weight": weight})
+        return losses, params
+
+    return run(params)
+
+
+def norm(params):
+    return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params)))
+
+
+@pytest.fixture
+def tiny(x64):
+    trajectory = json.loads((HERE / "tiny_trajectory.json").read_text())
+    with np.load(HERE / "tiny_init.npz") as weights:
+        return Modular(p=11, batch_size=16, dim=16, heads=2), from_torch(weights), trajectory
+
+
+def test_tiny_model_has_the_authors_logits(tiny):
+    task, params, trajectory = tiny
+    assert jax.tree.structure(params) == jax.tree.structure(task.init(jax.random.key(0)))
+    np.testing.assert_allclose(task.logits(params, jnp.arange(110)), trajectory["logits"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("i", [0, 1, 2], ids=["none", "ema", "ma"])
+def test_tiny_model_trains_as_the_authors_does(tiny, i):
+    task, params, trajectory = tiny
+    expected = trajectory["runs"][i]
+    config = Config(**expected["args"])
+    assert config.filter == ["none", "ema", "ma"][i]
+    losses, params = train(task, config, params, trajectory["batches"])
+    np.testing.assert_allclose(losses, expected["losses"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(norm(params), expected["final_norm"], rtol=1e-7)
+    np.testing.assert_allclose(params["head"]["kernel"][:, 0], expected["final_head_row0"], rtol=0, atol=1e-6)
+
+
+@full_size
+@pytest.mark.parametrize("name", ["none", "ema"])
+def test_full_model_trains_as_the_authors_does(name, x64):
+    trajectory = json.loads((FULL / "mod97_trajectory.json").read_text())
+    with np.load(FULL / "mod97_init_seed0.npz") as weights, np.load(FULL / "mod97_batches_seed0.npz") as batches:
+        params = from_torch(weights)
+        pairs = np.split(batches["indices"].astype(int), batches["offsets"][1:-1])
+    task = Modular()
+    np.testing.assert_allclose(
+        task.logits(params, jnp.arange(16)), trajectory["logits_first_16_pairs"], rtol=0, atol=1e-9
+    )
+    config = Config(filter=name, weight_decay=trajectory[name]["config"]["weight_decay_l2_in_adam"])
+    losses, params = train(task, config, params, pairs)
+    assert len(losses) == 60
+    np.testing.assert_allclose(losses, trajectory[name]["losses"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(norm(params), trajectory[name]["final_param_l2"], rtol=1e-7)
+
+
+def test_facts_of_the_task():
+    task = Modular()
+    assert (task.pairs, task.train_pairs, task.steps) == (9312, 4656, 10)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 422_784
+    np.testing.assert_array_equal(task.tokens(jnp.array([0, 95, 96 * 5 + 6])), [[0, 98, 1, 97], [0, 98, 96, 97], [5, 98, 7, 97]])
+    assert task.answer(jnp.array(96 * 50 + 2)) == 50 * 3 % 97
+
+
+def test_initialisation_is_that_of_pytorch():
+    task = Modular()
+    params = task.init(jax.random.key(0))
+    for embedding in (params["token"], params["position"]):
+        np.testing.assert_allclose(embedding.std(), 1.0, atol=0.05)
+    block = params["blocks"][1]
+    attention = block["attention"]
+    for layer, bound in (
+        (attention["query"], (6 / (4 * 128)) ** 0.5),
+        (attention["key_value"], (6 / (4 * 128)) ** 0.5),
+        (attention["out"], 128**-0.5),
+        (block["up"], 128**-0.5),
+        (block["down"], 512**-0.5),
+        (params["head"], 128**-0.5),
+    ):
+        kernel = layer["kernel"]
+        assert 0.99 * bound < jnp.abs(kernel).max() <= bound
+        np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.02)  # uniform
+    for name in ("query", "key_value", "out"):
+        assert not attention[name]["bias"].any()
+    for layer, bound in ((block["up"], 128**-0.5), (block["down"], 512**-0.5)):
+        assert 0.9 * bound < jnp.abs(layer["bias"]).max() <= bound
+    assert "bias" not in params["head"]
+
+
+def test_an_epoch_shows_every_training_pair_once():
+    task = Modular()
+    data = task.split(jax.random.key(0))
+    assert sorted(np.concatenate([data["train"], data["val"]])) == list(range(9312))
+    batches = task.batches(data, jax.random.key(1))
+    assert batches["index"].shape == batches["weight"].shape == (10, 512)
+    np.testing.assert_array_equal(batches["weight"].sum(axis=1), [512] * 9 + [48])
+    shown = np.asarray(batches["index"])[np.asarray(batches["weight"]) == 1]
+    np.testing.assert_array_equal(np.sort(shown), np.sort(data["train"]))
+    again = task.batches(data, jax.random.key(2))
+    assert not np.array_equal(batches["index"], again["index"])
+
+
+@pytest.mark.parametrize(
+    ("operation", "pairs", "check"),
+    [
+        ("multiplication", 13 * 12, lambda x, y, z: x * y % 13 == z),
+        ("addition", 13 * 13, lambda x, y, z: (x + y) % 13 == z),
+        ("subtraction", 13 * 13, lambda x, y, z: (x - y) % 13 == z),
+        ("division", 13 * 12, lambda x, y, z: z * y % 13 == x),
+    ],
+)
+def test_operations(operation, pairs, check):
+    task = Modular(p=13, operation=operation)
+    assert task.pairs == pairs
+    pair = jnp.arange(pairs)
+    tokens, z = np.asarray(task.tokens(pair)), np.asarray(task.answer(pair))
+    x, y = tokens[:, 0], tokens[:, 2]
+    assert len(set(zip(x, y, strict=True))) == pairs
+    assert check(x, y, z).all()
+    assert ((z >= 0) & (z < 13)).all()
+    assert (0 in y) == (pairs == 169)
+
+
+def test_the_last_position_sees_the_whole_question():
+    task = Modular(p=11, dim=16, heads=2)
+    params = task.init(jax.random.key(0))
+    logits = task.logits(params, jnp.arange(110))
+    assert np.unique(np.asarray(logits), axis=0).shape[0] == 110
+
+
+def test_learning_rate_rises_from_zero():
+    config = PRESETS["baseline"]
+    tx = make_tx(config, config.hyper())
+    step = jax.jit(tx.update)
+    params = {"w": jnp.ones(1)}
+    state, updates = tx.init(params), []
+    for _ in range(12):
+        update, state = step(params, state, params)
+        updates.append(float(update["w"][0]))
+    # With a constant gradient Adam's step is the learning rate.
+    np.testing.assert_allclose(updates, [-1e-3 * min(i / 10, 1) for i in range(12)], rtol=1e-3)
+
+
+def test_presets_are_those_of_the_paper():
+    expected = {
+        "baseline": ("none", 0.0),
+        "ema": ("ema", 0.005),
+        "ma": ("ma", 0.01),
+        "two-stage": ("ma", 0.01),
+        "slow-only": ("ma", 0.01),
+    }
+    for name, (gradient_filter, weight_decay) in expected.items():
+        config = PRESETS[name]
+        assert (config.filter, config.weight_decay, config.optimizer) == (gradient_filter, weight_decay, "adam")
+        assert (config.lr, config.beta1, config.beta2, config.lr_warmup) == (1e-3, 0.9, 0.98, 10)
+    assert (PRESETS["ema"].alpha, PRESETS["ema"].lamb) == (0.98, 2.0)
+    assert (PRESETS["ma"].window_size, PRESETS["ma"].lamb) == (100, 5.0)
+    assert PRESETS["two-stage"].two_stage
+    assert PRESETS["slow-only"].fast == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains(name):
+    config = PRESETS[name]
+    tx = functools.partial(make_tx, config)(config.hyper())
+    params = {"w": jnp.ones(3)}
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)({"w": jnp.array([1.0, -1.0, 0.5])}, state, params)
+    moves = np.asarray(updates["w"])
+    assert np.isfinite(moves).all()
+    # A moving average alone gives nothing before its window is full, but for the decay.
+    assert moves[0] < 0
+    assert moves[1] > moves[0] or name == "slow-only"

@@ -1,0 +1,62 @@
+"""Measured responses against the formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.signal
+
+import grokfast_jax as gf
+
+K = np.arange(40)
+BUTTER = scipy.signal.butter(2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        (gf.ema(0.9), 0.1 * 0.9**K),
+        (gf.ema(0.9, start="zero"), 0.1 * 0.9**K),
+        (gf.ema(0.9, start="debiased"), 0.1 * 0.9**K),
+        (gf.moving_average(8), (K < 8) / 8),
+        (gf.moving_average(8, reduce="sum"), 1.0 * (K < 8)),
+        (gf.grokfast_ema(0.9, 3.0), (K == 0) + 3 * 0.1 * 0.9**K),
+        (gf.grokfast_ma(8, 5.0), (K == 0) + 5 / 8 * (K < 8)),
+        (optax.chain(gf.ema(0.9), gf.ema(0.9)), 0.01 * (K + 1) * 0.9**K),
+        (gf.lfilter(*BUTTER), scipy.signal.lfilter(*BUTTER, K == 0)),
+        (optax.sgd(0.5), -0.5 * (K == 0)),
+        (optax.sgd(0.5, momentum=0.9), -0.5 * 0.9**K),
+        (optax.sgd(0.5, momentum=0.9, nesterov=True), -0.5 * ((K == 0) + 0.9 ** (K + 1))),
+    ],
+)
+def test_impulse_response(tx, expected):
+    # A debiased average has settled once alpha**n is negligible.
+    h = gf.impulse_response(tx, len(K), settle=300)
+    assert h.shape == (len(K),)
+    assert h.dtype == jnp.float32
+    np.testing.assert_allclose(h, expected, atol=1e-6)
+
+
+def test_settle_shows_the_start():
+    np.testing.assert_allclose(gf.impulse_response(gf.ema(0.9), len(K), settle=0), 0.9**K, rtol=1e-5)
+    np.testing.assert_allclose(gf.impulse_response(gf.moving_average(8), len(K)), (K < 8) / 8, rtol=1e-6)
+    assert gf.impulse_response(gf.moving_average(8), 5, settle=0).sum() == 0  # the window is never full
+
+
+def test_frequency_response_equals_scipy():
+    f = np.linspace(0, 0.5, 50)
+    for tx, (b, a) in (
+        (gf.ema(0.9), ([0.1], [1, -0.9])),
+        (gf.moving_average(8), ([1 / 8] * 8, [1])),
+        (gf.lfilter(*BUTTER), BUTTER),
+    ):
+        frequencies, response = gf.frequency_response(tx, 400, frequencies=f)
+        np.testing.assert_allclose(frequencies, f, rtol=1e-6)
+        np.testing.assert_allclose(response, scipy.signal.freqz(b, a, 2 * np.pi * f)[1], atol=1e-5)
+
+
+def test_default_frequencies_are_those_of_a_real_fourier_transform():
+    for length in (1, 2, 7, 8):
+        frequencies, response = gf.frequency_response(gf.moving_average(2), length)
+        np.testing.assert_allclose(frequencies, np.fft.rfftfreq(length))
+        np.testing.assert_allclose(response, np.fft.rfft(gf.impulse_response(gf.moving_average(2), length)), atol=1e-6)
