@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .harness.batches import Batch, epoch, steps_per_epoch, whole
+from .harness.batches import Batch, in_batches, shuffled, steps_per_epoch
 from .harness.config import RunConfig
 from .harness.errors import UserError, plain_errors
 from .harness.files import fetch
@@ -107,12 +107,12 @@ class Mnist:
         """Epochs of shuffled training images."""
         del data
         keys = jax.random.split(key, self.epochs)
-        one_epoch = functools.partial(epoch, examples=jnp.arange(self.train_images), batch_size=self.batch_size)
+        one_epoch = functools.partial(shuffled, examples=jnp.arange(self.train_images), batch_size=self.batch_size)
         return jax.tree.map(lambda x: x.reshape(self.steps, self.batch_size), jax.vmap(one_epoch)(keys))
 
     def validation(self, data: dict[str, jax.Array]) -> Batch:
-        """All test images."""
-        return whole(jnp.arange(self.train_images, data["labels"].shape[0]))
+        """The test images."""
+        return in_batches(jnp.arange(self.train_images, data["labels"].shape[0]), self.batch_size)
 
     def measure(self, params: Any, data: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """Sums of squared error (mean over the classes) and correct answers over a batch."""

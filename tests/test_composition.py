@@ -105,9 +105,7 @@ def test_multi_transform_filters_one_group(make):
         {"filtered": optax.chain(make(), optax.adam(1e-2)), "plain": optax.adam(1e-2)}, {"w": "filtered", "b": "plain"}
     )
     trajectory, _ = train(tx, grads)
-    chex.assert_trees_all_close(
-        trajectory["w"], train(optax.chain(make(), optax.adam(1e-2)), grads)[0]["w"], rtol=1e-5
-    )
+    chex.assert_trees_all_close(trajectory["w"], train(optax.chain(make(), optax.adam(1e-2)), grads)[0]["w"], rtol=1e-5)
     chex.assert_trees_all_close(trajectory["b"], train(optax.adam(1e-2), grads)[0]["b"], rtol=1e-5)
 
 

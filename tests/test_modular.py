@@ -58,7 +58,7 @@ def from_torch(weights):
 
 
 def train(task, config, params, batches):
-    """Losses, norms of the filtered gradients and final parameters over batches of pair numbers, padded and weighted."""
+    """Losses and final parameters over batches of pair numbers, which are padded and weighted."""
     size = max(len(batch) for batch in batches)
     index = jnp.array([np.pad(batch, (0, size - len(batch))) for batch in batches])
     weight = jnp.array([np.arange(size) < len(batch) for batch in batches], jnp.float64)
@@ -134,7 +134,8 @@ def test_facts_of_the_task():
     assert (task.pairs, task.train_pairs, task.steps) == (9312, 4656, 10)
     params = jax.eval_shape(task.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 422_784
-    np.testing.assert_array_equal(task.tokens(jnp.array([0, 95, 96 * 5 + 6])), [[0, 98, 1, 97], [0, 98, 96, 97], [5, 98, 7, 97]])
+    tokens = task.tokens(jnp.array([0, 95, 96 * 5 + 6]))
+    np.testing.assert_array_equal(tokens, [[0, 98, 1, 97], [0, 98, 96, 97], [5, 98, 7, 97]])
     assert task.answer(jnp.array(96 * 50 + 2)) == 50 * 3 % 97
 
 

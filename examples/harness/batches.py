@@ -18,16 +18,16 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def epoch(key: jax.Array, examples: jax.Array, batch_size: int) -> Batch:
-    """One pass over `examples` (1-D) in random order, the last batch padded: (steps, batch_size)."""
+def in_batches(examples: jax.Array, batch_size: int) -> Batch:
+    """One pass over `examples` (1-D) in their order, the last batch padded: (steps, batch_size)."""
     n = examples.shape[0]
     shape = (steps_per_epoch(n, batch_size), batch_size)
     padding = shape[0] * shape[1] - n
-    index = jnp.pad(jax.random.permutation(key, examples), (0, padding))
+    index = jnp.pad(examples, (0, padding))
     weight = jnp.pad(jnp.ones(n, jnp.float32), (0, padding))
     return Batch(index=index.reshape(shape), weight=weight.reshape(shape))
 
 
-def whole(examples: jax.Array) -> Batch:
-    """All `examples` as one batch."""
-    return Batch(index=examples, weight=jnp.ones(examples.shape, jnp.float32))
+def shuffled(key: jax.Array, examples: jax.Array, batch_size: int) -> Batch:
+    """One pass over `examples` (1-D) in random order, the last batch padded: (steps, batch_size)."""
+    return in_batches(jax.random.permutation(key, examples), batch_size)

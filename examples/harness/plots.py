@@ -64,5 +64,5 @@ def heat_map(values: np.ndarray, x: tuple[str, Sequence[str]], y: tuple[str, Seq
     middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value > middle else "black"
-        axes.text(j, i, f"{value:,.0f}" if np.isfinite(value) else "–", ha="center", va="center", color=colour)
+        axes.text(j, i, f"{value:,.0f}" if np.isfinite(value) else "-", ha="center", va="center", color=colour)
     return figure

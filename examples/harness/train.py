@@ -1,5 +1,6 @@
 """One training loop for every task: a pure function of task, optimizer factory, hyperparameters and key."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -33,7 +34,7 @@ class Task(Protocol):
         ...
 
     def validation(self, data: Any) -> Any:
-        """All validation examples as one batch."""
+        """The batches of validation examples: arrays with any leading axis."""
         ...
 
     def measure(self, params: Any, data: Any, batch: Any) -> dict[str, jax.Array]:
@@ -80,7 +81,8 @@ def advance(
     batches = task.batches(data, jax.random.fold_in(batch_key, state.chunk))
     (params, opt_state), (losses, sums) = lax.scan(step, (state.params, state.opt_state), batches)
     train = jax.tree.map(jnp.sum, sums)
-    val = task.measure(params, data, task.validation(data))
+    evaluate = functools.partial(task.measure, params, data)
+    val = jax.tree.map(jnp.sum, lax.map(evaluate, task.validation(data)))
     metrics = {
         f"{part}_{name}": total / part_sums["count"]
         for part, part_sums in (("train", train), ("val", val))
@@ -98,7 +100,7 @@ class Program(NamedTuple):
 
 
 def program(task: Task, make_tx: MakeTx, *, example: tuple[Hyper, jax.Array] | None = None) -> Program:
-    """Compile `init` and `advance`; with an `example` of many hyperparameters and keys, vmapped over their leading axis.
+    """Compile `init` and `advance`, vmapped over a leading axis of hyperparameters and keys if given an example of such.
 
     Step counters are the same in all runs of a vmapped program. They stay unbatched, which keeps ring buffers updated
     in place: a counter for each run would turn a slice update into a scatter.
