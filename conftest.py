@@ -1,8 +1,6 @@
 """Strict settings for all tests and doctests: our own code must not promote, broadcast or warn by accident."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import pytest
@@ -10,8 +8,6 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-REFERENCE = Path(os.environ.get("GROKFAST_REFERENCE", Path(__file__).parents[1] / "shared"))
 
 
 @pytest.fixture

@@ -273,7 +273,7 @@ def run(sweep: Sweep) -> None:
 
 def main() -> None:
     """Run the sweep of the command line."""
-    run(tyro.cli(Sweep))
+    run(tyro.cli(Sweep, prog="python -m examples.sweep"))
 
 
 if __name__ == "__main__":

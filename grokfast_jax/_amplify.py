@@ -5,8 +5,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
-from ._arrays import wide_dtype
+from ._arrays import next_step, wide_dtype
 from ._checks import check_choice, check_number
 from ._ema import Start, ema
 from ._moving_average import Reduce, moving_average
@@ -79,18 +80,19 @@ def amplify(
         "lamb", lamb, allowed=number, cure="the paper uses 2.0 for the EMA and 5.0 for the MA; 0.0 turns it off"
     )
     check_number("fast", fast, allowed=number, cure="1.0 keeps the gradient, 0.0 leaves its slow part alone")
-    if normalize and not any(callable(x) or isinstance(x, jax.core.Tracer) for x in (lamb, fast)) and fast + lamb == 0:
+    numbers = [x for x in (fast, lamb) if not callable(x) and not isinstance(x, Tracer)]
+    if normalize and len(numbers) == 2 and sum(numbers) == 0:
         raise ValueError(
             f"fast + lamb must not be 0 with normalize=True, got fast={fast!r} and lamb={lamb!r}; use normalize=False"
         )
     filter_ = optax.with_extra_args_support(lowpass)
 
-    def init_fn(params: optax.Params) -> AmplifyState:
+    def init_fn(params: optax.Params) -> Any:
         return AmplifyState(filter_.init(params), jnp.zeros((), jnp.int32))
 
     def update_fn(
-        updates: optax.Updates, state: AmplifyState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, AmplifyState]:
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
         slow, lowpass_state = filter_.update(updates, state.lowpass, params, **extra_args)
         fast_now, lamb_now = (jnp.asarray(x(state.step) if callable(x) else x, float) for x in (fast, lamb))
         if normalize:
@@ -104,7 +106,7 @@ def amplify(
             )
             return amplified.astype(jnp.result_type(g))
 
-        return jax.tree.map(add, updates, slow), AmplifyState(lowpass_state, optax.safe_increment(state.step))
+        return jax.tree.map(add, updates, slow), AmplifyState(lowpass_state, next_step(state.step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

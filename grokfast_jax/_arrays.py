@@ -1,4 +1,4 @@
-"""Dtypes and zeros of the state: at least float32, complex where the gradients are, sharded like the parameters."""
+"""Pieces of the states: zeros, sharded like the parameters and at least float32, and the count of updates."""
 
 from typing import Any
 
@@ -47,3 +47,8 @@ def stacked_zeros(
 def cast_like(tree: optax.Updates, like: optax.Updates) -> optax.Updates:
     """`tree` in the dtypes of `like`."""
     return jax.tree.map(lambda like_leaf, leaf: leaf.astype(jnp.result_type(like_leaf)), like, tree)
+
+
+def next_step(step: jax.Array) -> jax.Array:
+    """The count of updates after `step`; it stays at the largest int32."""
+    return jnp.asarray(optax.safe_increment(step))

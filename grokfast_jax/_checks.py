@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def check_number(
@@ -23,7 +24,7 @@ def check_number(
         raise TypeError(message)
     if np.shape(value) != ():
         raise ValueError(message)
-    if not isinstance(value, jax.core.Tracer) and not (math.isfinite(value) and low <= value < high):
+    if not isinstance(value, Tracer) and not (math.isfinite(value) and low <= value < high):
         raise ValueError(message)
 
 

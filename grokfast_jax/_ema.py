@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._arrays import cast_like, wide_dtype, zeros
+from ._arrays import cast_like, next_step, wide_dtype, zeros
 from ._checks import check_choice, check_float_dtype, check_number
 
 Start = Literal["gradient", "zero", "debiased"]
@@ -78,13 +78,13 @@ def ema(
     check_choice("start", start, get_args(Start))
     check_float_dtype("accumulator_dtype", accumulator_dtype)
 
-    def init_fn(params: optax.Params) -> EmaState:
+    def init_fn(params: optax.Params) -> Any:
         mass = jnp.zeros((), float) if start == "debiased" else None
         return EmaState(zeros(params, accumulator_dtype), jnp.zeros((), jnp.int32), mass)
 
     def update_fn(
-        updates: optax.Updates, state: EmaState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, EmaState]:
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         keep = jnp.asarray(alpha(state.step) if callable(alpha) else alpha, float)
         mass = None
@@ -104,6 +104,6 @@ def ema(
             return (a * slow.astype(dtype) + (1 - a) * jnp.asarray(g, dtype)).astype(slow.dtype)
 
         slow = jax.tree.map(average, updates, state.slow)
-        return cast_like(slow, updates), EmaState(slow, optax.safe_increment(state.step), mass)
+        return cast_like(slow, updates), EmaState(slow, next_step(state.step), mass)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
-from ._arrays import cast_like, stacked_zeros, wide_dtype
+from ._arrays import cast_like, next_step, stacked_zeros, wide_dtype
 from ._checks import check_choice, check_float_dtype
 
 Start = Literal["zero", "gradient"]
@@ -68,8 +69,8 @@ def lfilter(
       Oppenheim and Schafer, *Discrete-Time Signal Processing*, 3rd ed., 2010, section 6.3.
     """
     b_array, a_array = _coefficients("b", b), _coefficients("a", a)
-    traced = isinstance(b_array, jax.core.Tracer) or isinstance(a_array, jax.core.Tracer)
-    if not isinstance(a_array, jax.core.Tracer) and a_array[0] == 0:
+    traced = isinstance(b_array, Tracer) or isinstance(a_array, Tracer)
+    if not isinstance(a_array, Tracer) and a_array[0] == 0:
         raise ValueError(f"a[0] must not be 0, got a = {a!r}; drop the leading zeros (and advance b by as many steps)")
     check_choice("start", start, get_args(Start))
     check_float_dtype("accumulator_dtype", accumulator_dtype)
@@ -88,12 +89,12 @@ def lfilter(
         gain = numerator.sum() / denominator.sum()
         steady = xp.cumsum((numerator - gain * denominator)[:0:-1])[::-1]
 
-    def init_fn(params: optax.Params) -> LfilterState:
+    def init_fn(params: optax.Params) -> Any:
         return LfilterState(stacked_zeros(params, order, accumulator_dtype), jnp.zeros((), jnp.int32))
 
     def update_fn(
-        updates: optax.Updates, state: LfilterState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, LfilterState]:
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
         del params, extra_args
 
         def terms(g: Any, delays: jax.Array) -> jax.Array:
@@ -111,7 +112,7 @@ def lfilter(
         t = jax.tree.map(terms, updates, state.delays)
         delays = jax.tree.map(remember, state.delays, t)
         slow = jax.tree.map(lambda leaf: leaf[0], t)
-        return cast_like(slow, updates), LfilterState(delays, optax.safe_increment(state.step))
+        return cast_like(slow, updates), LfilterState(delays, next_step(state.step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -124,7 +125,7 @@ def _column(coefficients: np.ndarray | jax.Array, like: jax.Array) -> jax.Array:
 def _coefficients(name: str, values: Any) -> Any:
     """`values` as a 1-D float array, of JAX if any of them is traced, else of NumPy in float64."""
     message = f"{name} must be one or more finite real numbers, got {values!r}; pass e.g. {name}=(1.0,)"
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
     try:
         array = jnp.asarray(values) if traced else np.asarray(values)
     except (TypeError, ValueError) as error:

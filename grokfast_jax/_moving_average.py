@@ -98,7 +98,7 @@ def moving_average(
     axis = window_axis or 0
     slots = int(window_size) // int(s)
 
-    def init_fn(params: optax.Params) -> MovingAverageState:
+    def init_fn(params: optax.Params) -> Any:
         return MovingAverageState(
             ring=stacked_zeros(params, slots, buffer_dtype, axis),
             tail=zeros(params, None),
@@ -109,8 +109,8 @@ def moving_average(
         )
 
     def update_fn(
-        updates: optax.Updates, state: MovingAverageState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, MovingAverageState]:
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         slot, phase = state.position // s, state.position % s
         slot_done, ring_done = phase == s - 1, slot == slots - 1

@@ -4,6 +4,7 @@ import dataclasses
 
 from .errors import UserError
 from .optimizers import OptimizerConfig
+from .train import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,10 @@ class RunConfig(OptimizerConfig):
         self.require(self.budget >= 1, "budget", "at least 1")
         self.require(self.stop_at is None or 0 < self.stop_at <= 1, "stop_at", "in (0, 1], or None")
         self.require(self.hold >= 0, "hold", "at least 0")
+
+    def task(self) -> Task:
+        """The task of this run; UserError if its data cannot be had."""
+        raise NotImplementedError
 
     def require(self, ok: bool, name: str, allowed: str) -> None:
         """Raise UserError with the flag's name, what it allows and its value unless `ok`."""

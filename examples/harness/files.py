@@ -1,11 +1,11 @@
 """Data files: from a folder that the user names, or downloaded once into a cache; their hashes are checked."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pooch
+import requests
 
 from .errors import UserError
 
@@ -37,9 +37,11 @@ def _fetch_one(name: str, sha256: str, sources: Sequence[str], data_dir: Path | 
     for source in sources:
         try:
             return Path(pooch.retrieve(source + name, known_hash=f"sha256:{sha256}", fname=name, path=cache))
-        except (OSError, ValueError) as error:  # no network, a full disk; a file with another hash
+        except requests.RequestException as error:
+            problems.append(f"  {source}{name}: no connection ({type(error).__name__})")
+        except ValueError as error:  # another hash
             problems.append(f"  {source}{name}: {error}")
     raise UserError(
-        f"could not download {name}:\n" + "\n".join(problems) + "\nWithout a network, copy these files from another "
-        "machine into a folder and pass --data-dir FOLDER:\n  " + os.linesep.join(source + name for source in sources)
+        f"could not download {name}:\n" + "\n".join(problems) + "\nWithout a network, get the files of "
+        f"{sources[0]} on another machine, copy them into a folder here and pass --data-dir FOLDER."
     )

@@ -57,8 +57,8 @@ def make_tx(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformati
     adam = optax.scale_by_adam(config.beta1, config.beta2)
     start = TWO_STAGE_START if config.two_stage else 0
 
-    def lamb_now(step: jax.Array) -> jax.Array:
-        return jnp.where(step < start, 0.0, lamb)
+    def lamb_now(step: jax.typing.ArrayLike) -> jax.Array:
+        return jnp.where(jnp.asarray(step) < start, 0.0, lamb)
 
     warmup = optax.linear_schedule(0.0, 1.0, config.lr_warmup) if config.lr_warmup else optax.constant_schedule(1.0)
     match config.filter:

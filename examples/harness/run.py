@@ -51,7 +51,9 @@ class Output:
             raise UserError("--out starts a run and --resume goes on with one; pass one of them")
 
 
-def parse(presets: Mapping[str, Any], default: str, argv: Sequence[str]) -> tuple[Any, Output]:
+def parse(
+    experiment: str, presets: Mapping[str, RunConfig], default: str, argv: Sequence[str]
+) -> tuple[RunConfig, Output]:
     """The configuration and the output options of a command line.
 
     The defaults of the flags are those of the preset, or of the run that is resumed; so both are looked up first.
@@ -81,7 +83,9 @@ def parse(presets: Mapping[str, Any], default: str, argv: Sequence[str]) -> tupl
         "preset": Annotated[Literal[tuple(presets)], tyro.conf.arg(help=help_)],
     }
     command.__defaults__ = (base, Output(), default)
-    config, output = tyro.cli(command, args=argv, description=type(base).__doc__)
+    config, output = tyro.cli(
+        command, prog=f"python -m examples.{experiment}", args=argv, description=type(base).__doc__
+    )
     for name, value in (stored or {}).items():
         if getattr(config, name) != value and name not in MAY_CHANGE_ON_RESUME:
             flag = f"--{name.replace('_', '-')}"
@@ -115,7 +119,7 @@ def deferred_interrupts() -> Iterator[list[int]]:
         restore()
 
 
-def train(experiment: str, config: Any, output: Output) -> RunFolder:
+def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
     """Train one run to its end, or go on with it."""
     task = config.task()
     if output.resume is None:
@@ -203,7 +207,7 @@ def summary(config: RunConfig, folder: RunFolder, seconds: float) -> str:
     return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."
 
 
-def main(experiment: str, presets: Mapping[str, Any], default: str, argv: Sequence[str] | None = None) -> None:
+def main(experiment: str, presets: Mapping[str, RunConfig], default: str, argv: Sequence[str] | None = None) -> None:
     """Run an experiment as a command line says."""
-    config, output = parse(presets, default, sys.argv[1:] if argv is None else argv)
+    config, output = parse(experiment, presets, default, sys.argv[1:] if argv is None else argv)
     train(experiment, config, output)

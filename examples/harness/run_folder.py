@@ -55,9 +55,12 @@ class RunFolder:
         """A new folder that holds `config`; it appears in whole or not at all."""
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+            except OSError as error:
+                raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
             stack.callback(shutil.rmtree, new, ignore_errors=True)
             write_whole(new / "config.json", json.dumps({**config, **provenance()}, indent=2) + "\n")
             new.chmod(0o755)

@@ -100,7 +100,7 @@ class Program(NamedTuple):
 
 
 def program(task: Task, make_tx: MakeTx, *, example: tuple[Hyper, jax.Array] | None = None) -> Program:
-    """Compile `init` and `advance`, vmapped over a leading axis of hyperparameters and keys if given an example of such.
+    """Compile `init` and `advance`; given an example of many hyperparameters and keys, vmapped over their first axis.
 
     Step counters are the same in all runs of a vmapped program. They stay unbatched, which keeps ring buffers updated
     in place: a counter for each run would turn a slice update into a scatter.
