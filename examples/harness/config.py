@@ -1,6 +1,7 @@
 """What every experiment can be told on the command line."""
 
 import dataclasses
+import math
 
 from .errors import UserError
 from .optimizers import OptimizerConfig
@@ -23,6 +24,8 @@ class RunConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         """Refuse what no run can be made of."""
         self.require(0 <= self.alpha < 1, "alpha", "in [0, 1)")
+        self.require(math.isfinite(self.lamb), "lamb", "a finite number")
+        self.require(math.isfinite(self.fast), "fast", "a finite number")
         self.require(self.window_size >= 1, "window_size", "at least 1")
         self.require(self.lr >= 0, "lr", "at least 0")
         self.require(self.weight_decay >= 0, "weight_decay", "at least 0")

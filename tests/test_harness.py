@@ -1,0 +1,356 @@
+"""The training loop, the run folder, and the surprises a run must survive."""
+
+import functools
+import os
+import resource
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from examples.harness import run as run_module
+from examples.harness.errors import UserError, plain_errors
+from examples.harness.optimizers import make_tx
+from examples.harness.records import step_reached, to_row
+from examples.harness.run import main
+from examples.harness.run_folder import RunFolder, write_whole
+from examples.harness.train import program
+
+from . import toy
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+
+def toy_main(*argv):
+    main("toy", toy.PRESETS, "ema", [str(word) for word in argv])
+
+
+def parameters(folder):
+    """What the last checkpoint of a run folder holds."""
+    config = toy.PRESETS["ema"]
+    known = {name: value for name, value in RunFolder.open(folder).config.items() if hasattr(config, name)}
+    config = toy.Config(**known)
+    state = program(config.task(), functools.partial(make_tx, config)).init(config.hyper(), jax.random.key(config.seed))
+    return RunFolder.open(folder).restore(state)
+
+
+def assert_same_run(folder, expected):
+    assert (folder / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
+    chex.assert_trees_all_equal(parameters(folder), parameters(expected))
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    toy_main("--preset", "ma", "--out", tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_a_run_leaves_its_configuration_metrics_picture_and_checkpoint(undisturbed, capsys):
+    lines = (undisturbed / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "step,train_loss,train_accuracy,val_loss,val_accuracy"
+    assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(4, 84, 4))
+    assert (undisturbed / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = RunFolder.open(undisturbed).config
+    assert (config["filter"], config["window_size"], config["experiment"]) == ("ma", 7, "toy")
+    assert config["versions"]["jax"] == jax.__version__
+    assert parameters(undisturbed).chunk == 20
+    assert not [path for path in undisturbed.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_same_command_gives_the_same_run(undisturbed, tmp_path):
+    toy_main("--preset", "ma", "--out", tmp_path / "again")
+    assert_same_run(tmp_path / "again", undisturbed)
+    toy_main("--preset", "ma", "--out", tmp_path / "other", "--seed", 1)
+    assert (tmp_path / "other" / "metrics.csv").read_text() != (undisturbed / "metrics.csv").read_text()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+@pytest.mark.parametrize("records", [0, 1, 3, 7, 20])
+@pytest.mark.parametrize("torn", [b"", b"9", b"32,0.1", b"84,0.1,0.2,0.3,0.4"])
+def test_a_killed_run_is_resumed_bit_for_bit(records, torn, undisturbed, tmp_path, monkeypatch):
+    folder = tmp_path / "killed"
+    append = RunFolder.append
+
+    def append_until_killed(self, row):
+        if len(self.rows) == records:
+            raise Killed
+        append(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", append_until_killed)
+        if records < 20:
+            with pytest.raises(Killed):
+                toy_main("--preset", "ma", "--out", folder, "--checkpoint-every", 3)
+        else:
+            toy_main("--preset", "ma", "--out", folder, "--checkpoint-every", 3)
+    with (folder / "metrics.csv").open("ab") as file:
+        file.write(torn)
+    toy_main("--resume", folder)
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_resumed_bit_for_bit(number, undisturbed, tmp_path, monkeypatch):
+    folder = tmp_path / "interrupted"
+    to_row_ = run_module.to_row
+
+    def to_row_and_interrupt(step, metrics):
+        if step == 28:
+            os.kill(os.getpid(), number)
+        return to_row_(step, metrics)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "to_row", to_row_and_interrupt)
+        with pytest.raises(UserError, match=f"interrupted after step 28; go on with --resume {folder}"):
+            toy_main("--preset", "ma", "--out", folder)
+    assert signal.getsignal(number) is before
+    assert (folder / "curves.png").exists()
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 8
+    toy_main("--resume", folder)
+    assert_same_run(folder, undisturbed)
+
+
+def test_a_full_disk_loses_nothing(undisturbed, tmp_path, capsys):
+    """A limit on the size of files stands for the full disk: a record is cut off in the middle."""
+    folder = tmp_path / "full"
+    size = (undisturbed / "metrics.csv").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    toy_main("--preset", "ma", "--out", folder, "--budget", 4)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        status = plain_errors(lambda: toy_main("--resume", folder, "--budget", 80, "--checkpoint-every", 1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert "File too large" in message
+    assert "--resume" in message
+    toy_main("--resume", folder, "--budget", 80)
+    assert_same_run(folder, undisturbed)
+
+
+def test_an_existing_folder_is_left_alone(undisturbed, tmp_path):
+    content = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"whole exists already; go on with it by --resume .*whole, or choose another"):
+        toy_main("--out", undisturbed)
+    assert content == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    (tmp_path / "empty").mkdir()
+    toy_main("--out", tmp_path / "empty", "--budget", 4)
+    assert (tmp_path / "empty" / "metrics.csv").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot make .*run: (Not a directory|File exists); choose another --out"):
+        toy_main("--out", tmp_path / "file" / "run")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(UserError, match=r"cannot make .*run: Permission denied; choose another --out"):
+        toy_main("--out", tmp_path / "run")
+
+
+def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):
+    with pytest.raises(
+        UserError, match=r"--lamb is 5.0 in the run in .*whole and must stay so, got 3.0; start a new run"
+    ):
+        toy_main("--resume", undisturbed, "--lamb", 3)
+    with pytest.raises(UserError, match=r"is no run folder \(it has no config.json\)"):
+        toy_main("--resume", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--out starts a run and --resume goes on with one"):
+        toy_main("--resume", undisturbed, "--out", tmp_path / "x")
+    toy_main("--preset", "ma", "--out", tmp_path / "longer", "--budget", 120)
+    toy_main("--resume", undisturbed, "--budget", 120)
+    assert_same_run(undisturbed, tmp_path / "longer")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--alpha", "1"], r"--alpha must be in \[0, 1\), got 1.0"),
+        (["--window-size", "0"], "--window-size must be at least 1, got 0"),
+        (["--lr", "-1"], "--lr must be at least 0, got -1.0"),
+        (["--weight-decay", "-1"], "--weight-decay must be at least 0, got -1.0"),
+        (["--beta2", "1"], r"--beta2 must be in \[0, 1\), got 1.0"),
+        (["--budget", "0"], "--budget must be at least 1, got 0"),
+        (["--stop-at", "95"], r"--stop-at must be in \(0, 1\], or None, got 95.0"),
+        (["--seed", "-1"], r"--seed must be in \[0, 2\*\*32\), got -1"),
+        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1, got 0"),
+        (["--lamb", "nan"], "--lamb must be a finite number, got nan"),
+    ],
+)
+def test_bad_values_make_no_folder(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        toy_main("--out", tmp_path / "run", *flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags", [["--filter", "foo"], ["--preset", "foo"], ["--lamb", "x"], ["--preset"], ["--foo", "1"]]
+)
+def test_flags_that_cannot_be_read_name_themselves(flags, capsys):
+    with pytest.raises(SystemExit):
+        toy_main(*flags)
+    text = capsys.readouterr()
+    assert flags[0] in text.out + text.err
+
+
+def test_plain_errors_give_a_message_and_a_status(capsys):
+    def fail(error):
+        raise error
+
+    assert plain_errors(lambda: fail(UserError("what to do"))) == 1
+    assert capsys.readouterr().err == "error: what to do\n"
+    assert plain_errors(lambda: fail(OSError(28, "No space left on device", "x.csv"))) == 1
+    assert "x.csv: No space left on device" in capsys.readouterr().err
+    assert plain_errors(lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
+        plain_errors(lambda: fail(ZeroDivisionError()))
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_step(tmp_path):
+    with pytest.raises(UserError, match=r"no longer finite at step 3; .*run. Try a smaller --lr or --lamb"):
+        toy_main("--out", tmp_path / "run", "--lr", "1e38", "--optimizer", "adamw", "--lr-warmup", "0")
+
+
+def test_a_run_stops_once_the_accuracy_is_reached_and_held(tmp_path, capsys):
+    toy_main("--out", tmp_path / "whole", "--budget", 400)
+    rows = RunFolder.open(tmp_path / "whole")
+    rows.restore(parameters(tmp_path / "whole"))
+    for hold in (0, 5):
+        reached = step_reached(rows.rows, 0.9, hold)
+        toy_main("--out", tmp_path / f"stop{hold}", "--budget", 400, "--stop-at", 0.9, "--hold", hold)
+        last = (tmp_path / f"stop{hold}" / "metrics.csv").read_text().splitlines()[-1]
+        assert int(last.split(",")[0]) == reached + 4 * hold
+        assert f"Validation accuracy reached 90% after {reached} steps and " in capsys.readouterr().out
+
+
+def test_step_reached():
+    rows = [{"step": 10 * i, "val_accuracy": a} for i, a in enumerate([0.1, 0.9, 0.8, 0.9, 0.95, 0.9], start=1)]
+    assert step_reached(rows, 0.9) == 20
+    assert step_reached(rows, 0.9, hold=1) == 40
+    assert step_reached(rows, 0.9, hold=2) == 40
+    assert step_reached(rows, 0.9, hold=3) is None
+    assert step_reached(rows, 0.96) is None
+    assert step_reached([], 0.5) is None
+
+
+def test_records_keep_every_bit_of_a_float32():
+    value = np.float32(1) / 3
+    row = to_row(7, {"val_loss": value, "train_accuracy": value, "train_loss": value, "val_accuracy": value})
+    assert list(row) == ["step", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    assert np.float32(str(row["val_loss"])) == value
+    assert len(str(row["val_loss"])) <= 12
+
+
+def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    write_whole(tmp_path / "a", "old")
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "a", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("preset", toy.PRESETS)
+def test_vmapped_runs_equal_single_runs_in_one_compilation(preset):
+    """Eight seeds and as many hyperparameters; floating-point sums may be ordered differently, hence 1e-5."""
+    config = toy.PRESETS[preset]
+    task, make = config.task(), functools.partial(make_tx, config)
+    keys = [jax.random.key(seed) for seed in range(8)]
+    hypers = [config.hyper() | {"lamb": 0.5 * seed, "weight_decay": 0.01 * seed} for seed in range(8)]
+    together = {name: jnp.array([hyper[name] for hyper in hypers]) for name in hypers[0]}, jnp.stack(keys)
+    many = program(task, make, example=together)
+    states = many.init(*together)
+    losses = []
+    for _ in range(10):
+        states, metrics = many.advance(*together, states)
+        losses.append(metrics["losses"])
+    assert many.advance._cache_size() == 1
+    one = program(task, make)
+    for i, (hyper, key) in enumerate(zip(hypers, keys, strict=True)):
+        state = one.init(hyper, key)
+        for step in range(10):
+            state, metrics = one.advance(hyper, key, state)
+            np.testing.assert_allclose(losses[step][i], metrics["losses"], rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda p, i=i: p[i], states.params), state.params, rtol=1e-5, atol=1e-6
+        )
+    assert one.advance._cache_size() == 1
+
+
+def test_a_chunk_is_the_plain_loop():
+    """The loop against ten lines of Python that do the same."""
+    config = toy.PRESETS["ma"]
+    task, key, tx = config.task(), jax.random.key(3), make_tx(config, config.hyper())
+    compiled = program(task, functools.partial(make_tx, config))
+    state = compiled.init(config.hyper(), key)
+    init_key, split_key, batch_key = jax.random.split(key, 3)
+    params, data = task.init(init_key), task.split(split_key)
+    opt_state = tx.init(params)
+    for chunk in range(3):
+        state, metrics = compiled.advance(config.hyper(), key, state)
+        batches = task.batches(data, jax.random.fold_in(batch_key, chunk))
+        correct = []
+        for step in range(task.steps):
+            batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
+            x, y = data["x"][batch["index"]], data["y"][batch["index"]]
+            weight = batch["weight"]
+
+            def loss_fn(params, x=x, y=y, weight=weight):
+                logit = x @ params["w"] + params["b"]
+                return jnp.sum(weight * (jnp.logaddexp(0.0, logit) - y * logit)) / weight.sum()
+
+            correct += list(((x @ params["w"] + params["b"] > 0) == (y > 0))[weight > 0])
+            loss, grads = jax.value_and_grad(loss_fn)(params)
+            np.testing.assert_allclose(metrics["losses"][step], loss, rtol=1e-5)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        assert len(correct) == 20
+        np.testing.assert_allclose(metrics["train_accuracy"], np.mean(correct), rtol=1e-6)
+        x, y = data["x"][:10], data["y"][:10]
+        np.testing.assert_allclose(
+            metrics["val_accuracy"], np.mean((x @ params["w"] + params["b"] > 0) == (y > 0)), rtol=1e-6
+        )
+    chex.assert_trees_all_close(state.params, params, rtol=1e-5, atol=1e-6)
+
+
+def test_tensorboard_gets_the_records(tmp_path):
+    pytest.importorskip("tensorboardX", reason="extra tensorboard is not installed")
+    toy_main("--out", tmp_path / "run", "--budget", 8, "--tensorboard")
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert content.count(b"val/accuracy") == content.count(b"train/loss") == 2
+
+
+def test_wandb_gets_the_records_offline_and_on_resume(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="extra wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    toy_main("--out", tmp_path / "run", "--budget", 8, "--wandb")
+    run_id = (tmp_path / "run" / "wandb_id").read_text()
+    toy_main("--resume", tmp_path / "run", "--budget", 16, "--wandb")
+    assert (tmp_path / "run" / "wandb_id").read_text() == run_id
+    logs = list((tmp_path / "run").rglob(f"run-{run_id}.wandb"))
+    assert len(logs) == 2
+    assert all(b"val_accuracy" in log.read_bytes() for log in logs)
+
+
+def test_a_missing_logger_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"--tensorboard needs the package tensorboardX; pip install 'grokfast_jax\["):
+        toy_main("--out", tmp_path / "run", "--budget", 8, "--tensorboard")
