@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def wandb(stack: contextlib.ExitStack, folder: Path, config: dict[str, Any]) -> 
     module = _module("wandb", "wandb")
     id_file = folder / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(module.util.generate_id())
+        id_file.write_text(uuid.uuid4().hex)
     run = module.init(project="grokfast_jax", dir=folder, id=id_file.read_text(), resume="allow", config=config)
     stack.callback(run.finish)
 
