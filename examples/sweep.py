@@ -241,6 +241,8 @@ def report(sweep: Sweep, results: Sequence[dict[str, Any]]) -> str:
 
 def run(sweep: Sweep) -> None:
     """Train what is missing, then report."""
+    if sweep.group_size < 1:
+        raise UserError(f"--group-size must be at least 1, got {sweep.group_size}")
     every = cells(sweep)
     plan = json.dumps(dataclasses.asdict(sweep), indent=2, default=str) + "\n"
     plan_file = sweep.out / "sweep.json"

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Something that the user can mend; the message says what and how."""
 
 

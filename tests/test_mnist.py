@@ -1,0 +1,182 @@
+"""The MNIST experiment: its facts, its files, and what happens when they are missing or damaged."""
+
+import gzip
+import hashlib
+import struct
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import requests
+
+from examples import mnist
+from examples.harness import files
+from examples.harness.errors import UserError
+from examples.harness.optimizers import make_tx
+from examples.mnist import PRESETS, Mnist, load, read_idx
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+RNG = np.random.default_rng(0)
+
+
+def idx(array):
+    return gzip.compress(struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes())
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """Four small files of MNIST's kind, and their hashes in place of the true ones."""
+    arrays = {
+        "train-images-idx3-ubyte.gz": RNG.integers(0, 256, (20, 28, 28), np.uint8),
+        "train-labels-idx1-ubyte.gz": RNG.integers(0, 10, 20, np.uint8),
+        "t10k-images-idx3-ubyte.gz": RNG.integers(0, 256, (10, 28, 28), np.uint8),
+        "t10k-labels-idx1-ubyte.gz": RNG.integers(0, 10, 10, np.uint8),
+    }
+    assert set(arrays) == set(mnist.FILES)
+    hashes = {}
+    for name, array in arrays.items():
+        (tmp_path / name).write_bytes(idx(array))
+        hashes[name] = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(mnist, "FILES", hashes)
+    return tmp_path, arrays
+
+
+def test_files_are_read(data_dir):
+    folder, arrays = data_dir
+    images, labels = load(folder)
+    assert images.dtype == np.float32
+    assert labels.dtype == np.int32
+    for i, name in enumerate(["train", "t10k"]):
+        part = slice(0, 20) if i == 0 else slice(20, 30)
+        np.testing.assert_allclose(
+            images[part] * 255, arrays[f"{name}-images-idx3-ubyte.gz"].reshape(-1, 784), rtol=1e-6
+        )
+        np.testing.assert_array_equal(labels[part], arrays[f"{name}-labels-idx1-ubyte.gz"])
+
+
+def test_a_missing_or_damaged_file_is_named(data_dir):
+    folder, _ = data_dir
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(
+        UserError, match=r"t10k-images-idx3-ubyte.gz is damaged \(its SHA-256 is not .*get it again from http"
+    ):
+        load(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz is missing; put it there \(from http"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"\0\0\x08"), idx(np.zeros((2, 2), np.uint8))[:-9]])
+def test_a_file_that_is_no_idx_file_is_named(content, tmp_path):
+    (tmp_path / "x.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.gz is no readable MNIST file .*; get it again"):
+        read_idx(tmp_path / "x.gz")
+
+
+def test_without_a_network_it_says_what_to_do(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise requests.ConnectionError("a long story")
+
+    monkeypatch.setattr(files.pooch, "retrieve", fail)
+    with pytest.raises(UserError, match=r"(?s)could not download train-images.*no connection.*--data-dir FOLDER"):
+        load(None)
+
+
+def test_downloads_are_cached_and_tried_elsewhere(data_dir, monkeypatch):
+    folder, _ = data_dir
+    asked = []
+
+    def retrieve(url, known_hash, fname, path):
+        asked.append(url)
+        assert known_hash == f"sha256:{mnist.FILES[fname]}"
+        assert Path(path).name == "grokfast_jax"
+        if url.startswith(mnist.SOURCES[0]):
+            raise requests.ConnectionError
+        return str(folder / fname)
+
+    monkeypatch.setattr(files.pooch, "retrieve", retrieve)
+    images, _ = load(None)
+    assert images.shape == (30, 784)
+    assert len(asked) == 8
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="MNIST (12 MB) is not part of the repository")
+def test_the_real_files():
+    images, labels = load(DATA)
+    assert images.shape == (70_000, 784)
+    assert (images.min(), images.max()) == (0, 1)
+    np.testing.assert_allclose((images[:60_000].mean(), images[:60_000].std()), (0.1307, 0.3081), atol=1e-4)
+    assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert labels[60_000:60_010].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    task = PRESETS["paper"].__class__(data_dir=DATA).task()
+    np.testing.assert_array_equal(task.labels, np.r_[labels[:1000], labels[60_000:]])
+    np.testing.assert_array_equal(task.images[1000], images[60_000])
+    validation = task.validation(task.split(jax.random.key(0)))
+    assert validation["weight"].sum() == 10_000
+    assert validation["index"].min() == 1000
+
+
+def small_task(examples=2200):
+    images = RNG.uniform(size=(examples, 784)).astype(np.float32)
+    return Mnist(images, RNG.integers(0, 10, examples).astype(np.int32))
+
+
+def test_facts_of_the_task():
+    task = small_task()
+    params = task.init(jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10
+    for i, fan_in in ((0, 784), (1, 200), (2, 200)):
+        for leaf in params["layers"][i].values():
+            assert 0.8 * 8 * fan_in**-0.5 < jnp.abs(leaf).max() <= 8 * fan_in**-0.5
+    batches = task.batches(None, jax.random.key(1))
+    assert batches["index"].shape == (250, 200)
+    epochs = np.asarray(batches["index"]).reshape(50, 1000)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(1000), (50, 1)))
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert (batches["weight"] == 1).all()
+
+
+def test_loss_and_accuracy_by_hand():
+    task = small_task(1010)
+    params, data = task.init(jax.random.key(0)), task.split(jax.random.key(0))
+    (batch,) = (jax.tree.map(lambda leaf: leaf[0], task.validation(data)),)
+    sums = task.measure(params, data, batch)
+    x = task.images[1000:].astype(np.float64)
+    for i in range(3):
+        layer = params["layers"][i]
+        x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+        x = np.maximum(x, 0) if i < 2 else x
+    one_hot = np.eye(10)[task.labels[1000:]]
+    assert sums["count"] == 10
+    np.testing.assert_allclose(sums["loss"] / 10, np.mean((x - one_hot) ** 2), rtol=1e-4)
+    assert sums["accuracy"] == (x.argmax(axis=1) == task.labels[1000:]).sum()
+
+
+def test_presets_are_the_two_by_two():
+    assert {name: (c.filter, c.weight_decay) for name, c in PRESETS.items()} == {
+        "baseline": ("none", 0.01),
+        "filter-only": ("ema", 0.01),
+        "decay-only": ("none", 2.0),
+        "paper": ("ema", 2.0),
+    }
+    for config in PRESETS.values():
+        assert (config.alpha, config.lamb, config.lr, config.budget) == (0.8, 0.1, 1e-3, 100_000)
+
+
+def test_the_optimizer_is_adamw():
+    config = PRESETS["decay-only"]
+    params = {"w": jnp.array([1.0, -2.0, 3.0])}
+    for tx in (make_tx(config, config.hyper()), optax.adamw(1e-3, 0.9, 0.999, weight_decay=2.0)):
+        state, p = tx.init(params), params
+        for step in range(5):
+            updates, state = tx.update({"w": jnp.array([0.1, 0.2, -0.3]) * step}, state, p)
+            p = optax.apply_updates(p, updates)
+        if config is not None:
+            ours, config = p, None
+    np.testing.assert_allclose(ours["w"], p["w"], rtol=1e-6)

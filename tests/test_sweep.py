@@ -1,0 +1,148 @@
+"""Sweeps: what they run, what they keep, what they report."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from examples import sweep
+from examples.harness import plots
+from examples.harness.errors import UserError
+from examples.sweep import Sweep, spread
+
+from . import toy
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    monkeypatch.setitem(sweep.EXPERIMENTS, "toy", toy)
+
+
+def make(out, **changes):
+    arguments = {"presets": ("ema", "none"), "seeds": (0, 1), "grid": ("lr=0.01,0.1", "budget=40")}
+    return Sweep("toy", out, **(arguments | changes))
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_combination_is_run_and_reported(tmp_path, capsys):
+    sweep.run(make(tmp_path / "s"))
+    runs = table(tmp_path / "s" / "runs.csv")
+    assert [(r["preset"], r["lr"], r["seed"]) for r in runs] == [
+        (preset, lr, seed) for preset in ("ema", "none") for lr in ("0.01", "0.1") for seed in "01"
+    ]
+    curves = table(tmp_path / "s" / "curves.csv")
+    assert len(curves) == 8 * 10
+    for run in runs:
+        mine = [c for c in curves if all(c[k] == run[k] for k in ("preset", "lr", "seed"))]
+        assert [int(c["step"]) for c in mine] == list(range(4, 44, 4))
+        assert float(run["best_val_accuracy"]) == max(float(c["val_accuracy"]) for c in mine)
+        assert float(run["min_val_loss"]) == min(float(c["val_loss"]) for c in mine)
+        for threshold in (0.5, 0.8):
+            reached = [c["step"] for c in mine if float(c["val_accuracy"]) >= threshold]
+            assert run[f"steps_to_{100 * threshold:g}"] == (reached[0] if reached else "")
+    result = json.loads((tmp_path / "s" / "runs" / "preset-none_lr-0.1_seed-1.json").read_text())
+    assert (result["config"]["filter"], result["config"]["lr"], result["config"]["budget"]) == ("none", 0.1, 40)
+    assert result["versions"]["optax"]
+    assert (tmp_path / "s" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "s" / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_groups_give_what_single_runs_give(tmp_path):
+    sweep.run(make(tmp_path / "one"))
+    sweep.run(make(tmp_path / "many", group_size=3))
+    one, many = table(tmp_path / "one" / "curves.csv"), table(tmp_path / "many" / "curves.csv")
+    for a, b in zip(one, many, strict=True):
+        assert (a["preset"], a["lr"], a["seed"], a["step"]) == (b["preset"], b["lr"], b["seed"], b["step"])
+        np.testing.assert_allclose(float(a["val_loss"]), float(b["val_loss"]), rtol=1e-5)
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    sweep.run(make(tmp_path / "whole"))
+    train_group, calls = sweep.train_group, []
+
+    def stop_at_the_fourth(group, bar):
+        calls.append(group)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train_group(group, bar)
+
+    monkeypatch.setattr(sweep, "train_group", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(make(tmp_path / "s"))
+    assert len(list((tmp_path / "s" / "runs").iterdir())) == 3
+    sweep.run(make(tmp_path / "s"))
+    assert len(calls) == 4 + 5
+    assert (tmp_path / "s" / "curves.csv").read_text() == (tmp_path / "whole" / "curves.csv").read_text()
+
+
+def test_another_sweep_does_not_overwrite(tmp_path):
+    sweep.run(make(tmp_path / "s"))
+    with pytest.raises(
+        UserError, match=r"s holds another sweep; repeat the command in .*sweep.json, or choose another"
+    ):
+        sweep.run(make(tmp_path / "s", seeds=(0, 1, 2)))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UserError, match="other exists already and holds no sweep; choose another --out"):
+        sweep.run(make(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"presets": ("foo",)}, "--presets must be among ema, ma, none, got 'foo'"),
+        ({"grid": ("lamb",)}, "--grid must be FLAG=VALUE,VALUE .* got 'lamb'"),
+        ({"grid": ("foo=1",)}, "--grid must be FLAG=VALUE,VALUE .* got 'foo=1'"),
+        ({"grid": ("alpha=2",)}, r"--alpha must be in \[0, 1\), got 2.0"),
+        ({"group_size": 0}, "--group-size must be at least 1, got 0"),
+    ],
+)
+def test_bad_plans_make_no_folder(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sweep.run(make(tmp_path / "s", **changes))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_run_that_diverges_is_kept_as_such(tmp_path):
+    sweep.run(
+        make(tmp_path / "s", presets=("none",), seeds=(0,), grid=("lr=0.1,3e38", "lr_warmup=0", "optimizer=adamw"))
+    )
+    good, bad = table(tmp_path / "s" / "runs.csv")
+    assert (good["finite"], bad["finite"]) == ("True", "False")
+    assert int(bad["last_step"]) == 4
+    assert "never" in (tmp_path / "s" / "table.md").read_text().splitlines()[3]
+
+
+def test_two_numeric_axes_make_a_heat_map(tmp_path, monkeypatch):
+    drawn = []
+
+    def heat_map(values, x, y, title):
+        drawn.append((values, x, y))
+        return plots_heat_map(values, x, y, title)
+
+    plots_heat_map = plots.heat_map
+    monkeypatch.setattr(plots, "heat_map", heat_map)
+    sweep.run(make(tmp_path / "s", presets=("ema",), grid=("lr=0.01,0.1", "lamb=0,1,2", "budget=40")))
+    ((values, x, y),) = drawn
+    assert (x, y) == (("lamb", ["0", "1", "2"]), ("lr", ["0.01", "0.1"]))
+    runs = table(tmp_path / "s" / "runs.csv")
+    for i, lr in enumerate(y[1]):
+        for j, lamb in enumerate(x[1]):
+            steps = [float(r["steps_to_80"] or "inf") for r in runs if (r["lr"], r["lamb"]) == (lr, lamb)]
+            median = np.median(steps)
+            assert values[i, j] == median or (np.isnan(values[i, j]) and np.isinf(median))
+
+
+def test_spread():
+    assert spread([3, 1, 2], ",.0f") == "2 (1 to 3)"
+    assert spread([1000.0], ",.0f") == "1,000"
+    assert spread([None, None], ",.0f") == "never"
+    assert spread([3, None, 1], ",.0f") == "3 (1 to never), 1 of 3 missed"
+    assert spread([None, None, 1], ",.0f") == "never (1 to never), 2 of 3 missed"
