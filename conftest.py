@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 
 import jax
+import jax.experimental
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+if not hasattr(jax, "enable_x64"):  # jax < 0.8
+    jax.enable_x64 = jax.experimental.enable_x64
 
 
 @pytest.fixture

@@ -155,6 +155,8 @@ def summarise(results: Sequence[dict[str, Any]], thresholds: Sequence[float]) ->
                 "best_val_accuracy": max((row["val_accuracy"] for row in finite), default=float("nan")),
                 "min_val_loss": min((row["val_loss"] for row in finite), default=float("nan")),
                 **{f"steps_to_{100 * t:g}": step_reached(rows, t) for t in thresholds},
+                "device": result["device"],
+                "jax": result["versions"]["jax"],
             }
         )
     return table

@@ -25,7 +25,8 @@ def curves(rows: Sequence[Row], title: str) -> Figure:
     steps = [row["step"] for row in rows]
     axes.semilogx(steps, [100 * row["train_accuracy"] for row in rows], label="training", color="tab:red")
     axes.semilogx(steps, [100 * row["val_accuracy"] for row in rows], label="validation", color="tab:green")
-    axes.set(xlabel="optimizer steps", ylabel="accuracy (%)", ylim=(0, 101), title=title)
+    axes.set(xlabel="optimizer steps", ylabel="accuracy (%)", ylim=(0, 101))
+    axes.set_title(title, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -46,7 +47,8 @@ def bands(groups: Mapping[str, Sequence[Sequence[Row]]], title: str) -> Figure:
         ]
         (line,) = axes.semilogx(steps, np.median(accuracy, axis=0), label=label)
         axes.fill_between(steps, np.min(accuracy, axis=0), np.max(accuracy, axis=0), color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="optimizer steps", ylabel="validation accuracy (%)", title=title)
+    axes.set(xlabel="optimizer steps", ylabel="validation accuracy (%)")
+    axes.set_title(title, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -54,11 +56,12 @@ def bands(groups: Mapping[str, Sequence[Sequence[Row]]], title: str) -> Figure:
 
 def heat_map(values: np.ndarray, x: tuple[str, Sequence[str]], y: tuple[str, Sequence[str]], title: str) -> Figure:
     """A table of numbers in colour; not a number is shown as a dash. `x` and `y` name an axis and its values."""
-    figure = Figure(figsize=(1.6 + 0.9 * len(x[1]), 1.6 + 0.6 * len(y[1])), layout="constrained")
+    figure = Figure(figsize=(max(5.5, 1.6 + 0.9 * len(x[1])), 1.6 + 0.6 * len(y[1])), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="viridis_r", aspect="auto")
     figure.colorbar(image, ax=axes)
-    axes.set(xlabel=x[0], ylabel=y[0], title=title)
+    axes.set(xlabel=x[0], ylabel=y[0])
+    axes.set_title(title, fontsize="medium")
     axes.set_xticks(range(len(x[1])), x[1])
     axes.set_yticks(range(len(y[1])), y[1])
     middle = np.nanmean(values) if np.isfinite(values).any() else 0.0

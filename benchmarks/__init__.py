@@ -1,0 +1,1 @@
+"""What it costs and how it compares: scripts that write measured results."""

@@ -1,0 +1,103 @@
+"""Kill a run at random moments and resume it each time: `python -m benchmarks.kill_and_resume`.
+
+The mod-97 model trains without a disturbance, and again while SIGKILL strikes it at random moments. Both must end with
+the same metrics file, byte for byte, and the same parameters. Takes about ten minutes on two CPU cores.
+"""
+
+import dataclasses
+import functools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+from examples.harness.optimizers import make_tx
+from examples.harness.run_folder import RunFolder, provenance, write_whole
+from examples.harness.train import program
+from examples.modular import PRESETS
+
+OUT = Path(__file__).parent / "results" / "kill_and_resume.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Kill a run at random moments and resume it each time."""
+
+    kills: int = 20
+    """How many times the run is killed."""
+    budget: int = 400
+    """Steps of the run."""
+    checkpoint_every: int = 4
+    """Records between two checkpoints."""
+    seed: int = 0
+    """Seed of the moments."""
+
+
+def final_parameters(folder: Path, budget: int) -> list[np.ndarray]:
+    """The parameters in the last checkpoint of a run of the EMA preset."""
+    config = dataclasses.replace(PRESETS["ema"], budget=budget, stop_at=None)
+    like = program(config.task(), functools.partial(make_tx, config)).init(config.hyper(), jax.random.key(config.seed))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(RunFolder.open(folder).restore(like).params)]
+
+
+def records(folder: Path) -> int:
+    """Complete lines of the metrics file, the header included."""
+    path = folder / "metrics.csv"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def main(arguments: Arguments) -> None:
+    """Run, kill, resume, compare, and write what came out."""
+    rng = random.Random(arguments.seed)
+    command = [sys.executable, "-m", "examples.modular"]
+    flags = ["--budget", str(arguments.budget), "--stop-at", "None"]
+    every = ["--checkpoint-every", str(arguments.checkpoint_every)]
+    moments = []
+    with tempfile.TemporaryDirectory() as name:
+        whole, killed = Path(name) / "whole", Path(name) / "killed"
+        start = time.perf_counter()
+        subprocess.run([*command, *flags, "--out", whole], check=True, stderr=subprocess.DEVNULL)
+        undisturbed = time.perf_counter() - start
+        while len(moments) < arguments.kills:
+            place = ["--resume", killed] if killed.exists() else [*flags, "--out", killed]
+            process = subprocess.Popen([*command, *place, *every], stderr=subprocess.DEVNULL)
+            # From before the first record of this attempt to some records later.
+            delay = rng.uniform(1.0, 0.5 * undisturbed)
+            try:
+                process.wait(delay)
+                if process.returncode != 0:
+                    raise SystemExit("a resumed run failed by itself")
+                break  # it came to its end before all kills were spent
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            moments.append({"after_seconds": round(delay, 2), "lines_written": records(killed)})
+            print(f"kill {len(moments)} of {arguments.kills}: {moments[-1]}", flush=True)
+        subprocess.run([*command, "--resume", killed, *every], check=True, stderr=subprocess.DEVNULL)
+        same_metrics = (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
+        pairs = zip(final_parameters(whole, arguments.budget), final_parameters(killed, arguments.budget), strict=True)
+        same_parameters = all(np.array_equal(a, b) for a, b in pairs)
+    result = {
+        **dataclasses.asdict(arguments),
+        **provenance(),
+        "kills_done": len(moments),
+        "moments": moments,
+        "same_metrics": same_metrics,
+        "same_parameters": same_parameters,
+    }
+    OUT.parent.mkdir(exist_ok=True)
+    write_whole(OUT, json.dumps(result, indent=1) + "\n")
+    print(f"{len(moments)} kills: same metrics {same_metrics}, same parameters {same_parameters}; {OUT}")
+    if not (same_metrics and same_parameters):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
