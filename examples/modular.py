@@ -18,8 +18,9 @@ from .harness.torch_init import linear
 
 Operation = Literal["multiplication", "addition", "subtraction", "division"]
 
-# Suffixes name the axes: b example, l position, q position that is read out, d channel, h head, k channel of a head,
-# f channel of the MLP.
+# Suffixes name the axes: b example, l position, q position that is read out, m position that is attended to,
+# d channel, h head, k channel of a head, f channel of the MLP, c key or value.
+Cache = list[jax.Array]  # keys and values of earlier positions, block by block: (b, l, c, h, k)
 
 
 def apply(layer: nnx.Linear, x_bld: jax.Array) -> jax.Array:
@@ -38,20 +39,18 @@ class Attention(nnx.Module):
         self.out = linear(dim, dim, zero_bias=True, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x_bld: jax.Array, readout: int) -> jax.Array:
-        """The output at the last `readout` positions."""
-        length = x_bld.shape[1]
-
-        def split(y_bld: jax.Array) -> jax.Array:
-            return y_bld.reshape(*y_bld.shape[:2], self.heads, -1)
-
-        q_bqhk = split(apply(self.query, x_bld[:, -readout:]))
-        k_blhk, v_blhk = map(split, jnp.split(apply(self.key_value, x_bld), 2, axis=-1))
-        scores_bhql = jnp.einsum("bqhk,blhk->bhql", q_bqhk, k_blhk) / q_bqhk.shape[-1] ** 0.5
-        visible_ql = jnp.tril(jnp.ones((length, length), bool))[-readout:]
-        weights_bhql = jax.nn.softmax(jnp.where(visible_ql[None, None], scores_bhql, -jnp.inf))
-        y_bqhk = jnp.einsum("bhql,blhk->bqhk", weights_bhql, v_blhk)
-        return apply(self.out, y_bqhk.reshape(*y_bqhk.shape[:2], -1))
+    def __call__(self, x_bld: jax.Array, past: jax.Array | None, readout: int) -> tuple[jax.Array, jax.Array]:
+        """The output at the last `readout` positions, and the keys and values of all positions so far."""
+        b, length, d = x_bld.shape
+        kv_bmchk = apply(self.key_value, x_bld).reshape(b, length, 2, self.heads, d // self.heads)
+        if past is not None:
+            kv_bmchk = jnp.concatenate([past, kv_bmchk], axis=1)
+        q_bqhk = apply(self.query, x_bld[:, -readout:]).reshape(b, readout, self.heads, d // self.heads)
+        scores_bhqm = jnp.einsum("bqhk,bmhk->bhqm", q_bqhk, kv_bmchk[:, :, 0]) / q_bqhk.shape[-1] ** 0.5
+        visible_qm = jnp.tril(jnp.ones((kv_bmchk.shape[1],) * 2, bool))[-readout:]
+        weights_bhqm = jax.nn.softmax(jnp.where(visible_qm[None, None], scores_bhqm, -jnp.inf))
+        y_bqhk = jnp.einsum("bhqm,bmhk->bqhk", weights_bhqm, kv_bmchk[:, :, 1])
+        return apply(self.out, y_bqhk.reshape(b, readout, d)), kv_bmchk
 
 
 class Block(nnx.Module):
@@ -64,12 +63,13 @@ class Block(nnx.Module):
         self.up = linear(dim, 4 * dim, rngs=rngs)
         self.down = linear(4 * dim, dim, rngs=rngs)
 
-    def __call__(self, x_bld: jax.Array, readout: int) -> jax.Array:
-        """The stream at the last `readout` positions."""
+    def __call__(self, x_bld: jax.Array, past: jax.Array | None, readout: int) -> tuple[jax.Array, jax.Array]:
+        """The stream at the last `readout` positions, and the keys and values of all positions so far."""
         x_bld = self.ln1(x_bld)
-        x_bqd = x_bld[:, -readout:] + self.attention(x_bld, readout)
+        y_bqd, kv_bmchk = self.attention(x_bld, past, readout)
+        x_bqd = x_bld[:, -readout:] + y_bqd
         hidden_bqf = jax.nn.gelu(apply(self.up, self.ln2(x_bqd)), approximate=False)
-        return x_bqd + apply(self.down, hidden_bqf)
+        return x_bqd + apply(self.down, hidden_bqf), kv_bmchk
 
 
 class Decoder(nnx.Module):
@@ -82,13 +82,18 @@ class Decoder(nnx.Module):
         self.ln = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs)
         self.head = linear(dim, tokens, use_bias=False, rngs=rngs)
 
-    def __call__(self, tokens_bl: jax.Array) -> jax.Array:
-        """Logits of the token after the last position."""
+    def __call__(self, tokens_bl: jax.Array, past: Cache | None = None) -> tuple[jax.Array, Cache]:
+        """Logits of the token after the last position, and the cache with `past`, what came before, extended."""
+        first = past[0].shape[1] if past else 0
         length = tokens_bl.shape[1]
-        x_bld = self.token[...][tokens_bl] + self.position[None, :length]
-        for i, block in enumerate(self.blocks, start=1):
-            x_bld = block(x_bld, readout=1 if i == len(self.blocks) else length)
-        return self.head(self.ln(x_bld[:, -1]))
+        x_bld = self.token[...][tokens_bl] + self.position[None, first : first + length]
+        cache = []
+        for i, block in enumerate(self.blocks):
+            # Nothing but the last position is read out, so the last block computes nothing but keys for the others.
+            readout = 1 if i == len(self.blocks) - 1 else length
+            x_bld, kv_bmchk = block(x_bld, past[i] if past else None, readout)
+            cache.append(kv_bmchk)
+        return self.head(self.ln(x_bld[:, -1])), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +143,15 @@ class Modular:
         return nnx.to_pure_dict(nnx.state(self.model(key)))
 
     def logits(self, params: Any, pair: jax.Array) -> jax.Array:
-        """The answer's logits for pairs given by number: (examples, p + 2)."""
-        return nnx.merge(self.graphdef, params)(self.tokens(pair))
-
-    def tokens(self, pair: jax.Array) -> jax.Array:
-        """The question `x op y =` of pairs given by number: (examples, 4)."""
+        """The logits of the answer to `x op y =` for pairs given by number: (examples, p + 2)."""
+        model = nnx.merge(self.graphdef, params)
         x, y = self.operands(pair)
-        equals, op = jnp.full_like(x, self.p), jnp.full_like(x, self.p + 1)
-        return jnp.stack([x, op, y, equals], axis=-1)
+        equals, op = self.p, self.p + 1
+        # `x op` has only p values, and what comes first does not see what follows: so it is computed once for each x.
+        every_x = jnp.arange(self.p)
+        _, cache = model(jnp.stack([every_x, jnp.full_like(every_x, op)], axis=-1))
+        past = [kv[x] for kv in cache]
+        return model(jnp.stack([y, jnp.full_like(y, equals)], axis=-1), past)[0]
 
     def operands(self, pair: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The numbers x and y of pairs given by number."""

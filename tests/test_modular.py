@@ -4,11 +4,13 @@ import functools
 import json
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax import lax
 
 from examples.harness.optimizers import make_tx
@@ -134,8 +136,6 @@ def test_facts_of_the_task():
     assert (task.pairs, task.train_pairs, task.steps) == (9312, 4656, 10)
     params = jax.eval_shape(task.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 422_784
-    tokens = task.tokens(jnp.array([0, 95, 96 * 5 + 6]))
-    np.testing.assert_array_equal(tokens, [[0, 98, 1, 97], [0, 98, 96, 97], [5, 98, 7, 97]])
     assert task.answer(jnp.array(96 * 50 + 2)) == 50 * 3 % 97
 
 
@@ -190,19 +190,31 @@ def test_operations(operation, pairs, check):
     task = Modular(p=13, operation=operation)
     assert task.pairs == pairs
     pair = jnp.arange(pairs)
-    tokens, z = np.asarray(task.tokens(pair)), np.asarray(task.answer(pair))
-    x, y = tokens[:, 0], tokens[:, 2]
+    x, y = map(np.asarray, task.operands(pair))
+    z = np.asarray(task.answer(pair))
     assert len(set(zip(x, y, strict=True))) == pairs
     assert check(x, y, z).all()
     assert ((z >= 0) & (z < 13)).all()
     assert (0 in y) == (pairs == 169)
 
 
-def test_the_last_position_sees_the_whole_question():
+def test_logits_are_those_of_the_four_tokens_at_once(x64):
+    """The shared `x op` and its cache change nothing, nor do the gradients."""
     task = Modular(p=11, dim=16, heads=2)
-    params = task.init(jax.random.key(0))
-    logits = task.logits(params, jnp.arange(110))
-    assert np.unique(np.asarray(logits), axis=0).shape[0] == 110
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), task.init(jax.random.key(0)))
+    pair = jnp.arange(110)
+    x, y = task.operands(pair)
+    tokens = jnp.stack([x, jnp.full_like(x, 12), y, jnp.full_like(x, 11)], axis=-1)
+
+    def whole(params):
+        return nnx.merge(task.graphdef, params)(tokens)[0]
+
+    np.testing.assert_allclose(task.logits(params, pair), whole(params), rtol=0, atol=1e-13)
+    shared, plain = (
+        jax.grad(lambda p, f=f: jnp.sum(f(p) ** 2))(params) for f in (lambda p: task.logits(p, pair), whole)
+    )
+    chex.assert_trees_all_close(shared, plain, rtol=1e-10, atol=1e-10)
+    assert np.unique(np.asarray(whole(params)), axis=0).shape[0] == 110
 
 
 def test_learning_rate_rises_from_zero():
