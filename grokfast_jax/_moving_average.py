@@ -82,12 +82,12 @@ def moving_average(
       <https://arxiv.org/abs/2405.20233>`_, 2024, Algorithm 2.
     """
     check_int("window_size", window_size, cure="use optax.identity() for no filter")
-    s = 1 if stride is None else stride
-    check_int("stride", s, cure="use stride=1 for the exact window")
-    if window_size % s:
+    stride = 1 if stride is None else stride
+    check_int("stride", stride, cure="use stride=1 for the exact window")
+    w, s = int(window_size), int(stride)
+    if w % s:
         raise ValueError(
-            f"stride must divide window_size, got stride={s} and window_size={window_size}; "
-            "use stride=1 for the exact window"
+            f"stride must divide window_size, got stride={s} and window_size={w}; use stride=1 for the exact window"
         )
     check_choice("reduce", reduce, get_args(Reduce))
     check_choice("window_axis", window_axis, (0, -1, None))
@@ -96,7 +96,7 @@ def moving_average(
     check_float_dtype("buffer_dtype", buffer_dtype)
 
     axis = window_axis or 0
-    slots = int(window_size) // int(s)
+    slots = w // s
 
     def init_fn(params: optax.Params) -> Any:
         return MovingAverageState(
@@ -138,9 +138,9 @@ def moving_average(
             rounded,
         )
 
-        fill = jnp.minimum(state.fill + 1, window_size)
-        full = fill == window_size
-        held = jnp.where(full, window_size - s + 1 + phase, fill)
+        fill = jnp.minimum(state.fill + 1, w)
+        full = fill == w
+        held = jnp.where(full, w - s + 1 + phase, fill)
         scale = 1.0 / held.astype(float) if reduce == "mean" else jnp.ones((), float)
         slow = jax.tree.map(lambda window: scale.astype(window.dtype) * window, window)
         if warmup:
@@ -158,7 +158,7 @@ def moving_average(
                 lambda fresh, old: jnp.where(slot_done, jnp.where(ring_done, 0, fresh), old), fresh, state.fresh
             ),
             partial=None if s == 1 else jax.tree.map(lambda total: jnp.where(slot_done, 0, total), total),
-            position=(state.position + 1) % window_size,
+            position=(state.position + 1) % w,
             fill=fill,
         )
         return cast_like(slow, updates), new_state

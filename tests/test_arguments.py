@@ -112,6 +112,12 @@ def test_tracers_and_schedules_pass():
     gf.amplify(gf.ema(optax.constant_schedule(2.0)), optax.constant_schedule(float("nan")))
 
 
+def test_numpy_ints_are_ints():
+    tx = gf.moving_average(np.int64(4), stride=np.int32(2))
+    assert tx.init(jnp.zeros(3)).ring.shape == (2, 3)
+    tx.update(jnp.zeros(3), tx.init(jnp.zeros(3)))
+
+
 @pytest.mark.parametrize("number", [0, 0.5, np.float32(0.5), np.array(0.5), jnp.array(0.5), jnp.array(0)])
 def test_any_real_scalar_is_a_number(number):
     tx = gf.amplify(gf.ema(number), number, fast=number)

@@ -216,6 +216,8 @@ def test_plain_errors_give_a_message_and_a_status(capsys):
     assert capsys.readouterr().err == "error: what to do\n"
     assert plain_errors(lambda: fail(OSError(28, "No space left on device", "x.csv"))) == 1
     assert "x.csv: No space left on device" in capsys.readouterr().err
+    assert plain_errors(lambda: fail(KeyboardInterrupt())) == 1
+    assert "interrupted" in capsys.readouterr().err
     assert plain_errors(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
         plain_errors(lambda: fail(ZeroDivisionError()))

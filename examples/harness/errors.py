@@ -17,6 +17,8 @@ def plain_errors(main: Callable[[], object]) -> int:
     except OSError as error:  # a full disk, a read-only folder
         message = f"{error.filename or 'writing'}: {error.strerror or error}. Free or choose another place"
         message += "; a run that has begun goes on with --resume and its folder."
+    except KeyboardInterrupt:
+        message = "interrupted; what was complete is kept"
     else:
         return 0
     print(f"error: {message}", file=sys.stderr)

@@ -142,18 +142,17 @@ def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
         reached = config.stop_at is not None and step_reached(folder.rows, config.stop_at, config.hold) is not None
         return reached or step >= config.budget
 
+    def draw() -> None:
+        if folder.rows:
+            plots.save(plots.curves(folder.rows, title(experiment, config)), folder.path / "curves.png")
+
     with contextlib.ExitStack() as stack:
         logs = []
         if output.tensorboard:
             logs.append(loggers.tensorboard(stack, folder.path, step + 1))
         if output.wandb:
             logs.append(loggers.wandb(stack, folder.path, folder.config))
-        stack.callback(
-            lambda: (
-                folder.rows
-                and plots.save(plots.curves(folder.rows, title(experiment, config)), folder.path / "curves.png")
-            )
-        )
+        stack.callback(draw)
         interrupts = stack.enter_context(deferred_interrupts())
         seldom = 0.1 if sys.stderr.isatty() else 10.0
         bar = stack.enter_context(tqdm.tqdm(total=config.budget, initial=step, unit="step", mininterval=seldom))
