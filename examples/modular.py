@@ -24,7 +24,7 @@ Cache = list[jax.Array]  # keys and values of earlier positions, block by block:
 
 
 def apply(layer: nnx.Linear, x_bld: jax.Array) -> jax.Array:
-    """A linear layer over all positions as one matrix product: XLA's CPU gradient of a batched one is 2.4 x slower."""
+    """A linear layer over all positions as one matrix product; the gradient of a batched one is slow on XLA's CPU."""
     return layer(x_bld.reshape(-1, x_bld.shape[-1])).reshape(*x_bld.shape[:-1], -1)
 
 
@@ -200,7 +200,7 @@ class Config(RunConfig):
     """Grokking of modular arithmetic. Flags are named as those of the authors' script."""
 
     budget: int = 5_000
-    """Optimizer steps at most."""
+    """Optimizer steps at most, rounded up to whole evaluations."""
     p: int = 97
     """Prime modulus."""
     operation: Operation = "multiplication"
@@ -217,7 +217,8 @@ class Config(RunConfig):
         self.require(prime, "p", "a prime number")
         self.require(self.batch_size >= 1, "batch_size", "at least 1")
         task = self.task()
-        self.require(0 < task.train_pairs < task.pairs, "train_fraction", "in (0, 1) and leave a pair on either side")
+        both = 0 < self.train_fraction < 1 and 0 < task.train_pairs < task.pairs
+        self.require(both, "train_fraction", "in (0, 1) and leave a pair on either side")
 
     def task(self) -> Modular:
         """The task of this run."""

@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
@@ -27,7 +28,7 @@ from .harness.errors import UserError, plain_errors
 from .harness.optimizers import HYPER, make_tx
 from .harness.records import Row, is_finite, step_reached, to_row
 from .harness.run_folder import provenance, write_whole
-from .harness.train import program
+from .harness.train import Program, Task, program
 
 EXPERIMENTS: dict[str, ModuleType] = {"modular": modular, "mnist": mnist}
 
@@ -78,6 +79,8 @@ def cells(sweep: Sweep) -> list[Cell]:
             raise UserError(
                 f"--grid must be FLAG=VALUE,VALUE with a flag of {sweep.experiment} such as lamb, got {item!r}"
             )
+        if name == "seed" or name in dict(axes):
+            raise UserError(f"--grid must name a flag once, and seeds by --seeds, got {item!r}")
         axes.append((name, values.split(",")))
     result = []
     for preset in sweep.presets:
@@ -92,16 +95,32 @@ def cells(sweep: Sweep) -> list[Cell]:
                 place = {"preset": preset}
                 place |= {name: v for (name, choice), v in zip(axes, values, strict=True) if len(choice) > 1}
                 result.append(Cell(place, dataclasses.replace(config, seed=seed)))
+    if not result:
+        raise UserError("--presets and --seeds must name at least one each")
+    if len({cell.name for cell in result}) < len(result):
+        raise UserError("--presets, --seeds and --grid must not name anything twice")
     return result
+
+
+def static(config: RunConfig) -> RunConfig:
+    """`config` without what may differ within one compiled program."""
+    return dataclasses.replace(config, seed=0, **dict.fromkeys(HYPER, 0.0))
+
+
+@functools.lru_cache(maxsize=1)
+def compiled_program(config: RunConfig, size: int) -> tuple[Task, Program]:
+    """The task and the program of all groups of `size` runs with this static configuration."""
+    task, make = config.task(), functools.partial(make_tx, config)
+    if size == 1:
+        return task, program(task, make)
+    example = {name: jnp.zeros(size) for name in HYPER}, jnp.stack([jax.random.key(0)] * size)
+    return task, program(task, make, example=example)
 
 
 def groups(todo: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
     """Runs that one vmapped program can train together."""
-
-    def static(cell: Cell) -> str:
-        return repr(dataclasses.replace(cell.config, seed=0, **dict.fromkeys(HYPER, 0.0)))
-
-    for _, group in itertools.groupby(sorted(todo, key=static), static):
+    key = lambda cell: repr(static(cell.config))  # noqa: E731
+    for _, group in itertools.groupby(sorted(todo, key=key), key):
         members = list(group)
         for i in range(0, len(members), size):
             yield members[i : i + size]
@@ -110,16 +129,13 @@ def groups(todo: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
 def train_group(group: Sequence[Cell], bar: tqdm.tqdm) -> list[list[Row]]:
     """The records of each run of a group, trained until the budget is spent or all have stopped."""
     config = group[0].config
-    task = config.task()
+    task, compiled = compiled_program(static(config), len(group))
     keys = [jax.random.key(cell.config.seed) for cell in group]
     hypers = [cell.config.hyper() for cell in group]
-    make = functools.partial(make_tx, config)
     if len(group) == 1:
         hyper, key = hypers[0], keys[0]
-        compiled = program(task, make)
     else:
         hyper, key = {name: jnp.array([h[name] for h in hypers]) for name in HYPER}, jnp.stack(keys)
-        compiled = program(task, make, example=(hyper, key))
     state = compiled.init(hyper, key)
     records: list[list[Row]] = [[] for _ in group]
     done = [False] * len(group)
@@ -132,9 +148,8 @@ def train_group(group: Sequence[Cell], bar: tqdm.tqdm) -> list[list[Row]]:
                 reached = config.stop_at is not None and step_reached(rows, config.stop_at, config.hold) is not None
                 done[i] = reached or not is_finite(rows[-1])
         bar.update(task.steps * len(group))
-        bar.set_postfix_str(
-            f"{group[0].name} step {step:,} val {max(rows[-1]['val_accuracy'] for rows in records):.1%}"
-        )
+        best = max(rows[-1]["val_accuracy"] for rows in records)
+        bar.set_postfix_str(f"{group[0].name} step {step:,} val {best:.1%}", refresh=False)
         if all(done):
             break
     return records
@@ -170,6 +185,7 @@ def to_rows(result: dict[str, Any]) -> list[Row]:
 
 def spread(values: Sequence[float | None], form: str) -> str:
     """Median and range; None stands for a threshold that was not reached, later than any step."""
+    values = [None if value is None or math.isnan(value) else value for value in values]
     numbers = sorted(float("inf") if value is None else value for value in values)
     low, middle, high = (
         "never" if x == float("inf") else format(x, form) for x in (numbers[0], statistics.median(numbers), numbers[-1])
@@ -246,7 +262,8 @@ def run(sweep: Sweep) -> None:
     if sweep.group_size < 1:
         raise UserError(f"--group-size must be at least 1, got {sweep.group_size}")
     every = cells(sweep)
-    plan = json.dumps(dataclasses.asdict(sweep), indent=2, default=str) + "\n"
+    parts = {name: value for name, value in dataclasses.asdict(sweep).items() if name not in ("out", "group_size")}
+    plan = json.dumps(parts, indent=2) + "\n"
     plan_file = sweep.out / "sweep.json"
     if plan_file.exists() and plan_file.read_text() != plan:
         raise UserError(f"{sweep.out} holds another sweep; repeat the command in {plan_file}, or choose another --out")

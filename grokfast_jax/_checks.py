@@ -28,17 +28,15 @@ def check_number(
         raise ValueError(message)
 
 
-def check_int(name: str, value: Any, *, cure: str) -> None:
-    """Raise unless `value` is a positive Python (or NumPy) int."""
-    message = f"{name} must be a positive int, got {value!r}; {cure}"
+def check_int(name: str, value: Any, *, cure: str, low: int = 1) -> None:
+    """Raise unless `value` is a Python (or NumPy) int of at least `low`, which is 0 or 1."""
+    allowed = "a positive int" if low else "an int of at least 0"
     if isinstance(value, jax.Array):
-        raise TypeError(
-            f"{name} must be a positive int, got the array {value!r}; it decides the shape of the state, so pass a "
-            f'Python int (under optax.inject_hyperparams, name it in static_args=("{name}",))'
-        )
+        cure = f'pass a Python int; under optax.inject_hyperparams name it in static_args=("{name}",)'
+    message = f"{name} must be {allowed}, got {value!r}; {cure}"
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(message)
-    if value < 1:
+    if value < low:
         raise ValueError(message)
 
 

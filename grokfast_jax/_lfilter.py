@@ -44,11 +44,12 @@ def lfilter(
       a: Denominator coefficients likewise; `a[0]` must not be 0. The default makes a finite impulse response.
       start: What the filter has seen before the first gradient. `"zero"`: zeros. `"gradient"`: that gradient for
         ever, so that the response to it is steady (`scipy.signal.lfilter_zi` times the first gradient).
-      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32.
+      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32. For
+        complex parameters, the complex dtype of that width, at least complex64.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
-      is an `LfilterState`.
+      is an `LfilterState`. Its new axis comes first, which does not go with Flax partition metadata.
 
     Raises:
       ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to 0 with

@@ -51,14 +51,15 @@ def moving_average(
         divide `window_size`. A slot leaves the window as a whole, so the window then really holds between
         w - stride + 1 and w gradients; the mean is over those that it holds. None is 1, the exact window.
       buffer_dtype: Dtype of the ring. None keeps the parameters' dtype, but at least float32. A narrower one rounds
-        every gradient (or slot) once; the sums stay in at least float32 and never drift.
-      window_axis: Where the ring has its window axis: 0, the first and fast one, or -1, the last one, for parameters
-        whose metadata names their leading axes (Flax partition metadata). None is 0.
+        every gradient (or slot) once; the sums stay in at least float32 and never drift. For complex parameters, the
+        complex dtype of that width, at least complex64.
+      window_axis: Where the ring has its window axis: 0, the first and fast one, or -1, the last one. Parameters with
+        Flax partition metadata need -1: the metadata names leading axes, and would shard the window at 0. None is 0.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
-      is a `MovingAverageState`, window_size / stride + 2 arrays per parameter. Donate it under jit, or XLA copies the
-      ring at each step.
+      is a `MovingAverageState`, window_size / stride + 2 arrays per parameter (and one more with a stride). Donate it
+      under jit, or XLA copies the ring at each step.
 
     Raises:
       ValueError: `window_size` or `stride` is not positive, `stride` does not divide `window_size`, or `reduce` or

@@ -19,8 +19,9 @@ def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: i
     Args:
       tx: The gradient transformation.
       length: Number of steps to measure, a positive int.
-      settle: Number of zero gradients before the impulse, an int of at least 0, so that the start of a filter
-        (`start="gradient"`, `warmup`) is over. None is `length`; 0 shows the start instead.
+      settle: Number of zero gradients before the impulse, an int of at least 0. So many steps are to be enough for the
+        start of a filter to be over: one for `start="gradient"`, `window_size` for `warmup`. None is `length`; 0 shows
+        the start instead.
 
     Returns:
       An array of shape (length,), in the default float dtype.
@@ -38,8 +39,7 @@ def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: i
     """
     check_int("length", length, cure="pass the number of steps to measure")
     settle = length if settle is None else settle
-    if settle != 0 or isinstance(settle, bool):
-        check_int("settle", settle, cure="use settle=0 to measure from the first step on")
+    check_int("settle", settle, low=0, cure="use settle=0 to measure from the first step on")
     params = jnp.zeros((), float)
     gradients = jnp.zeros(settle + length, float).at[settle].set(1.0)
 

@@ -90,6 +90,11 @@ BAD = [
         r"fast \+ lamb must not be 0 .* normalize=False",
     ),
     (lambda: gf.impulse_response(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
+    (
+        lambda: gf.impulse_response(gf.ema(0.9), 5, settle=0.0),
+        TypeError,
+        r"settle must be an int of at least 0, got 0.0; ",
+    ),
     (lambda: gf.impulse_response(gf.ema(0.9), 5, settle=-1), ValueError, r"settle must be .* got -1; use settle=0"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=0.1), ValueError, r"frequencies must be a 1-D array"),
 ]

@@ -121,22 +121,31 @@ def test_an_interrupted_run_is_resumed_bit_for_bit(number, undisturbed, tmp_path
     assert_same_run(folder, undisturbed)
 
 
-def test_a_full_disk_loses_nothing(undisturbed, tmp_path, capsys):
-    """A limit on the size of files stands for the full disk: a record is cut off in the middle."""
+# Orbax drops the futures of a write that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("checkpoint_every", "limit"), [(1000, 600), (2, 600), (2, 300)])
+def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_path, capsys):
+    """A limit on the size of files stands for the full disk: a record, or a checkpoint, is cut off in the middle."""
     folder = tmp_path / "full"
-    size = (undisturbed / "metrics.csv").stat().st_size
+    assert (undisturbed / "metrics.csv").stat().st_size > 600
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    toy_main("--preset", "ma", "--out", folder, "--budget", 4)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    toy_main("--preset", "ma", "--out", folder, "--budget", 80, "--stop-at", 0.01)
+    rewritten = (folder / "config.json").read_text().replace('"stop_at": 0.01', '"stop_at": null')
+    (folder / "config.json").write_text(rewritten)
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
-        status = plain_errors(lambda: toy_main("--resume", folder, "--budget", 80, "--checkpoint-every", 1000))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunFolder, "update_config", lambda self, changes: None)
+            status = plain_errors(lambda: toy_main("--resume", folder, "--checkpoint-every", checkpoint_every))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("error: ")
-    assert "File too large" in message
-    assert "--resume" in message
+    messages = capsys.readouterr().err
+    assert "error: " in messages
+    assert "Traceback" not in messages
+    assert "ile too large" in messages
+    assert "--resume" in messages
     toy_main("--resume", folder, "--budget", 80)
     assert_same_run(folder, undisturbed)
 
@@ -162,6 +171,27 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     with pytest.raises(UserError, match=r"cannot make .*run: Permission denied; choose another --out"):
         toy_main("--out", tmp_path / "run")
+
+
+def test_resume_refuses_what_it_cannot_go_on_with(undisturbed, tmp_path):
+    with pytest.raises(UserError, match=r"whole holds a run of toy; go on with it by python -m examples.toy --resume"):
+        main("other", toy.PRESETS, "ema", ["--resume", str(undisturbed)])
+    with pytest.raises(UserError, match="--preset starts a run and --resume goes on with one"):
+        toy_main("--resume", undisturbed, "--preset", "none")
+    shutil.copytree(undisturbed, tmp_path / "short")
+    metrics = tmp_path / "short" / "metrics.csv"
+    for kept in (0, 1, 15):
+        metrics.write_text("".join((undisturbed / "metrics.csv").read_text().splitlines(keepends=True)[:kept]))
+        with pytest.raises(UserError, match=r"metrics.csv lacks records before step 80, that of the checkpoint; put"):
+            toy_main("--resume", tmp_path / "short", "--budget", 120)
+
+
+def test_what_may_change_on_resume_is_kept(undisturbed, tmp_path):
+    toy_main("--preset", "ma", "--out", tmp_path / "run", "--budget", 8)
+    toy_main("--resume", tmp_path / "run", "--budget", 80)
+    toy_main("--resume", tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").config == RunFolder.open(undisturbed).config
+    assert_same_run(tmp_path / "run", undisturbed)
 
 
 def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):

@@ -16,7 +16,7 @@ from examples import mnist
 from examples.harness import files
 from examples.harness.errors import UserError
 from examples.harness.optimizers import make_tx
-from examples.mnist import PRESETS, Mnist, load, read_idx
+from examples.mnist import PRESETS, Mnist, load
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -70,13 +70,6 @@ def test_a_missing_or_damaged_file_is_named(data_dir):
     path.unlink()
     with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz is missing; put it there \(from http"):
         load(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"\0\0\x08"), idx(np.zeros((2, 2), np.uint8))[:-9]])
-def test_a_file_that_is_no_idx_file_is_named(content, tmp_path):
-    (tmp_path / "x.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"x.gz is no readable MNIST file .*; get it again"):
-        read_idx(tmp_path / "x.gz")
 
 
 def test_without_a_network_it_says_what_to_do(monkeypatch, tmp_path):

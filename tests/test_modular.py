@@ -248,6 +248,45 @@ def test_presets_are_those_of_the_paper():
     assert PRESETS["slow-only"].fast == 0
 
 
+@pytest.fixture(scope="module")
+def filtered():
+    """What the filter of a preset makes of 700 random gradients."""
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(700, 3)), jnp.float32)
+
+    def run(name):
+        config = PRESETS[name]
+        # Without decay and with a plain step, the chain shows its filter.
+        hyper = config.hyper() | {"weight_decay": 0.0}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(optax, "scale_by_adam", lambda *_: optax.identity())
+            patch.setattr(optax, "linear_schedule", lambda *_: optax.constant_schedule(-1e3))
+            tx = make_tx(config, hyper)
+
+        def step(state, g):
+            out, state = tx.update(g, state, g)
+            return state, out
+
+        with jax.numpy_dtype_promotion("standard"):
+            return lax.scan(step, tx.init(grads[0]), grads)[1]
+
+    return grads, run
+
+
+def test_two_stage_amplifies_from_step_500_on(filtered):
+    grads, run = filtered
+    np.testing.assert_allclose(run("two-stage")[:500], grads[:500], rtol=1e-5)
+    np.testing.assert_allclose(run("two-stage")[500:], run("ma")[500:], rtol=1e-5)
+    assert not np.allclose(run("ma")[100:500], grads[100:500])
+
+
+def test_slow_only_leaves_the_slow_part_alone(filtered):
+    grads, run = filtered
+    np.testing.assert_allclose(run("slow-only"), run("ma") - grads, rtol=1e-4, atol=1e-5)
+    means = [5 * np.mean(grads[i - 99 : i + 1], axis=0) for i in range(99, 700)]
+    np.testing.assert_allclose(run("slow-only")[99:], means, rtol=1e-3, atol=1e-5)
+    assert not run("slow-only")[:99].any()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains(name):
     config = PRESETS[name]

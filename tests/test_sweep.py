@@ -80,6 +80,8 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
     sweep.run(make(tmp_path / "s"))
     assert len(calls) == 4 + 5
     assert (tmp_path / "s" / "curves.csv").read_text() == (tmp_path / "whole" / "curves.csv").read_text()
+    sweep.run(make(tmp_path / "s", group_size=2))
+    assert len(calls) == 4 + 5
 
 
 def test_another_sweep_does_not_overwrite(tmp_path):
@@ -101,6 +103,12 @@ def test_another_sweep_does_not_overwrite(tmp_path):
         ({"grid": ("lamb",)}, "--grid must be FLAG=VALUE,VALUE .* got 'lamb'"),
         ({"grid": ("foo=1",)}, "--grid must be FLAG=VALUE,VALUE .* got 'foo=1'"),
         ({"grid": ("alpha=2",)}, r"--alpha must be in \[0, 1\), got 2.0"),
+        ({"grid": ("seed=0,1",)}, "--grid must name a flag once, and seeds by --seeds, got 'seed=0,1'"),
+        ({"grid": ("lamb=1", "lamb=2")}, "--grid must name a flag once, .* got 'lamb=2'"),
+        ({"grid": ("lamb=1,1",)}, "must not name anything twice"),
+        ({"seeds": (0, 0)}, "must not name anything twice"),
+        ({"presets": ("ema", "ema")}, "must not name anything twice"),
+        ({"seeds": ()}, "--presets and --seeds must name at least one each"),
         ({"group_size": 0}, "--group-size must be at least 1, got 0"),
     ],
 )
@@ -146,3 +154,4 @@ def test_spread():
     assert spread([None, None], ",.0f") == "never"
     assert spread([3, None, 1], ",.0f") == "3 (1 to never), 1 of 3 missed"
     assert spread([None, None, 1], ",.0f") == "never (1 to never), 2 of 3 missed"
+    assert spread([float("nan"), 1, 2], ",.0f") == "2 (1 to never), 1 of 3 missed"

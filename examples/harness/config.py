@@ -15,7 +15,7 @@ class RunConfig(OptimizerConfig):
     seed: int = 0
     """Seed of the initial parameters, the data split and the order of the batches."""
     budget: int = 10_000
-    """Optimizer steps at most."""
+    """Optimizer steps at most, rounded up to whole evaluations."""
     stop_at: float | None = 0.95
     """Stop when the validation accuracy reaches this; None to use the whole budget."""
     hold: int = 0
@@ -27,8 +27,8 @@ class RunConfig(OptimizerConfig):
         self.require(math.isfinite(self.lamb), "lamb", "a finite number")
         self.require(math.isfinite(self.fast), "fast", "a finite number")
         self.require(self.window_size >= 1, "window_size", "at least 1")
-        self.require(self.lr >= 0, "lr", "at least 0")
-        self.require(self.weight_decay >= 0, "weight_decay", "at least 0")
+        self.require(0 <= self.lr < math.inf, "lr", "a finite number of at least 0")
+        self.require(0 <= self.weight_decay < math.inf, "weight_decay", "a finite number of at least 0")
         self.require(0 <= self.beta1 < 1, "beta1", "in [0, 1)")
         self.require(0 <= self.beta2 < 1, "beta2", "in [0, 1)")
         self.require(self.lr_warmup >= 0, "lr_warmup", "at least 0")

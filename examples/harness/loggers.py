@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import UserError
 from .records import Row
+from .run_folder import write_whole
 
 Logger = Callable[[Row], None]
 
@@ -31,7 +32,7 @@ def wandb(stack: contextlib.ExitStack, folder: Path, config: dict[str, Any]) -> 
     module = _module("wandb", "wandb")
     id_file = folder / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex)
+        write_whole(id_file, uuid.uuid4().hex)
     run = module.init(project="grokfast_jax", dir=folder, id=id_file.read_text(), resume="allow", config=config)
     stack.callback(run.finish)
 

@@ -25,7 +25,7 @@ from .records import is_finite, step_reached, to_row
 from .run_folder import RunFolder
 from .train import program
 
-MAY_CHANGE_ON_RESUME = ("budget", "stop_at", "hold", "data_dir")
+MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,18 @@ def parse(
     except argparse.ArgumentError:  # a flag without its value, of which tyro tells below
         choice = argparse.Namespace(preset=None, resume=None)
     base = presets.get(choice.preset, presets[default])
-    stored = None
+    stored = {}
     if choice.resume is not None:
+        if choice.preset is not None:
+            raise UserError("--preset starts a run and --resume goes on with one; pass one of them")
+        everything = RunFolder.open(choice.resume).config
+        if everything["experiment"] != experiment:
+            raise UserError(
+                f"{choice.resume} holds a run of {everything['experiment']}; go on with it by "
+                f"python -m examples.{everything['experiment']} --resume {choice.resume}"
+            )
         names = {field.name for field in dataclasses.fields(base)}
-        stored = {name: value for name, value in RunFolder.open(choice.resume).config.items() if name in names}
+        stored = {name: value for name, value in everything.items() if name in names}
         base = dataclasses.replace(base, **stored)
 
     def command(config: Any, output: Any, preset: Any = default) -> tuple[Any, Output]:
@@ -86,8 +94,8 @@ def parse(
     config, output = tyro.cli(
         command, prog=f"python -m examples.{experiment}", args=argv, description=type(base).__doc__
     )
-    for name, value in (stored or {}).items():
-        if getattr(config, name) != value and name not in MAY_CHANGE_ON_RESUME:
+    for name, value in stored.items():
+        if getattr(config, name) != value and name not in MAY_CHANGE:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(
                 f"{flag} is {value} in the run in {output.resume} and must stay so, got {getattr(config, name)}; "
@@ -125,9 +133,10 @@ def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
     if output.resume is None:
         name = f"{experiment}-{config.filter}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         path = output.out or Path("runs") / name
-        folder = RunFolder.create(path, {"experiment": experiment, **config.facts()})
+        folder = RunFolder.create(path, {"experiment": experiment, **dataclasses.asdict(config)})
     else:
         folder = RunFolder.open(output.resume)
+        folder.update_config({name: value for name, value in dataclasses.asdict(config).items() if name in MAY_CHANGE})
 
     start = time.perf_counter()
     compiled = program(task, functools.partial(make_tx, config))
@@ -186,10 +195,13 @@ def title(experiment: str, config: RunConfig) -> str:
     """The title of a run's picture."""
     gradient_filter = {
         "none": "no filter",
-        "ema": f"Grokfast-EMA (α {config.alpha:g}, λ {config.lamb:g})",
-        "ma": f"Grokfast-MA (w {config.window_size}, λ {config.lamb:g})",
+        "ema": f"Grokfast-EMA α {config.alpha:g} λ {config.lamb:g}",
+        "ma": f"Grokfast-MA w {config.window_size} λ {config.lamb:g}",
     }[config.filter]
-    return f"{experiment}: {gradient_filter}, weight decay {config.weight_decay:g}, seed {config.seed}"
+    if config.filter != "none":
+        gradient_filter += " from step 500" * config.two_stage + f" fast {config.fast:g}" * (config.fast != 1)
+    optimizer = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
+    return f"{experiment}: {gradient_filter}, {optimizer} weight decay {config.weight_decay:g}, seed {config.seed}"
 
 
 def summary(config: RunConfig, folder: RunFolder, seconds: float) -> str:

@@ -79,6 +79,10 @@ class RunFolder:
         """The content of config.json."""
         return json.loads((self.path / "config.json").read_text())
 
+    def update_config(self, changes: Mapping[str, Any]) -> None:
+        """Change entries of config.json."""
+        write_whole(self.path / "config.json", json.dumps({**self.config, **changes}, indent=2) + "\n")
+
     @property
     def _metrics(self) -> Path:
         return self.path / "metrics.csv"
@@ -89,12 +93,22 @@ class RunFolder:
         lines = [",".join(map(str, row.values()))] if self.rows else [",".join(row), ",".join(map(str, row.values()))]
         with self._metrics.open("a") as file:
             file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         self.rows.append({name: float(value) for name, value in row.items()})
 
     def save(self, state: Any) -> None:
         """Keep a checkpoint of the state after the last record, in place of the one before."""
-        with self._checkpoints() as manager:
-            manager.save(int(self.rows[-1]["step"]), args=ocp.args.StandardSave(state), force=True)
+        step = int(self.rows[-1]["step"])
+        try:
+            with self._checkpoints() as manager:
+                manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        except (OSError, ValueError) as error:  # Orbax turns a full disk into a ValueError
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"the checkpoint of step {step:,} could not be written ({reason}); the one before is kept. "
+                f"Free space and go on with --resume {self.path}"
+            ) from error
 
     def restore(self, like: Any) -> Any:
         """The state of the last checkpoint, None if there is none; records after it are dropped."""
@@ -109,6 +123,11 @@ class RunFolder:
         lines = [line for line in lines if line.endswith("\n")]
         kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= step]
         self.rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(kept)]
+        if step != (self.rows[-1]["step"] if self.rows else 0):
+            raise UserError(
+                f"{self._metrics} lacks records before step {step:,}, that of the checkpoint; "
+                "put the file back, or start a new run"
+            )
         write_whole(self._metrics, "".join(kept) if self.rows else "")
         return state
 
