@@ -1,9 +1,11 @@
 """Kill a run at random moments and resume it each time: `python -m benchmarks.kill_and_resume`.
 
-The mod-97 model trains without a disturbance, and again while SIGKILL strikes it at random moments. Both must end with
-the same metrics file, byte for byte, and the same parameters. Takes about ten minutes on two CPU cores.
+The mod-97 model trains without a disturbance, and again while SIGKILL strikes it at random moments: one time in five while
+it starts, else some records later, among its training steps, evaluations and checkpoints. Both must end with the same
+metrics file, byte for byte, and the same parameters. Takes about ten minutes on two CPU cores.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -32,9 +34,9 @@ class Arguments:
 
     kills: int = 20
     """How many times the run is killed."""
-    budget: int = 400
+    budget: int = 800
     """Steps of the run."""
-    checkpoint_every: int = 4
+    checkpoint_every: int = 2
     """Records between two checkpoints."""
     seed: int = 0
     """Seed of the moments."""
@@ -53,6 +55,16 @@ def records(folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> None:
+    """Wait until a run has written so many records, or has ended."""
+    seen, last = 0, records(folder)
+    while seen < number and process.poll() is None:
+        time.sleep(0.01)
+        now = records(folder)  # falls when a resumed run cuts the file to its checkpoint
+        seen += max(now - last, 0)
+        last = now
+
+
 def main(arguments: Arguments) -> None:
     """Run, kill, resume, compare, and write what came out."""
     rng = random.Random(arguments.seed)
@@ -62,23 +74,20 @@ def main(arguments: Arguments) -> None:
     moments = []
     with tempfile.TemporaryDirectory() as name:
         whole, killed = Path(name) / "whole", Path(name) / "killed"
-        start = time.perf_counter()
         subprocess.run([*command, *flags, "--out", whole], check=True, stderr=subprocess.DEVNULL)
-        undisturbed = time.perf_counter() - start
         while len(moments) < arguments.kills:
             place = ["--resume", killed] if killed.exists() else [*flags, "--out", killed]
             process = subprocess.Popen([*command, *place, *every], stderr=subprocess.DEVNULL)
-            # From before the first record of this attempt to some records later.
-            delay = rng.uniform(1.0, 0.5 * undisturbed)
-            try:
-                process.wait(delay)
-                if process.returncode != 0:
+            early = len(moments) % 5 == 0
+            wait_for_records(process, killed, 0 if early else rng.randint(1, 5))
+            delay = rng.uniform(0.5, 8.0) if early else rng.uniform(0.0, 1.0)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if process.wait(delay) != 0:
                     raise SystemExit("a resumed run failed by itself")
                 break  # it came to its end before all kills were spent
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            moments.append({"after_seconds": round(delay, 2), "lines_written": records(killed)})
+            process.kill()
+            process.wait()
+            moments.append({"early": early, "delay_seconds": round(delay, 2), "records_in_file": records(killed)})
             print(f"kill {len(moments)} of {arguments.kills}: {moments[-1]}", flush=True)
         subprocess.run([*command, "--resume", killed, *every], check=True, stderr=subprocess.DEVNULL)
         same_metrics = (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
