@@ -1,8 +1,8 @@
 """Kill a run at random moments and resume it each time: `python -m benchmarks.kill_and_resume`.
 
-The mod-97 model trains without a disturbance, and again while SIGKILL strikes it at random moments: one time in five while
-it starts, else some records later, among its training steps, evaluations and checkpoints. Both must end with the same
-metrics file, byte for byte, and the same parameters. Takes about ten minutes on two CPU cores.
+The mod-97 model trains without a disturbance, and again while SIGKILL strikes it at random moments: one time in five
+while it starts, else some records later, among its training steps, evaluations and checkpoints. Both must end with the
+same metrics file, byte for byte, and the same parameters. Takes about ten minutes on two CPU cores.
 """
 
 import contextlib
