@@ -212,8 +212,8 @@ def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):
     [
         (["--alpha", "1"], r"--alpha must be in \[0, 1\), got 1.0"),
         (["--window-size", "0"], "--window-size must be at least 1, got 0"),
-        (["--lr", "-1"], "--lr must be at least 0, got -1.0"),
-        (["--weight-decay", "-1"], "--weight-decay must be at least 0, got -1.0"),
+        (["--lr", "-1"], "--lr must be a finite number of at least 0, got -1.0"),
+        (["--weight-decay", "-1"], "--weight-decay must be a finite number of at least 0, got -1.0"),
         (["--beta2", "1"], r"--beta2 must be in \[0, 1\), got 1.0"),
         (["--budget", "0"], "--budget must be at least 1, got 0"),
         (["--stop-at", "95"], r"--stop-at must be in \(0, 1\], or None, got 95.0"),
