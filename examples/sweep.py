@@ -119,7 +119,7 @@ def compiled_program(config: RunConfig, size: int) -> tuple[Task, Program]:
 
 def groups(todo: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
     """Runs that one vmapped program can train together."""
-    key = lambda cell: repr(static(cell.config))  # noqa: E731
+    key = lambda cell: repr(static(cell.config))
     for _, group in itertools.groupby(sorted(todo, key=key), key):
         members = list(group)
         for i in range(0, len(members), size):

@@ -151,7 +151,7 @@ def test_coupled_weight_decay_as_in_the_paper():
 
 def test_hyperparameters_vmap():
     grads = gradients()
-    run = lambda alpha, lamb: train(gf.grokfast_ema(alpha, lamb), grads)[0]  # noqa: E731
+    run = lambda alpha, lamb: train(gf.grokfast_ema(alpha, lamb), grads)[0]
     many = jax.jit(jax.vmap(run))(jnp.array([0.5, 0.9]), jnp.array([1.0, 4.0]))
     for i, (alpha, lamb) in enumerate([(0.5, 1.0), (0.9, 4.0)]):
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], many), run(alpha, lamb), rtol=1e-5)

@@ -164,7 +164,7 @@ def test_gradient_dtypes_go_out_and_state_types_are_a_fixed_point(tx):
     state = jax.eval_shape(tx.init, params)
     out, new_state = jax.eval_shape(tx.update, grads, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, grads)
-    describe = lambda x: (x.shape, x.dtype, x.weak_type)  # noqa: E731
+    describe = lambda x: (x.shape, x.dtype, x.weak_type)
     assert jax.tree.map(describe, new_state) == jax.tree.map(describe, state)
     assert not any(x.weak_type for x in jax.tree.leaves((out, state)))
 

@@ -59,7 +59,7 @@ trees = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from("ab"), children, max_size=2),
     max_leaves=3,
 )
-is_leaf = lambda x: isinstance(x, tuple)  # noqa: E731
+is_leaf = lambda x: isinstance(x, tuple)
 
 
 @settings(max_examples=40, deadline=None)
@@ -216,7 +216,7 @@ def test_a_schedule_sees_the_number_of_earlier_updates():
     g = jnp.ones((4, 1))
     np.testing.assert_array_equal(run(gf.amplify(optax.identity(), lambda step: step), g)[:, 0], [1, 2, 3, 4])
     np.testing.assert_array_equal(run(gf.amplify(optax.identity(), 0.0, fast=lambda n: n), g)[:, 0], [0, 1, 2, 3])
-    alpha = lambda step: jnp.where(step < 2, 0.0, 0.5)  # noqa: E731
+    alpha = lambda step: jnp.where(step < 2, 0.0, 0.5)
     slow = run(gf.ema(alpha, start="zero"), jnp.array([4.0, 2.0, 0.0, 0.0]))
     np.testing.assert_array_equal(slow, [4, 2, 1, 0.5])
 
