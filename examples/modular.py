@@ -232,7 +232,7 @@ PRESETS = {
     "baseline": Config(filter="none", weight_decay=0.0, budget=50_000),
     "ema": Config(),
     "ma": Config(filter="ma", lamb=5.0, weight_decay=0.01),
-    "two-stage": Config(filter="ma", lamb=5.0, weight_decay=0.01, two_stage=True),
+    "two-stage": Config(filter="ma", lamb=5.0, weight_decay=0.01, filter_from=500),
     "slow-only": Config(filter="ma", lamb=5.0, weight_decay=0.01, fast=0.0),
     # Their controls: the same weight decay without a filter, and AdamW with a strong one
     "decay-005": Config(filter="none"),

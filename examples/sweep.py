@@ -26,7 +26,7 @@ from .harness import plots
 from .harness.config import RunConfig
 from .harness.errors import UserError, plain_errors
 from .harness.optimizers import HYPER, make_tx
-from .harness.records import Row, is_finite, step_reached, to_row
+from .harness.records import Row, best, is_finite, judged_by, step_reached, to_row, told
 from .harness.run_folder import provenance, write_whole
 from .harness.train import Program, Task, program
 
@@ -148,8 +148,8 @@ def train_group(group: Sequence[Cell], bar: tqdm.tqdm) -> list[list[Row]]:
                 reached = config.stop_at is not None and step_reached(rows, config.stop_at, config.hold) is not None
                 done[i] = reached or not is_finite(rows[-1])
         bar.update(task.steps * len(group))
-        best = max(rows[-1]["val_accuracy"] for rows in records)
-        bar.set_postfix_str(f"{group[0].name} step {step:,} val {best:.1%}", refresh=False)
+        now = told(judged_by(records[0][0]), best([rows[-1] for rows in records]))
+        bar.set_postfix_str(f"{group[0].name} step {step:,} val {now}", refresh=False)
         if all(done):
             break
     return records
@@ -160,14 +160,14 @@ def summarise(results: Sequence[dict[str, Any]], thresholds: Sequence[float]) ->
     table = []
     for result in results:
         rows = to_rows(result)
-        finite = [row for row in rows if is_finite(row)]
+        finite, accuracy = [row for row in rows if is_finite(row)], judged_by(rows[0]) == "accuracy"
         table.append(
             {
                 **result["axes"],
                 "seed": result["config"]["seed"],
                 "last_step": int(rows[-1]["step"]),
                 "finite": is_finite(rows[-1]),
-                "best_val_accuracy": max((row["val_accuracy"] for row in finite), default=float("nan")),
+                **({"best_val_accuracy": best(finite) if finite else float("nan")} if accuracy else {}),
                 "min_val_loss": min((row["val_loss"] for row in finite), default=float("nan")),
                 **{f"steps_to_{100 * t:g}": step_reached(rows, t) for t in thresholds},
                 "device": result["device"],
@@ -200,18 +200,21 @@ def spread(values: Sequence[float | None], form: str) -> str:
 
 def markdown(table: Sequence[dict[str, Any]], axes: Sequence[str], thresholds: Sequence[float]) -> str:
     """Median and range over the seeds of every combination, as a Markdown table."""
-    names = [f"steps_to_{100 * t:g}" for t in thresholds]
+    columns = {f"steps_to_{100 * t:g}": (f"steps to {100 * t:g} %", 1, ",.0f") for t in thresholds}
+    if "best_val_accuracy" in table[0]:
+        columns["best_val_accuracy"] = ("best val. accuracy (%)", 100, ".1f")
+    columns["min_val_loss"] = ("lowest val. loss", 1, ".3g")
     lines = [
-        " | ".join(
-            ["", *axes, "seeds", *(f"steps to {100 * t:g} %" for t in thresholds), "best val. accuracy (%)", ""]
-        ),
-        "|---" * (len(axes) + len(names) + 2) + "|",
+        " | ".join(["", *axes, "seeds", *(title for title, _, _ in columns.values()), ""]),
+        "|---" * (len(axes) + len(columns) + 1) + "|",
     ]
     for place, group in itertools.groupby(table, lambda row: [row[axis] for axis in axes]):
         runs = list(group)
-        accuracy = spread([100 * run["best_val_accuracy"] for run in runs], ".1f")
-        columns = [spread([run[name] for run in runs], ",.0f") for name in names]
-        lines.append(" | ".join(["", *place, str(len(runs)), *columns, accuracy, ""]))
+        spreads = [
+            spread([None if run[name] is None else scale * run[name] for run in runs], form)
+            for name, (_, scale, form) in columns.items()
+        ]
+        lines.append(" | ".join(["", *place, str(len(runs)), *spreads, ""]))
     return "\n".join(line.strip() for line in lines) + "\n"
 
 
@@ -239,14 +242,16 @@ def report(sweep: Sweep, results: Sequence[dict[str, Any]]) -> str:
     if len(varied) == 2 and "preset" not in varied:
         y, x = varied
         values = {axis: list(dict.fromkeys(row[axis] for row in table)) for axis in varied}
-        name = f"steps_to_{100 * thresholds[-1]:g}"
+        if thresholds:
+            name, what, form = f"steps_to_{100 * thresholds[-1]:g}", f"steps to {thresholds[-1]:.0%} accuracy", ",.0f"
+        else:
+            name, what, form = "min_val_loss", "lowest loss", ".3g"
         median = np.full((len(values[y]), len(values[x])), np.nan)
         for (i, row), (j, column) in itertools.product(enumerate(values[y]), enumerate(values[x])):
-            steps = [r[name] or np.inf for r in table if r[y] == row and r[x] == column]
-            median[i, j] = np.median(steps)
+            median[i, j] = np.median([r[name] or np.inf for r in table if r[y] == row and r[x] == column])
         median[np.isinf(median)] = np.nan
-        title = f"{sweep.experiment}: median steps to {thresholds[-1]:.0%} validation accuracy"
-        figure = plots.heat_map(median, (x, values[x]), (y, values[y]), title)
+        title = f"{sweep.experiment}: median {what} on the validation examples"
+        figure = plots.heat_map(median, (x, values[x]), (y, values[y]), title, form)
     else:
         runs: dict[str, list[list[Row]]] = {}
         for result in results:

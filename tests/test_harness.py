@@ -1,5 +1,6 @@
 """The training loop, the run folder, and the surprises a run must survive."""
 
+import dataclasses
 import functools
 import os
 import resource
@@ -13,11 +14,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from examples.harness import plots
 from examples.harness import run as run_module
 from examples.harness.errors import UserError, plain_errors
-from examples.harness.optimizers import make_tx
+from examples.harness.optimizers import make_filter, make_tx
 from examples.harness.records import step_reached, to_row
 from examples.harness.run import main
 from examples.harness.run_folder import RunFolder, write_whole
@@ -271,7 +274,7 @@ def test_a_run_stops_once_the_accuracy_is_reached_and_held(tmp_path, capsys):
         toy_main("--out", tmp_path / f"stop{hold}", "--budget", 400, "--stop-at", 0.9, "--hold", hold)
         last = (tmp_path / f"stop{hold}" / "metrics.csv").read_text().splitlines()[-1]
         assert int(last.split(",")[0]) == reached + 4 * hold
-        assert f"Validation accuracy reached 90% after {reached} steps and " in capsys.readouterr().out
+        assert f"Validation accuracy reached 90.0% after {reached} steps and " in capsys.readouterr().out
 
 
 def test_step_reached():
@@ -282,6 +285,57 @@ def test_step_reached():
     assert step_reached(rows, 0.9, hold=3) is None
     assert step_reached(rows, 0.96) is None
     assert step_reached([], 0.5) is None
+    losses = [{"step": i, "val_loss": loss} for i, loss in enumerate([3.0, 1.0, 2.0, 0.5, 0.4], start=1)]
+    assert (step_reached(losses, 1.0), step_reached(losses, 1.0, hold=1), step_reached(losses, 0.1)) == (2, 4, None)
+
+
+def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: drawn.append(figure.axes[0]))
+    loss_main = lambda *argv: main("toy", {"loss": toy.LossConfig()}, "loss", [str(word) for word in argv])
+    loss_main("--out", tmp_path / "whole")
+    rows = [line.split(",") for line in (tmp_path / "whole" / "metrics.csv").read_text().splitlines()]
+    assert rows[0] == ["step", "train_loss", "val_loss"]
+    val_loss = [float(row[2]) for row in rows[1:]]
+    assert f"The best validation loss was {min(val_loss):.4g} in 80 steps" in capsys.readouterr().out
+    (axes,) = drawn
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("loss", "log")
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), val_loss)
+
+    stop_at = val_loss[9] + 1e-6
+    reached = 4 * (1 + next(i for i, loss in enumerate(val_loss) if loss <= stop_at))
+    loss_main("--out", tmp_path / "stop", "--stop-at", stop_at)
+    assert f"Validation loss reached {stop_at:.4g} after {reached} steps" in capsys.readouterr().out
+    loss_main("--out", tmp_path / "missed", "--stop-at", 1e-9)
+    assert f"did not reach 1e-09: it is {val_loss[-1]:.4g} after 80 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gradient_filter", ["ema", "ma"])
+@pytest.mark.parametrize("collect", [True, False])
+def test_a_filter_switched_on_late_has_collected_or_is_empty(gradient_filter, collect):
+    config = toy.Config(
+        filter=gradient_filter, window_size=5, alpha=0.9, lamb=3.0, fast=0.5, filter_from=20, collect=collect
+    )
+    tx = make_filter(config, config.hyper())
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(40, 2)), jnp.float32)
+
+    def updates(tx, grads):
+        step = lambda state, g: tx.update(g, state)[::-1]
+        return jax.lax.scan(step, tx.init(grads[0]), grads)[1]
+
+    always = make_filter(dataclasses.replace(config, filter_from=0), config.hyper())
+    out = updates(tx, grads)
+    np.testing.assert_array_equal(out[:20], grads[:20])
+    expected = updates(always, grads)[20:] if collect else updates(always, grads[20:])
+    np.testing.assert_allclose(out[20:], expected, rtol=1e-6)
+
+
+def test_clipping_comes_before_the_filter():
+    config = toy.Config(filter="ema", alpha=0.5, lamb=1.0, clip_norm=5.0, optimizer="adamw", weight_decay=0.0)
+    tx = make_tx(config, config.hyper())
+    params = jnp.zeros(2)
+    _, state = tx.update(jnp.array([30.0, 40.0]), tx.init(params), params)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "slow"), [3.0, 4.0], rtol=1e-6)
 
 
 def test_records_keep_every_bit_of_a_float32():

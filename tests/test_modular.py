@@ -244,7 +244,8 @@ def test_presets_are_those_of_the_paper():
         assert (config.lr, config.beta1, config.beta2, config.lr_warmup) == (1e-3, 0.9, 0.98, 10)
     assert (PRESETS["ema"].alpha, PRESETS["ema"].lamb) == (0.98, 2.0)
     assert (PRESETS["ma"].window_size, PRESETS["ma"].lamb) == (100, 5.0)
-    assert PRESETS["two-stage"].two_stage
+    assert PRESETS["two-stage"].filter_from == 500
+    assert all(preset.filter_from == 0 for name, preset in PRESETS.items() if name != "two-stage")
     assert PRESETS["slow-only"].fast == 0
 
 

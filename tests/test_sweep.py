@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import numpy as np
 import pytest
@@ -131,9 +132,9 @@ def test_a_run_that_diverges_is_kept_as_such(tmp_path):
 def test_two_numeric_axes_make_a_heat_map(tmp_path, monkeypatch):
     drawn = []
 
-    def heat_map(values, x, y, title):
+    def heat_map(values, x, y, title, form):
         drawn.append((values, x, y))
-        return plots_heat_map(values, x, y, title)
+        return plots_heat_map(values, x, y, title, form)
 
     plots_heat_map = plots.heat_map
     monkeypatch.setattr(plots, "heat_map", heat_map)
@@ -146,6 +147,21 @@ def test_two_numeric_axes_make_a_heat_map(tmp_path, monkeypatch):
             steps = [float(r["steps_to_80"] or "inf") for r in runs if (r["lr"], r["lamb"]) == (lr, lamb)]
             median = np.median(steps)
             assert values[i, j] == median or (np.isnan(values[i, j]) and np.isinf(median))
+
+
+def test_a_task_with_a_loss_alone_is_reported_by_it(tmp_path, monkeypatch):
+    module = types.SimpleNamespace(Config=toy.LossConfig, PRESETS={"loss": toy.LossConfig()}, THRESHOLDS=())
+    monkeypatch.setitem(sweep.EXPERIMENTS, "toy", module)
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: figures.append(figure.axes[0]))
+    sweep.run(make(tmp_path / "curves", presets=("loss",), grid=("budget=40",)))
+    lines = (tmp_path / "curves" / "table.md").read_text().splitlines()
+    assert lines[0] == "| preset | seeds | lowest val. loss |"
+    losses = [float(run["min_val_loss"]) for run in table(tmp_path / "curves" / "runs.csv")]
+    assert lines[2] == f"| loss | 2 | {spread(losses, '.3g')} |"
+    assert figures[0].get_ylabel() == "validation loss"
+    sweep.run(make(tmp_path / "map", presets=("loss",), grid=("lr=0.01,0.1", "lamb=0,2", "budget=40")))
+    assert "lowest loss" in figures[1].get_title()
 
 
 def test_spread():

@@ -16,6 +16,7 @@ class Toy:
 
     examples: int = 30
     steps: int = 4
+    accuracy: bool = True
 
     def init(self, key: jax.Array) -> Any:
         return {"w": 0.1 * jax.random.normal(key, (5,)), "b": jnp.zeros(())}
@@ -36,7 +37,8 @@ class Toy:
         logit = x @ params["w"] + params["b"]
         loss = jnp.logaddexp(0.0, logit) - y * logit
         correct = ((logit > 0) == (y > 0)).astype(float)
-        return {"count": weight.sum(), "loss": weight @ loss, "accuracy": weight @ correct}
+        sums = {"count": weight.sum(), "loss": weight @ loss}
+        return sums | {"accuracy": weight @ correct} if self.accuracy else sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,16 @@ class Config(RunConfig):
 
     def task(self) -> Toy:
         return Toy()
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Config):
+    """A toy run that has a loss alone."""
+
+    has_accuracy = False
+
+    def task(self) -> Toy:
+        return Toy(accuracy=False)
 
 
 THRESHOLDS = (0.5, 0.8)

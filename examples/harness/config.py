@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from .errors import UserError
 from .optimizers import OptimizerConfig
@@ -11,6 +12,8 @@ from .train import Task
 @dataclasses.dataclass(frozen=True)
 class RunConfig(OptimizerConfig):
     """One run: how it is optimised, and for how long."""
+
+    has_accuracy: ClassVar[bool] = True  # False: the task has a loss alone, and `stop_at` is one
 
     seed: int = 0
     """Seed of the initial parameters, the data split and the order of the batches."""
@@ -34,7 +37,10 @@ class RunConfig(OptimizerConfig):
         self.require(self.lr_warmup >= 0, "lr_warmup", "at least 0")
         self.require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)")
         self.require(self.budget >= 1, "budget", "at least 1")
-        self.require(self.stop_at is None or 0 < self.stop_at <= 1, "stop_at", "in (0, 1], or None")
+        highest = 1.0 if self.has_accuracy else math.inf
+        self.require(self.stop_at is None or 0 < self.stop_at <= highest, "stop_at", f"in (0, {highest:g}], or None")
+        self.require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive, or None for no clipping")
+        self.require(self.filter_from >= 0, "filter_from", "at least 0")
         self.require(self.hold >= 0, "hold", "at least 0")
 
     def task(self) -> Task:

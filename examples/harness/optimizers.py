@@ -11,13 +11,13 @@ from grokfast_jax import amplify, ema, moving_average
 
 from .train import Hyper
 
-TWO_STAGE_START = 500  # the step at which the paper's two-stage variant switches the filter on
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """What is done to the gradients, in this order: filter, weight decay, Adam, learning rate."""
+    """What is done to the gradients, in this order: clipping, filter, weight decay, Adam, learning rate."""
 
+    clip_norm: float | None = None
+    """Scale gradients down to this global norm before the filter; None for no clipping."""
     filter: Literal["none", "ema", "ma"] = "ema"
     """Low-pass filter whose output is amplified."""
     alpha: float = 0.98
@@ -28,8 +28,10 @@ class OptimizerConfig:
     """Amplification of the slow part of the gradients."""
     fast: float = 1.0
     """Weight of the gradient itself; 0 leaves the slow part alone."""
-    two_stage: bool = False
-    """Amplify from step 500 on only (the filter collects from the first step)."""
+    filter_from: int = 0
+    """Steps before the filter is switched on; the paper's two-stage variant takes 500."""
+    collect: bool = True
+    """Whether the filter collects before it is switched on; if not, it then starts empty."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """adam: Adam with coupled L2, the decay being added to the filtered gradient. adamw: decoupled weight decay."""
     lr: float = 1e-3
@@ -53,23 +55,30 @@ HYPER = ("alpha", "lamb", "fast", "lr", "weight_decay")
 
 def make_tx(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformation:
     """The chain of `config`, with the numbers in `hyper` (which may be traced) in place of its own."""
-    lamb, lr, decay = hyper["lamb"], hyper["lr"], optax.add_decayed_weights(hyper["weight_decay"])
+    lr, decay = hyper["lr"], optax.add_decayed_weights(hyper["weight_decay"])
     adam = optax.scale_by_adam(config.beta1, config.beta2)
-    start = TWO_STAGE_START if config.two_stage else 0
-
-    def lamb_now(step: jax.typing.ArrayLike) -> jax.Array:
-        return jnp.where(jnp.asarray(step) < start, 0.0, lamb)
-
     warmup = optax.linear_schedule(0.0, 1.0, config.lr_warmup) if config.lr_warmup else optax.constant_schedule(1.0)
-    match config.filter:
-        case "none":
-            gradient_filter = optax.identity()
-        case "ema":
-            gradient_filter = amplify(ema(hyper["alpha"]), lamb_now, fast=hyper["fast"])
-        case "ma":
-            gradient_filter = amplify(moving_average(config.window_size), lamb_now, fast=hyper["fast"])
     return optax.chain(
-        gradient_filter,
+        optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
+        make_filter(config, hyper),
         *((decay, adam) if config.optimizer == "adam" else (adam, decay)),
         optax.scale_by_learning_rate(lambda step: lr * warmup(step)),
     )
+
+
+def make_filter(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformation:
+    """The amplified filter of `config`."""
+    if config.filter == "none":
+        return optax.identity()
+    lowpass = ema(hyper["alpha"]) if config.filter == "ema" else moving_average(config.window_size)
+
+    def on(step: jax.typing.ArrayLike, **_: object) -> jax.Array:
+        return jnp.asarray(step) >= config.filter_from
+
+    if config.filter_from == 0:
+        return amplify(lowpass, hyper["lamb"], fast=hyper["fast"])
+    if config.collect:
+        lamb = lambda step: jnp.where(on(step), hyper["lamb"], 0.0)
+        fast = lambda step: jnp.where(on(step), hyper["fast"], 1.0)
+        return amplify(lowpass, lamb, fast=fast)
+    return optax.conditionally_transform(amplify(lowpass, hyper["lamb"], fast=hyper["fast"]), on)

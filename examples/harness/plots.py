@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .records import Row
+from .records import Row, judged_by
 from .run_folder import write_whole
 
 
@@ -19,43 +20,61 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def curves(rows: Sequence[Row], title: str) -> Figure:
-    """Training and validation accuracy of one run over its steps."""
+    """What one run is judged by, on its training and validation examples, over its steps."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    steps = [row["step"] for row in rows]
-    axes.semilogx(steps, [100 * row["train_accuracy"] for row in rows], label="training", color="tab:red")
-    axes.semilogx(steps, [100 * row["val_accuracy"] for row in rows], label="validation", color="tab:green")
-    axes.set(xlabel="optimizer steps", ylabel="accuracy (%)", ylim=(0, 101))
-    axes.set_title(title, fontsize="medium")
-    axes.grid(alpha=0.3)
+    axes = _axes(figure, rows[0], "{}", title)
+    metric, steps = judged_by(rows[0]), [row["step"] for row in rows]
+    scale = _scale(metric)
+    axes.plot(steps, [scale * row[f"train_{metric}"] for row in rows], label="training", color="tab:red")
+    axes.plot(steps, [scale * row[f"val_{metric}"] for row in rows], label="validation", color="tab:green")
     axes.legend()
     return figure
 
 
 def bands(groups: Mapping[str, Sequence[Sequence[Row]]], title: str) -> Figure:
-    """Validation accuracy of groups of runs over their steps: the median run, and the range of the runs.
+    """What groups of runs are judged by over their steps: the median run, and the range of the runs.
 
     A run that stopped early counts with its last value from there on.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    first = next(iter(groups.values()))[0][0]
+    axes = _axes(figure, first, "validation {}", title)
+    metric = judged_by(first)
     for label, runs in groups.items():
         steps = np.unique([row["step"] for rows in runs for row in rows])
-        accuracy = [
-            np.interp(steps, [row["step"] for row in rows], [100 * row["val_accuracy"] for row in rows])
+        values = [
+            np.interp(steps, [row["step"] for row in rows], [_scale(metric) * row[f"val_{metric}"] for row in rows])
             for rows in runs
         ]
-        (line,) = axes.semilogx(steps, np.median(accuracy, axis=0), label=label)
-        axes.fill_between(steps, np.min(accuracy, axis=0), np.max(accuracy, axis=0), color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="optimizer steps", ylabel="validation accuracy (%)")
-    axes.set_title(title, fontsize="medium")
-    axes.grid(alpha=0.3)
+        (line,) = axes.plot(steps, np.median(values, axis=0), label=label)
+        axes.fill_between(steps, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2)
     axes.legend()
     return figure
 
 
-def heat_map(values: np.ndarray, x: tuple[str, Sequence[str]], y: tuple[str, Sequence[str]], title: str) -> Figure:
-    """A table of numbers in colour; not a number is shown as a dash. `x` and `y` name an axis and its values."""
+def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
+    """Axes for metrics over steps: accuracies from 0 to 100 %, losses on a logarithmic scale."""
+    axes = figure.subplots()
+    metric = judged_by(row)
+    if metric == "accuracy":
+        axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 101))
+    else:
+        axes.set(ylabel=ylabel.format("loss"), yscale="log")
+    axes.set(xlabel="optimizer steps", xscale="log")
+    axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def _scale(metric: str) -> float:
+    """What a metric is multiplied with to be shown: accuracies are shown in per cent."""
+    return 100.0 if metric == "accuracy" else 1.0
+
+
+def heat_map(
+    values: np.ndarray, x: tuple[str, Sequence[str]], y: tuple[str, Sequence[str]], title: str, form: str
+) -> Figure:
+    """A table of numbers in colour, each written in `form`, not a number as a dash; `x` and `y` name axis and ticks."""
     figure = Figure(figsize=(max(5.5, 1.6 + 0.9 * len(x[1])), 1.6 + 0.6 * len(y[1])), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="viridis_r", aspect="auto")
@@ -67,5 +86,5 @@ def heat_map(values: np.ndarray, x: tuple[str, Sequence[str]], y: tuple[str, Seq
     middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value > middle else "black"
-        axes.text(j, i, f"{value:,.0f}" if np.isfinite(value) else "-", ha="center", va="center", color=colour)
+        axes.text(j, i, format(value, form) if np.isfinite(value) else "-", ha="center", va="center", color=colour)
     return figure

@@ -15,11 +15,28 @@ def to_row(step: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {"step": step} | {name: float(str(np.asarray(metrics[name])[()])) for name in names}
 
 
+def judged_by(row: Row) -> str:
+    """What a run is judged by, on its validation examples: "accuracy", or "loss" where its task has no accuracy."""
+    return "accuracy" if "val_accuracy" in row else "loss"
+
+
+def best(rows: Sequence[Row]) -> float:
+    """The highest validation accuracy of a run, or its lowest validation loss where its task has no accuracy."""
+    better = {"accuracy": max, "loss": min}[judged_by(rows[0])]
+    return better(row[f"val_{judged_by(row)}"] for row in rows)
+
+
+def told(metric: str, value: float) -> str:
+    """A metric as people read it: an accuracy in per cent, a loss in four digits."""
+    return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"
+
+
 def step_reached(rows: Sequence[Row], threshold: float, hold: int = 0) -> int | None:
-    """The first step at which the validation accuracy is `threshold` or more, and is so `hold` evaluations longer."""
+    """The first step at which a run is at `threshold` or better, and is so for `hold` evaluations more."""
     run = 0
     for i, row in enumerate(rows):
-        run = run + 1 if row["val_accuracy"] >= threshold else 0
+        there = row["val_accuracy"] >= threshold if "val_accuracy" in row else row["val_loss"] <= threshold
+        run = run + 1 if there else 0
         if run == hold + 1:
             return int(rows[i - hold]["step"])
     return None

@@ -21,7 +21,7 @@ from . import loggers, plots
 from .config import RunConfig
 from .errors import UserError
 from .optimizers import make_tx
-from .records import is_finite, step_reached, to_row
+from .records import best, is_finite, judged_by, step_reached, to_row, told
 from .run_folder import RunFolder
 from .train import program
 
@@ -181,7 +181,9 @@ def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
             step += task.steps
             for log in logs:
                 log(row)
-            bar.set_description(f"train {row['train_accuracy']:6.1%}, val {row['val_accuracy']:6.1%}", refresh=False)
+            metric = judged_by(row)
+            train_now, val_now = (told(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
+            bar.set_description(f"{metric}: train {train_now:>6}, val {val_now:>6}", refresh=False)
             bar.update(task.steps)
             if len(folder.rows) % output.checkpoint_every == 0 or interrupts or finished():
                 folder.save(state)
@@ -199,21 +201,24 @@ def title(experiment: str, config: RunConfig) -> str:
         "ma": f"Grokfast-MA w {config.window_size} λ {config.lamb:g}",
     }[config.filter]
     if config.filter != "none":
-        gradient_filter += " from step 500" * config.two_stage + f" fast {config.fast:g}" * (config.fast != 1)
+        gradient_filter += f" fast {config.fast:g}" * (config.fast != 1)
+        if config.filter_from:
+            gradient_filter += f" from step {config.filter_from:,}" + " (empty)" * (not config.collect)
     optimizer = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
     return f"{experiment}: {gradient_filter}, {optimizer} weight decay {config.weight_decay:g}, seed {config.seed}"
 
 
 def summary(config: RunConfig, folder: RunFolder, seconds: float) -> str:
     """What came out, in one line, and where it lies."""
-    steps, accuracy = int(folder.rows[-1]["step"]), folder.rows[-1]["val_accuracy"]
+    last = folder.rows[-1]
+    steps, metric = int(last["step"]), judged_by(last)
     if config.stop_at is None:
-        best = max(row["val_accuracy"] for row in folder.rows)
-        text = f"The best validation accuracy was {best:.1%} in {steps:,} steps"
+        text = f"The best validation {metric} was {told(metric, best(folder.rows))} in {steps:,} steps"
     elif (reached := step_reached(folder.rows, config.stop_at, config.hold)) is not None:
-        text = f"Validation accuracy reached {config.stop_at:.0%} after {reached:,} steps"
+        text = f"Validation {metric} reached {told(metric, config.stop_at)} after {reached:,} steps"
     else:
-        text = f"Validation accuracy did not reach {config.stop_at:.0%}: it is {accuracy:.1%} after {steps:,} steps"
+        text = f"Validation {metric} did not reach {told(metric, config.stop_at)}: "
+        text += f"it is {told(metric, last[f'val_{metric}'])} after {steps:,} steps"
     text += f" and {seconds:.0f} seconds, compilation included."
     return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."
 
