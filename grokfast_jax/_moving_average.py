@@ -16,11 +16,11 @@ Reduce = Literal["mean", "sum"]
 class MovingAverageState(NamedTuple):
     """State of `moving_average`. A slot of the ring holds the sum of `stride` successive gradients."""
 
-    ring: optax.Updates  # the window, slot by slot: (window_size // stride, *shape), or (*shape, ...) for the last axis
-    tail: optax.Updates  # sum of the window without the slot that is being filled, like params
-    fresh: optax.Updates  # sum of the slots completed since the ring last wrapped, like params
+    ring: optax.Updates  # the window and the slot that left it: (window_size // stride + 1, *shape), or (*shape, ...)
+    window: optax.Updates  # sum of the window, like params
+    fresh: optax.Updates  # sum since slot 1 of the ring was begun, like params
     partial: optax.Updates | None  # sum of the gradients in the slot that is being filled; None for stride 1
-    position: jax.Array  # () int32 in [0, window_size), the place of the next gradient in the window
+    position: jax.Array  # () int32 in [0, window_size + stride), the place of the next gradient in the ring
     fill: jax.Array  # () int32, gradients seen so far, saturating at window_size
 
 
@@ -39,8 +39,8 @@ def moving_average(
         y_t = \frac{1}{w} \sum_{k=0}^{w-1} g_{t-k}
 
     The cost of a step does not depend on the window: one slot of a ring is written, one is read, and two running sums
-    are kept. One of them starts anew whenever the ring wraps and then replaces the other, so rounding errors (and
-    non-finite gradients) are forgotten after two windows at most.
+    are kept. One of them starts anew in every turn of the ring and at its end replaces the other, so rounding errors
+    (and non-finite gradients) are forgotten after two windows at most.
 
     Args:
       window_size: Number w of gradients in the window, a positive int. 1 passes the gradients through; the paper uses
@@ -58,7 +58,7 @@ def moving_average(
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
-      is a `MovingAverageState`, window_size / stride + 2 arrays per parameter (and one more with a stride). Donate it
+      is a `MovingAverageState`, window_size / stride + 3 arrays per parameter (and one more with a stride). Donate it
       under jit, or XLA copies the ring at each step.
 
     Raises:
@@ -97,12 +97,12 @@ def moving_average(
     check_float_dtype("buffer_dtype", buffer_dtype)
 
     axis = window_axis or 0
-    slots = w // s
+    slots = w // s  # of the window; the ring has one more
 
     def init_fn(params: optax.Params) -> Any:
         return MovingAverageState(
-            ring=stacked_zeros(params, slots, buffer_dtype, axis),
-            tail=zeros(params, None),
+            ring=stacked_zeros(params, slots + 1, buffer_dtype, axis),
+            window=zeros(params, None),
             fresh=zeros(params, None),
             partial=zeros(params, None) if s > 1 else None,
             position=jnp.zeros((), jnp.int32),
@@ -114,29 +114,38 @@ def moving_average(
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         slot, phase = state.position // s, state.position % s
-        slot_done, ring_done = phase == s - 1, slot == slots - 1
-
-        total = jax.tree.map(lambda g, tail: jnp.asarray(g, tail.dtype), updates, state.tail)
-        if state.partial is not None:
-            total = jax.tree.map(jnp.add, total, state.partial)
+        slot_done = phase == s - 1
+        grads = jax.tree.map(lambda g, window: jnp.asarray(g, window.dtype), updates, state.window)
+        total = grads if state.partial is None else jax.tree.map(jnp.add, state.partial, grads)
         # The slot as the ring holds it: what is added to the sums now is what leaves them later.
         rounded = jax.tree.map(lambda total, ring: total.astype(ring.dtype), total, state.ring)
+        added = jax.tree.map(lambda r, window: r.astype(window.dtype), rounded, state.window)
+        if state.partial is not None:
+            added = jax.tree.map(
+                lambda r, partial, g: jnp.where(slot_done, r - partial, g), added, state.partial, grads
+            )
 
-        # Writing before reading lets XLA update the ring in place.
+        # XLA updates an array in place if nothing but its new value is read, so each is written first and then read:
+        # the ring too, which is why it keeps the slot that leaves the window.
         ring = jax.tree.map(
-            lambda r, ring: lax.dynamic_update_index_in_dim(ring, r, slot, axis % ring.ndim), rounded, state.ring
+            lambda ring, r: lax.dynamic_update_index_in_dim(ring, r, slot, axis % ring.ndim), state.ring, rounded
         )
-        oldest = jax.tree.map(
-            lambda ring: lax.dynamic_index_in_dim(ring, (slot + 1) % slots, axis % ring.ndim, keepdims=False), ring
+        leaving = jax.tree.map(
+            lambda ring: lax.dynamic_index_in_dim(ring, (slot + 1) % (slots + 1), axis % ring.ndim, keepdims=False),
+            ring,
         )
-
-        fresh = jax.tree.map(lambda fresh, r: fresh + r.astype(fresh.dtype), state.fresh, rounded)
-        # In the last slot the window is one turn of the ring, so `fresh` is its sum, free of what came before.
+        starts = (phase == 0) & (slot <= 1)
+        fresh = jax.tree.map(lambda fresh, a: jnp.where(starts, 0, fresh) + a, state.fresh, added)
+        # In the last slot of the ring `fresh` is the sum of the window, free of all that came before.
+        whole = (slot == slots) | (slots == 1)
         window = jax.tree.map(
-            lambda tail, fresh, r: jnp.where(ring_done, fresh, tail + r.astype(tail.dtype)),
-            state.tail,
+            lambda window, fresh, a, leaving: jnp.where(
+                whole, fresh, window + a - jnp.where(phase == 0, leaving.astype(window.dtype), 0)
+            ),
+            state.window,
             fresh,
-            rounded,
+            added,
+            leaving,
         )
 
         fill = jnp.minimum(state.fill + 1, w)
@@ -147,21 +156,9 @@ def moving_average(
         if warmup:
             slow = jax.tree.map(lambda slow: jnp.where(full, slow, 0), slow)
 
-        new_state = MovingAverageState(
-            ring=ring,
-            tail=jax.tree.map(
-                lambda window, oldest, tail: jnp.where(slot_done, window - oldest.astype(window.dtype), tail),
-                window,
-                oldest,
-                state.tail,
-            ),
-            fresh=jax.tree.map(
-                lambda fresh, old: jnp.where(slot_done, jnp.where(ring_done, 0, fresh), old), fresh, state.fresh
-            ),
-            partial=None if s == 1 else jax.tree.map(lambda total: jnp.where(slot_done, 0, total), total),
-            position=(state.position + 1) % w,
-            fill=fill,
-        )
+        partial = None if s == 1 else jax.tree.map(lambda total: jnp.where(slot_done, 0, total), total)
+        position = (state.position + 1) % (w + s)
+        new_state = MovingAverageState(ring, window, fresh, partial, position, fill)
         return cast_like(slow, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

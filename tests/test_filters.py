@@ -265,7 +265,7 @@ def test_counters_never_stick():
     state = ma.init(g[0])
     for step in range(300):
         assert state.fill == min(step, 5)
-        assert state.position == step % 5
+        assert state.position == step % 6
         _, state = jax.jit(ma.update)(g[step % 20], state)
     tx = gf.grokfast_ema(0.5, lambda step: jnp.where(step > 0, 1.0, 0.0))
     state = tx.init(g[0])
@@ -285,15 +285,15 @@ def test_narrow_ring_rounds_once_and_does_not_drift(dtype):
     np.testing.assert_allclose(slow[-20:], windowed(rounded, 10)[-20:], atol=1e-6)
 
 
-def test_moving_average_is_updated_in_place():
-    """No copy of the ring: a donated update needs far less temporary memory than the ring has."""
+def test_moving_average_is_updated_in_place(lenient):
+    """No copy of the ring or of a sum: a donated update needs less temporary memory than a hundredth of one array."""
     params = jax.ShapeDtypeStruct((4_000_000,), jnp.float32)
-    tx = gf.grokfast_ma(100)
+    tx = optax.chain(gf.grokfast_ma(100), optax.adamw(1e-3))
     state = jax.eval_shape(tx.init, params)
-    memory = jax.jit(tx.update, donate_argnums=1).lower(params, state).compile().memory_analysis()
-    ring = 100 * 4_000_000 * 4
-    assert memory.alias_size_in_bytes >= ring
-    assert memory.temp_size_in_bytes < 0.05 * ring
+    memory = jax.jit(tx.update, donate_argnums=(0, 1)).lower(params, state, params).compile().memory_analysis()
+    array = 4_000_000 * 4
+    assert memory.alias_size_in_bytes >= (101 + 2 + 2) * array
+    assert memory.temp_size_in_bytes < 0.01 * array
 
 
 def test_vmapped_training_slices_the_ring():
