@@ -1,0 +1,31 @@
+"""Timing several contenders in turn, so that whatever else the machine does meets them all."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, by contender: `rounds` rounds in which each is called once, after one that is not counted.
+
+    A contender must return only when its work is done.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for counted in [False] + [True] * rounds:
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            call()
+            if counted:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "low": low, "high": high}
+
+
+def ratios(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of the ratio to the base, round by round."""
+    return spread([value / one for value, one in zip(values, base, strict=True)])
