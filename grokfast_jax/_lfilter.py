@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from ._arrays import cast_like, next_step, stacked_zeros, wide_dtype
+from ._arrays import cast_like, next_step, wide_dtype, zeros
 from ._checks import check_choice, check_float_dtype
 
 Start = Literal["zero", "gradient"]
@@ -19,7 +19,7 @@ Coefficients = Sequence[float] | np.ndarray | jax.Array
 class LfilterState(NamedTuple):
     """State of `lfilter`."""
 
-    delays: optax.Updates  # z, the filter's memory: (order, *shape) for a parameter of `shape`
+    delays: tuple[optax.Updates, ...]  # z_1, ..., z_order, the filter's memory, each like params
     step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
 
 
@@ -49,7 +49,7 @@ def lfilter(
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
-      is an `LfilterState`. Its new axis comes first, which does not go with Flax partition metadata.
+      is an `LfilterState`.
 
     Raises:
       ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to 0 with
@@ -91,36 +91,32 @@ def lfilter(
         steady = xp.cumsum((numerator - gain * denominator)[:0:-1])[::-1]
 
     def init_fn(params: optax.Params) -> Any:
-        return LfilterState(stacked_zeros(params, order, accumulator_dtype), jnp.zeros((), jnp.int32))
+        # Trees, not an axis: so every leaf fits the sharding and the partition metadata of its parameter.
+        delays = tuple(zeros(params, accumulator_dtype) for _ in range(order))
+        return LfilterState(delays, jnp.zeros((), jnp.int32))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
 
-        def terms(g: Any, delays: jax.Array) -> jax.Array:
-            # y and what b adds to the memory: z_0 + b_0 g, z_1 + b_1 g, ..., b_order g; y is the first of them.
-            dtype = wide_dtype(delays)
-            g = jnp.asarray(g, dtype)[None]
-            z = delays.astype(dtype)
+        def advance(g: Any, *delays: jax.Array) -> tuple[jax.Array, ...]:
+            dtype = wide_dtype(delays[0] if delays else g)
+            b, a, z0 = (xp.asarray(x, dtype) for x in (numerator, denominator, steady))
+            g = jnp.asarray(g, dtype)
+            z = [delay.astype(dtype) for delay in delays]
             if start == "gradient":
-                z = jnp.where(state.step == 0, _column(steady, g) * g, z)
-            return jnp.concatenate([z, jnp.zeros_like(g)]) + _column(numerator, g) * g
+                z = [jnp.where(state.step == 0, z0[k] * g, z[k]) for k in range(order)]
+            # y = b_0 g + z_1, then z_k <- b_k g - a_k y + z_{k+1}
+            total = [b[k] * g + z_k for k, z_k in enumerate([*z, jnp.zeros_like(g)])]
+            y = total[0]
+            return y, *((total[k] - a[k] * y).astype(delay.dtype) for k, delay in enumerate(delays, start=1))
 
-        def remember(delays: jax.Array, t: jax.Array) -> jax.Array:
-            return (t[1:] - _column(denominator[1:], t) * t[:1]).astype(delays.dtype)
-
-        t = jax.tree.map(terms, updates, state.delays)
-        delays = jax.tree.map(remember, state.delays, t)
-        slow = jax.tree.map(lambda leaf: leaf[0], t)
-        return cast_like(slow, updates), LfilterState(delays, next_step(state.step))
+        leaves = jax.tree.map(advance, updates, *state.delays)
+        slow, *delays = (jax.tree.map(lambda g, leaf, k=k: leaf[k], updates, leaves) for k in range(order + 1))
+        return cast_like(slow, updates), LfilterState(tuple(delays), next_step(state.step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _column(coefficients: np.ndarray | jax.Array, like: jax.Array) -> jax.Array:
-    """1-D `coefficients` in the dtype of `like`, shaped to multiply it along its first axis."""
-    return jnp.asarray(coefficients, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 def _coefficients(name: str, values: Any) -> Any:
