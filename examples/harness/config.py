@@ -30,6 +30,8 @@ class RunConfig(OptimizerConfig):
         self.require(math.isfinite(self.lamb), "lamb", "a finite number")
         self.require(math.isfinite(self.fast), "fast", "a finite number")
         self.require(self.window_size >= 1, "window_size", "at least 1")
+        divides = self.stride >= 1 and self.window_size % self.stride == 0
+        self.require(divides or self.filter != "ma", "stride", f"a divisor of --window-size ({self.window_size})")
         self.require(0 <= self.lr < math.inf, "lr", "a finite number of at least 0")
         self.require(0 <= self.weight_decay < math.inf, "weight_decay", "a finite number of at least 0")
         self.require(0 <= self.beta1 < 1, "beta1", "in [0, 1)")

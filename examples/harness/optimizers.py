@@ -24,6 +24,10 @@ class OptimizerConfig:
     """EMA: weight of the past, in [0, 1)."""
     window_size: int = 100
     """MA: number of gradients in the window."""
+    stride: int = 1
+    """MA: successive gradients that share a slot of the ring buffer; divides window_size, and the buffer's memory."""
+    buffer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """MA: dtype of the ring buffer."""
     lamb: float = 2.0
     """Amplification of the slow part of the gradients."""
     fast: float = 1.0
@@ -70,7 +74,10 @@ def make_filter(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransfor
     """The amplified filter of `config`."""
     if config.filter == "none":
         return optax.identity()
-    lowpass = ema(hyper["alpha"]) if config.filter == "ema" else moving_average(config.window_size)
+    if config.filter == "ema":
+        lowpass = ema(hyper["alpha"])
+    else:
+        lowpass = moving_average(config.window_size, stride=config.stride, buffer_dtype=config.buffer_dtype)
 
     def on(step: jax.typing.ArrayLike, **_: object) -> jax.Array:
         return jnp.asarray(step) >= config.filter_from

@@ -7,7 +7,7 @@ import functools
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -16,16 +16,17 @@ import jax
 import numpy as np
 import tqdm
 import tyro
+from jax.experimental import multihost_utils
 
 from . import loggers, plots
 from .config import RunConfig
 from .errors import UserError
 from .optimizers import make_tx
 from .records import best, is_finite, judged_by, step_reached, to_row, told
-from .run_folder import RunFolder
-from .train import program
+from .run_folder import RunFolder, leads
+from .train import Program, program
 
-MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir")
+MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "processes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +128,13 @@ def deferred_interrupts() -> Iterator[list[int]]:
         restore()
 
 
-def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
-    """Train one run to its end, or go on with it."""
+def in_any_process(flag: bool) -> bool:
+    """Whether the flag is set in this process, or in any that trains together with it."""
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
+
+
+def train(experiment: str, config: RunConfig, output: Output, build: Callable[..., Program] = program) -> RunFolder:
+    """Train one run to its end, or go on with it; `build` is `program` or does the same otherwise."""
     task = config.task()
     if output.resume is None:
         name = f"{experiment}-{config.filter}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -139,7 +145,7 @@ def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
         folder.update_config({name: value for name, value in dataclasses.asdict(config).items() if name in MAY_CHANGE})
 
     start = time.perf_counter()
-    compiled = program(task, functools.partial(make_tx, config))
+    compiled = build(task, functools.partial(make_tx, config))
     hyper, key = config.hyper(), jax.random.key(config.seed)
     state = compiled.init(hyper, key)
     if output.resume is not None:
@@ -152,14 +158,14 @@ def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
         return reached or step >= config.budget
 
     def draw() -> None:
-        if folder.rows:
+        if folder.rows and leads():
             plots.save(plots.curves(folder.rows, title(experiment, config)), folder.path / "curves.png")
 
     with contextlib.ExitStack() as stack:
         logs = []
-        if output.tensorboard:
+        if output.tensorboard and leads():
             logs.append(loggers.tensorboard(stack, folder.path, step + 1))
-        if output.wandb:
+        if output.wandb and leads():
             logs.append(loggers.wandb(stack, folder.path, folder.config))
         stack.callback(draw)
         interrupts = stack.enter_context(deferred_interrupts())
@@ -185,9 +191,10 @@ def train(experiment: str, config: RunConfig, output: Output) -> RunFolder:
             train_now, val_now = (told(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
             bar.set_description(f"{metric}: train {train_now:>6}, val {val_now:>6}", refresh=False)
             bar.update(task.steps)
-            if len(folder.rows) % output.checkpoint_every == 0 or interrupts or finished():
+            interrupted = in_any_process(bool(interrupts))
+            if len(folder.rows) % output.checkpoint_every == 0 or interrupted or finished():
                 folder.save(state)
-            if interrupts and not finished():
+            if interrupted and not finished():
                 raise UserError(f"interrupted after step {step:,}; go on with --resume {folder.path}")
     print(summary(config, folder, time.perf_counter() - start))
     return folder

@@ -43,8 +43,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
         Path(name).replace(path)
 
 
+def leads() -> bool:
+    """Whether this process is the one, of all that train together, that writes what all of them know."""
+    return jax.process_index() == 0
+
+
 class RunFolder:
-    """A run folder: config.json, metrics.csv, checkpoints/ and pictures."""
+    """A run folder: config.json, metrics.csv, checkpoints/ and pictures.
+
+    Processes that train together call its methods together. One of them writes the files; checkpoints are Orbax's.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -53,6 +61,8 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
         """A new folder that holds `config`; it appears in whole or not at all."""
+        if not leads():
+            return cls(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
         with contextlib.ExitStack() as stack:
@@ -81,7 +91,8 @@ class RunFolder:
 
     def update_config(self, changes: Mapping[str, Any]) -> None:
         """Change entries of config.json."""
-        write_whole(self.path / "config.json", json.dumps({**self.config, **changes}, indent=2) + "\n")
+        if leads():
+            write_whole(self.path / "config.json", json.dumps({**self.config, **changes}, indent=2) + "\n")
 
     @property
     def _metrics(self) -> Path:
@@ -91,10 +102,11 @@ class RunFolder:
         """Add a record to metrics.csv."""
         # NumPy prints the shortest decimal that reads back as the same number.
         lines = [",".join(map(str, row.values()))] if self.rows else [",".join(row), ",".join(map(str, row.values()))]
-        with self._metrics.open("a") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if leads():
+            with self._metrics.open("a") as file:
+                file.write("\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.rows.append({name: float(value) for name, value in row.items()})
 
     def save(self, state: Any) -> None:
@@ -128,7 +140,8 @@ class RunFolder:
                 f"{self._metrics} lacks records before step {step:,}, that of the checkpoint; "
                 "put the file back, or start a new run"
             )
-        write_whole(self._metrics, "".join(kept) if self.rows else "")
+        if leads():
+            write_whole(self._metrics, "".join(kept) if self.rows else "")
         return state
 
     def _checkpoints(self) -> ocp.CheckpointManager:

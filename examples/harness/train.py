@@ -99,8 +99,16 @@ class Program(NamedTuple):
     advance: Callable[[Hyper, jax.Array, TrainState], tuple[TrainState, dict[str, jax.Array]]]  # donates the state
 
 
-def program(task: Task, make_tx: MakeTx, *, example: tuple[Hyper, jax.Array] | None = None) -> Program:
+def program(
+    task: Task,
+    make_tx: MakeTx,
+    *,
+    example: tuple[Hyper, jax.Array] | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Program:
     """Compile `init` and `advance`; given an example of many hyperparameters and keys, vmapped over their first axis.
+
+    `sharding` says where state and metrics are kept; None is the first device.
 
     Step counters are the same in all runs of a vmapped program. They stay unbatched, which keeps ring buffers updated
     in place: a counter for each run would turn a slice update into a scatter.
@@ -120,7 +128,9 @@ def program(task: Task, make_tx: MakeTx, *, example: tuple[Hyper, jax.Array] | N
         )
         init_fn = jax.vmap(init_fn, out_axes=axes)
         advance_fn = jax.vmap(advance_fn, in_axes=(0, 0, axes), out_axes=(axes, 0))
-    return Program(jax.jit(init_fn), jax.jit(advance_fn, donate_argnums=2))
+    return Program(
+        jax.jit(init_fn, out_shardings=sharding), jax.jit(advance_fn, out_shardings=sharding, donate_argnums=2)
+    )
 
 
 def _keys(key: jax.Array) -> jax.Array:
