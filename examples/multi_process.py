@@ -98,6 +98,7 @@ def work(address: str, process: int, config: Config, output: Output) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes and wait for them; if one ends before its time, end them all."""
     config, output = parse("multi_process", PRESETS, "ema", sys.argv[1:] if argv is None else argv)
+    assert isinstance(config, Config)
     if output.out is None and output.resume is None:
         name = f"multi_process-{config.filter}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         output = dataclasses.replace(output, out=Path("runs") / name)
