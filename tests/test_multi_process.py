@@ -39,6 +39,7 @@ class Config(multi_process.Config):
     filter: str = "ma"
     window_size: int = 6
     stride: int = 2
+    lr: float = 1e-2
     budget: int = 60
     stop_at: float | None = None
 
