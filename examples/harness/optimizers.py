@@ -26,8 +26,8 @@ class OptimizerConfig:
     """MA: number of gradients in the window."""
     stride: int = 1
     """MA: successive gradients that share a slot of the ring buffer; divides window_size, and the buffer's memory."""
-    buffer_dtype: Literal["float32", "bfloat16"] = "float32"
-    """MA: dtype of the ring buffer."""
+    buffer_dtype: Literal["bfloat16"] | None = None
+    """MA: dtype of the ring buffer; None for that of the parameters."""
     lamb: float = 2.0
     """Amplification of the slow part of the gradients."""
     fast: float = 1.0
@@ -62,12 +62,13 @@ def make_tx(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformati
     lr, decay = hyper["lr"], optax.add_decayed_weights(hyper["weight_decay"])
     adam = optax.scale_by_adam(config.beta1, config.beta2)
     warmup = optax.linear_schedule(0.0, 1.0, config.lr_warmup) if config.lr_warmup else optax.constant_schedule(1.0)
-    return optax.chain(
+    chain = optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         make_filter(config, hyper),
         *((decay, adam) if config.optimizer == "adam" else (adam, decay)),
         optax.scale_by_learning_rate(lambda step: lr * warmup(step)),
     )
+    return optax.flatten(chain)  # one long vector: the same numbers, but fewer operations to compile and to start
 
 
 def make_filter(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformation:
