@@ -91,7 +91,7 @@ def work(address: str, process: int, config: Config, output: Output) -> None:
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
-        train("multi_process", config, output, functools.partial(program, sharding=over_all_devices()))
+        train("multi_process", config, output, build=functools.partial(program, sharding=over_all_devices()))
     jax.distributed.shutdown()
 
 

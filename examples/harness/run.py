@@ -28,6 +28,8 @@ from .train import Program, program
 
 MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "processes")
 
+Show = Callable[[Any, Any], str]  # task and trained parameters to what is printed of them
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:
@@ -79,6 +81,8 @@ def parse(
             )
         names = {field.name for field in dataclasses.fields(base)}
         stored = {name: value for name, value in everything.items() if name in names}
+        if stored.get("data_dir") is not None:
+            stored["data_dir"] = Path(stored["data_dir"])
         base = dataclasses.replace(base, **stored)
 
     def command(config: Any, output: Any, preset: Any = default) -> tuple[Any, Output]:
@@ -133,8 +137,18 @@ def in_any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
 
 
-def train(experiment: str, config: RunConfig, output: Output, build: Callable[..., Program] = program) -> RunFolder:
-    """Train one run to its end, or go on with it; `build` is `program` or does the same otherwise."""
+def train(
+    experiment: str,
+    config: RunConfig,
+    output: Output,
+    *,
+    show: Show | None = None,
+    build: Callable[..., Program] = program,
+) -> RunFolder:
+    """Train one run to its end, or go on with it; then print what came out and what `show` says.
+
+    `build` is `program` or does the same otherwise.
+    """
     task = config.task()
     if output.resume is None:
         name = f"{experiment}-{config.filter}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -197,6 +211,8 @@ def train(experiment: str, config: RunConfig, output: Output, build: Callable[..
             if interrupted and not finished():
                 raise UserError(f"interrupted after step {step:,}; go on with --resume {folder.path}")
     print(summary(config, folder, time.perf_counter() - start))
+    if show is not None:
+        print(show(task, state.params))
     return folder
 
 
@@ -230,7 +246,13 @@ def summary(config: RunConfig, folder: RunFolder, seconds: float) -> str:
     return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."
 
 
-def main(experiment: str, presets: Mapping[str, RunConfig], default: str, argv: Sequence[str] | None = None) -> None:
+def main(
+    experiment: str,
+    presets: Mapping[str, RunConfig],
+    default: str,
+    argv: Sequence[str] | None = None,
+    show: Show | None = None,
+) -> None:
     """Run an experiment as a command line says."""
     config, output = parse(experiment, presets, default, sys.argv[1:] if argv is None else argv)
-    train(experiment, config, output)
+    train(experiment, config, output, show)

@@ -72,7 +72,7 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
             stack.callback(shutil.rmtree, new, ignore_errors=True)
-            write_whole(new / "config.json", json.dumps({**config, **provenance()}, indent=2) + "\n")
+            write_whole(new / "config.json", json.dumps({**config, **provenance()}, indent=2, default=str) + "\n")
             new.chmod(0o755)
             new.replace(path)
         return cls(path)
@@ -92,7 +92,7 @@ class RunFolder:
     def update_config(self, changes: Mapping[str, Any]) -> None:
         """Change entries of config.json."""
         if leads():
-            write_whole(self.path / "config.json", json.dumps({**self.config, **changes}, indent=2) + "\n")
+            write_whole(self.path / "config.json", json.dumps({**self.config, **changes}, indent=2, default=str) + "\n")
 
     @property
     def _metrics(self) -> Path:
