@@ -1,6 +1,7 @@
 """Pictures of runs, drawn from their records alone."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,17 +32,22 @@ def curves(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def bands(groups: Mapping[str, Sequence[Sequence[Row]]], title: str) -> Figure:
+def bands(
+    groups: Mapping[str, Sequence[Sequence[Row]]], title: str, between: tuple[float, float] = (0, math.inf)
+) -> Figure:
     """What groups of runs are judged by over their steps: the median run, and the range of the runs.
 
-    A run that stopped early counts with its last value from there on.
+    A run that stopped early counts with its last value from there on. `between` two steps, the scales are linear.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     first = next(iter(groups.values()))[0][0]
     axes = _axes(figure, first, "validation {}", title)
+    if between != (0, math.inf):
+        axes.set(xscale="linear", yscale="linear", xlim=between)
     metric = judged_by(first)
     for label, runs in groups.items():
         steps = np.unique([row["step"] for rows in runs for row in rows])
+        steps = steps[(between[0] <= steps) & (steps <= between[1])]
         values = [
             np.interp(steps, [row["step"] for row in rows], [_scale(metric) * row[f"val_{metric}"] for row in rows])
             for rows in runs
