@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +61,7 @@ class Block(nnx.Module):
         x_td = x_td + drop(self.out(self.attend(self.qkv(self.ln1(x_td)), windows, drop)))
         return x_td + drop(self.down(jax.nn.gelu(self.up(self.ln2(x_td)), approximate=False)))
 
-    def attend(self, qkv: jax.Array, windows: int, drop: Any) -> jax.Array:
+    def attend(self, qkv: jax.Array, windows: int, drop: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """What each position takes from itself and those before it in its window, (t, d), of all heads."""
         qkv_blchk = qkv.reshape(windows, qkv.shape[0] // windows, 3, self.heads, -1)
         q_blhk, k_bmhk, v_bmhk = (qkv_blchk[:, :, c] for c in range(3))
@@ -174,11 +175,11 @@ class Shakespeare:
 
     def measure(self, params: Any, data: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Sum over the windows of a batch of their cross-entropy, the mean over a window's positions, in nats."""
-        windows = jax.vmap(lambda first: lax.dynamic_slice(data, (first,), (self.context + 1,)))(batch["index"])
-        windows = windows.astype(jnp.int32)
+        place_bl = batch["index"][:, None] + jnp.arange(self.context + 1, dtype=jnp.int32)[None]
+        text_bl = data[place_bl].astype(jnp.int32)
         rngs = nnx.Rngs(dropout=batch["dropout"]) if self.dropout and "dropout" in batch else None
-        logits = nnx.merge(self.graphdef, params)(windows[:, :-1], rngs)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean(axis=-1)
+        logits = nnx.merge(self.graphdef, params)(text_bl[:, :-1], rngs)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, text_bl[:, 1:]).mean(axis=-1)
         weight = batch["weight"].astype(loss.dtype)
         return {"count": weight.sum(), "loss": weight @ loss}
 
