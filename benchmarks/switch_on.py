@@ -2,16 +2,17 @@
 
 The jump is the highest training loss of the records within 100 steps after the switch, less the mean of the 50 before.
 A preset whose filter is not switched on late is measured at the switches of all others, which is their control.
-SWEEP/switch_on.csv gets a row a run and switch, SWEEP/switch_on.md the table, SWEEP/switch_on.png the picture.
+SWEEP/switch_on.csv gets a row a run, SWEEP/switch_on.md the table, SWEEP/switch_on.png the picture.
 """
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
 from examples.harness import plots
@@ -24,10 +25,10 @@ BEFORE, AFTER = 50, 100  # steps
 
 
 def jump(rows: Sequence[Row], switch: int) -> float:
-    """The highest training loss after the step `switch`, less the mean before it."""
+    """The highest training loss after the step `switch`, less the mean before it; NaN if the run ended there."""
     before = [row["train_loss"] for row in rows if switch - BEFORE < row["step"] <= switch]
     after = [row["train_loss"] for row in rows if switch < row["step"] <= switch + AFTER]
-    return max(after) - float(np.mean(before))
+    return max(after) - statistics.fmean(before) if after else math.nan
 
 
 def main(sweep: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -50,18 +51,16 @@ def main(sweep: Annotated[Path, tyro.conf.Positional]) -> None:
         name, rows = ", ".join(result["axes"].values()), to_rows(result)
         runs.setdefault(name, []).append(rows)
         own = result["config"]["filter_from"]
-        for switch in [own] if own else switches:
-            seed = result["config"]["seed"]
-            table.append({"run": name, "seed": seed, "switch": switch, "jump": round(jump(rows, switch), 4)})
+        measured = {f"jump_at_{s}": round(jump(rows, s), 4) if own in (0, s) else None for s in switches}
+        table.append({"run": name, "seed": result["config"]["seed"], **measured, "last_val_loss": rows[-1]["val_loss"]})
     write_whole(sweep / "switch_on.csv", to_csv(table))
 
-    lines = [
-        "| | " + " | ".join(f"jump at step {switch:,}" for switch in switches) + " |",
-        "|---" * (len(switches) + 1) + "|",
-    ]
+    titles = {f"jump_at_{s}": f"jump at step {s:,}" for s in switches} | {"last_val_loss": "val. loss at the end"}
+    lines = [" | ".join(["| run", *titles.values()]) + " |", "|---" * (len(titles) + 1) + "|"]
     for name in runs:
-        jumps = [[row["jump"] for row in table if (row["run"], row["switch"]) == (name, s)] for s in switches]
-        lines.append(" | ".join([f"| {name}", *(spread(values, ".3f") if values else "" for values in jumps)]) + " |")
+        columns = [[row[column] for row in table if row["run"] == name] for column in titles]
+        cells = ["" if None in column else spread(column, ".3f") for column in columns]
+        lines.append(" | ".join([f"| {name}", *cells]) + " |")
     write_whole(sweep / "switch_on.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

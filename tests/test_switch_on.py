@@ -16,7 +16,7 @@ def write(folder, preset, seed, filter_from, train_loss):
         "experiment": "toy",
         "axes": {"preset": preset},
         "config": {"seed": seed, "filter_from": filter_from},
-        "records": {"step": steps, "train_loss": [train_loss(s) for s in steps], "val_loss": [1.0] * len(steps)},
+        "records": {"step": steps, "train_loss": [train_loss(s) for s in steps], "val_loss": [s / 100 for s in steps]},
     }
     (folder / "runs" / f"preset-{preset}_seed-{seed}.json").write_text(json.dumps(result))
 
@@ -24,7 +24,7 @@ def write(folder, preset, seed, filter_from, train_loss):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "sweep.json").write_text(json.dumps({"presets": ["none", "late"], "seeds": [0, 1]}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"presets": ["none", "late", "later"], "seeds": [0, 1]}))
     return tmp_path
 
 
@@ -36,24 +36,28 @@ def test_a_jump_is_measured_at_the_switch(folder, capsys, monkeypatch):
     for seed in (0, 1):
         write(folder, "none", seed, 0, jumping(1000, 0))
         write(folder, "late", seed, 150, jumping(150, 100 + seed))
+    write(folder, "later", 0, 200, jumping(200, 55))
     figures = []
     monkeypatch.setattr(plots, "save", lambda figure, _: figures.append(figure.axes[0]))
     switch_on.main(folder)
     printed = capsys.readouterr().out
     # The mean of the 50 steps before the switch is 20 above the last of them.
     assert printed.splitlines() == [
-        "| | jump at step 150 |",
-        "|---|---|",
-        "| none | -30.000 |",
-        "| late | 50.500 (50.000 to 51.000) |",
+        "| run | jump at step 150 | jump at step 200 | val. loss at the end |",
+        "|---|---|---|---|",
+        "| none | -30.000 | -30.000 | 3.000 |",
+        "| late | 50.500 (50.000 to 51.000) |  | 3.000 |",
+        "| later |  | 5.000 | 3.000 |",
     ]
     assert (folder / "switch_on.md").read_text() == printed
     with (folder / "switch_on.csv").open() as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     assert rows == [
-        (run, s, "150", j)
-        for run, jumps in (("none", ["-30.0"] * 2), ("late", ["50.0", "51.0"]))
-        for s, j in zip("01", jumps, strict=True)
+        ("none", "0", "-30.0", "-30.0", "3.0"),
+        ("none", "1", "-30.0", "-30.0", "3.0"),
+        ("late", "0", "50.0", "", "3.0"),
+        ("late", "1", "51.0", "", "3.0"),
+        ("later", "0", "", "5.0", "3.0"),
     ]
     (axes,) = figures
     assert axes.get_xlim() == (0, 300)

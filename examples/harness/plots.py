@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from .records import Row, judged_by
 from .run_folder import write_whole
@@ -66,8 +67,9 @@ def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
         axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 101))
     else:
         axes.set(ylabel=ylabel.format("loss"), yscale="log")
+        axes.yaxis.set_minor_formatter(LogFormatter())
     axes.set(xlabel="optimizer steps", xscale="log")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
     return axes
 
@@ -86,7 +88,7 @@ def heat_map(
     image = axes.imshow(values, cmap="viridis_r", aspect="auto")
     figure.colorbar(image, ax=axes)
     axes.set(xlabel=x[0], ylabel=y[0])
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", wrap=True)
     axes.set_xticks(range(len(x[1])), x[1])
     axes.set_yticks(range(len(y[1])), y[1])
     middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
