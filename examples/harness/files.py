@@ -1,4 +1,4 @@
-"""Data files: from a folder that the user names, or downloaded once into a cache; their hashes are checked."""
+"""Data files: from a folder that the user names, or downloaded once into a cache; hashes that are known are checked."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ import requests
 from .errors import UserError
 
 
-def fetch(files: Mapping[str, str], sources: Sequence[str], data_dir: Path | None) -> dict[str, Path]:
+def fetch(files: Mapping[str, str | None], sources: Sequence[str], data_dir: Path | None) -> dict[str, Path]:
     """Paths of the named files.
 
     Args:
-      files: SHA-256 of each file, by name.
+      files: SHA-256 of each file, by name; None if it is not known.
       sources: Addresses of folders that hold the files, tried in turn.
       data_dir: Folder with files already there; None downloads what the cache lacks.
 
@@ -24,19 +24,20 @@ def fetch(files: Mapping[str, str], sources: Sequence[str], data_dir: Path | Non
     return {name: _fetch_one(name, sha256, sources, data_dir) for name, sha256 in files.items()}
 
 
-def _fetch_one(name: str, sha256: str, sources: Sequence[str], data_dir: Path | None) -> Path:
+def _fetch_one(name: str, sha256: str | None, sources: Sequence[str], data_dir: Path | None) -> Path:
     if data_dir is not None:
         path = data_dir / name
         if not path.is_file():
             raise UserError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise UserError(f"{path} is damaged (its SHA-256 is not {sha256}); get it again from {sources[0]}{name}")
         return path
     cache = pooch.os_cache("grokfast_jax")
+    known_hash = None if sha256 is None else f"sha256:{sha256}"
     problems = []
     for source in sources:
         try:
-            return Path(pooch.retrieve(source + name, known_hash=f"sha256:{sha256}", fname=name, path=cache))
+            return Path(pooch.retrieve(source + name, known_hash=known_hash, fname=name, path=cache))
         except requests.RequestException as error:
             problems.append(f"  {source}{name}: no connection ({type(error).__name__})")
         except ValueError as error:  # another hash
