@@ -105,13 +105,14 @@ def load(data_dir: Path | None) -> list[Molecule]:
         path = fetch(FILES, SOURCES, data_dir)["qm9.zip"]
         try:
             molecules = read_raw(zipfile.Path(path), MOLECULES)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it and get it again from {SOURCES[0]}") from error
-    alphas = [molecule.alpha for molecule in molecules[: len(FIRST_ALPHAS)]]
-    if len(molecules) != MOLECULES or not np.allclose(alphas, FIRST_ALPHAS, atol=1e-4):
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}); delete it and get it again from {SOURCES[0]}") from error
+    alphas = tuple(molecule.alpha for molecule in molecules[: len(FIRST_ALPHAS)])
+    known = all(math.isclose(*pair, rel_tol=1e-4) for pair in zip(alphas, FIRST_ALPHAS, strict=False))
+    if len(molecules) != MOLECULES or not known:
         raise UserError(
             f"{path} must begin with the {MOLECULES} first molecules of QM9, whose polarizabilities are "
-            f"{FIRST_ALPHAS} ..., got {len(molecules)} with {tuple(map(float, alphas))} ...; get it from {SOURCES[0]}"
+            f"{FIRST_ALPHAS} ..., got {len(molecules)} with {alphas} ...; get it from {SOURCES[0]}"
         )
     return molecules
 
@@ -119,7 +120,7 @@ def load(data_dir: Path | None) -> list[Molecule]:
 def read_prepared(path: Path) -> list[Molecule]:
     """Molecules whose arrays are concatenated: x, edge_index, edge_attr, y, and where each begins, *_offset."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             atoms, edges = (file[f"{name}_offset"] for name in ("node", "edge"))
             return [
                 Molecule(x, edge_index, edge_attr, float(y[1]))
@@ -131,8 +132,8 @@ def read_prepared(path: Path) -> list[Molecule]:
                     strict=True,
                 )
             ]
-    except (ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}); put it there again, or gdb9.sdf and gdb9.sdf.csv") from error
+    except (ValueError, LookupError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); put it there again, or gdb9.sdf and gdb9.sdf.csv") from error
 
 
 def read_raw(folder: Path | zipfile.Path, count: int) -> list[Molecule]:

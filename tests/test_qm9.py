@@ -1,8 +1,6 @@
 """The QM9 experiment: its facts, its files, and what happens when they are missing or damaged."""
 
-import csv
-import dataclasses
-import json
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,16 +8,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import requests
 
 from examples import qm9
 from examples.harness import files
 from examples.harness.errors import UserError
-from examples.harness.optimizers import make_tx
-from examples.harness.train import program
-from examples.qm9 import PRESETS, Config, Molecule, Qm9, load, read_prepared, read_raw
+from examples.harness.run import main, parse
+from examples.qm9 import PRESETS, Molecule, Qm9, load, read_prepared, read_raw
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -104,35 +100,305 @@ def convolve(params, x, molecule):
 def evaluate(params, molecule):
     """The model with its loops, in float64."""
     x = molecule.x.astype(np.float64)
-    for conv in params["convs"].values() if isinstance(params["convs"], dict) else params["convs"]:
-        x = np.maximum(convolve(conv, x, molecule), 0)
-    for name in ("hidden", "out"):
-        layer = params[name]
-        x = (x.sum(axis=0) if x.ndim == 2 else np.maximum(x, 0)) @ np.asarray(layer["kernel"], np.float64)
-        x = x + np.asarray(layer["bias"], np.float64)
-    return x[0]
+    for i in range(2):
+        x = np.maximum(convolve(params["convs"][i], x, molecule), 0)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    hidden = np.maximum(x.sum(axis=0) @ p["hidden"]["kernel"] + p["hidden"]["bias"], 0)
+    return (hidden @ p["out"]["kernel"] + p["out"]["bias"])[0]
 
 
-def perturbed(params):
-    """Parameters all different from zero, so that a lost bias shows."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return treedef.unflatten(noisy)
+def parameters(seed=0):
+    """Parameters of the model in float64, all different from zero, so that a lost bias shows."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(Qm9([]).init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.uniform(-0.3, 0.3, leaf.shape), shapes)
 
 
 @pytest.mark.usefixtures("x64")
 def test_the_model_is_the_sum_over_neighbours_written_out():
-    task = Qm9(molecules(24), batch_size=7)
-    params = in_float64(perturbed(task.init(jax.random.key(0))))
-    data = in_float64(task.split(jax.random.key(1)))
-    index = jnp.arange(24)
+    task, params = Qm9(molecules(24), batch_size=7), parameters()
     expected = np.array([evaluate(params, molecule) for molecule in task.molecules])
-    np.testing.assert_allclose(task.predict(params, data, index), expected, rtol=1e-12, atol=1e-10)
+    data = in_float64(jax.jit(task.split)(jax.random.key(1)))
+    predicted = jax.jit(task.predict)(params, data, jnp.arange(24))
+    np.testing.assert_allclose(predicted, expected, rtol=1e-12, atol=1e-12)
+
     batch = jax.tree.map(lambda leaf: leaf[-1], task.validation(data))
-    chosen = np.asarray(batch["index"])[np.asarray(batch["weight"]) > 0]
-    assert len(chosen) == 12 - 7
+    chosen = np.asarray(data["val"])[7:]
+    sums = jax.jit(task.measure)(params, data, batch)
+    assert sums["count"] == len(chosen) == 5
     alpha = np.array([molecule.alpha for molecule in task.molecules])
-    sums = task.measure(params, data, batch)
-    assert sums["count"] == len(chosen)
-    np.testing.assert_allclose(sums["loss"], np.sum((expected - alpha)[chosen] ** 2), rtol=1e-10)
+    np.testing.assert_allclose(sums["loss"], np.sum((expected - alpha)[chosen] ** 2), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_neither_padding_nor_the_order_of_atoms_and_bonds_matters():
+    few, params, rng = molecules(6), parameters(), np.random.default_rng(1)
+    expected = np.array([evaluate(params, molecule) for molecule in few])
+    permuted = []
+    for molecule in few:
+        new_place, edge_order = (rng.permutation(len(array)) for array in (molecule.x, molecule.edge_attr))
+        x = np.zeros_like(molecule.x)
+        x[new_place] = molecule.x
+        edge_index = new_place.astype(np.int32)[molecule.edge_index][:, edge_order]
+        permuted.append(Molecule(x, edge_index, molecule.edge_attr[edge_order], molecule.alpha))
+    assert not np.array_equal(permuted[5].x, few[5].x)
+    large = Molecule(np.ones((9, 11), np.float32), np.ones((2, 40), np.int32), np.eye(4, dtype=np.float32)[[3] * 40], 1)
+    task = Qm9([*few, *permuted, large])
+    data = in_float64({name: jnp.asarray(array) for name, array in qm9.pad(task.molecules).items()})
+    assert data["x"].shape[1] == 10
+    predicted = jax.jit(task.predict)(params, data, jnp.arange(12))
+    np.testing.assert_allclose(predicted, [*expected, *expected], rtol=1e-12, atol=1e-12)
+
+
+def test_facts_of_the_task():
+    task = Qm9(molecules(100))
+    params = jax.jit(task.init)(jax.random.key(0))
+    conv1 = (4 * 32 + 32) + (32 + 1) * 11 * 32 + 11 * 32 + 32
+    conv2 = (4 * 32 + 32) + (32 + 1) * 32 * 16 + 32 * 16 + 16
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == conv1 + conv2 + (16 + 1) * 32 + (32 + 1) == 30_321
+    for i, fan_in in ((0, 11), (1, 32)):
+        conv = params["convs"][i]
+        assert not conv["root"]["bias"].any()
+        assert 0.9 * 3 * fan_in**-0.5 < jnp.abs(conv["root"]["kernel"]).max() <= 3 * fan_in**-0.5
+        for name, fan_in in (("hidden", 4), ("matrix", 32)):
+            for leaf in conv[name].values():
+                assert 0.8 * 3 * fan_in**-0.5 < jnp.abs(leaf).max() <= 3 * fan_in**-0.5
+
+    split = jax.jit(task.split)
+    data, other = split(jax.random.key(0)), split(jax.random.key(1))
+    np.testing.assert_array_equal(np.sort(np.r_[data["train"], data["val"]]), np.arange(100))
+    assert len(data["train"]) == 50
+    assert set(data["train"].tolist()) != set(other["train"].tolist())
+    np.testing.assert_array_equal(data["alpha"], np.array([m.alpha for m in task.molecules], np.float32))
+
+    batches = jax.tree.map(np.asarray, jax.jit(task.batches)(data, jax.random.key(1)))
+    assert task.steps == 100
+    assert batches["index"].shape == (100, 32)
+    assert batches["weight"].sum(axis=1).tolist() == [32, 18] * 50
+    epochs = batches["index"][batches["weight"] > 0].reshape(50, 50)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.sort(data["train"]), (50, 1)))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_gradients_are_finite_and_reach_every_parameter():
+    task = Qm9(molecules(12), batch_size=12)
+
+    @jax.jit
+    def gradients(key):
+        data = task.split(key)
+        batch = jax.tree.map(lambda leaf: leaf[0], task.validation(data))
+        return jax.grad(lambda params: task.measure(params, data, batch)["loss"])(task.init(key))
+
+    grads = gradients(jax.random.key(0))
+    for path, leaf in jax.tree.leaves_with_path(grads):
+        assert jnp.isfinite(leaf).all(), path
+        assert leaf.any(), path
+
+
+def test_presets_are_the_two_by_two():
+    assert {name: (c.filter, c.weight_decay) for name, c in PRESETS.items()} == {
+        "baseline": ("none", 0.0),
+        "filter-only": ("ema", 0.0),
+        "decay-only": ("none", 0.01),
+        "paper": ("ema", 0.01),
+    }
+    for c in PRESETS.values():
+        assert (c.alpha, c.lamb, c.optimizer, c.lr, c.beta1, c.beta2) == (0.9, 1.0, "adamw", 1e-3, 0.9, 0.999)
+        assert (c.lr_warmup, c.budget, c.stop_at, c.has_accuracy) == (0, 100_000, None, False)
+
+
+def test_a_run_that_is_told_its_folder_is_resumed_from_there(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(qm9, "load", lambda data_dir: asked.append(data_dir) or molecules(8))
+    out = tmp_path / "run"
+    main("qm9", PRESETS, "paper", ["--budget", "1", "--data-dir", str(tmp_path), "--out", str(out)])
+    assert (out / "metrics.csv").read_text().startswith("step,train_loss,val_loss\n50,")
+    assert "best validation loss" in capsys.readouterr().out
+    config, _ = parse("qm9", PRESETS, "paper", ["--budget", "51", "--resume", str(out)])
+    config.task()
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_the_raw_files_by_hand(tmp_path):
+    water, cyanide, fluorine = read_raw(write(tmp_path), 3)
+    zeros = [0, 0, 0, 0]
+    np.testing.assert_array_equal(
+        water.x, [[0, 0, 0, 1, 0, 8, *zeros, 2], [1, 0, 0, 0, 0, 1, *zeros, 0], [1, 0, 0, 0, 0, 1, *zeros, 0]]
+    )
+    np.testing.assert_array_equal(water.edge_index, [[0, 0, 1, 2], [1, 2, 0, 0]])
+    np.testing.assert_array_equal(cyanide.x[:, 10], [1, 0, 0])
+    np.testing.assert_array_equal(cyanide.edge_index, [[0, 0, 1, 2], [1, 2, 0, 0]])
+    np.testing.assert_array_equal(cyanide.edge_attr.argmax(axis=1), [2, 0, 2, 0])
+    assert (fluorine.x.shape, fluorine.edge_index.shape, fluorine.edge_attr.shape) == ((1, 11), (2, 0), (0, 4))
+    assert [m.alpha for m in (water, cyanide, fluorine)] == [6.31, 12.99, 3.5]
+    for molecule in (water, cyanide, fluorine):
+        assert [array.dtype for array in molecule[:3]] == [np.float32, np.int32, np.float32]
+
+    write(tmp_path, SDF.replace("\n", "\r\n"), CSV.replace("\n", "\r\n"))
+    np.testing.assert_array_equal(read_raw(tmp_path, 3)[1].edge_attr, cyanide.edge_attr)
+    write(tmp_path, SDF.replace("gdb_2", "gdb_58"), CSV.replace("gdb_2", "gdb_58"))
+    assert [molecule.alpha for molecule in read_raw(tmp_path, 2)] == [6.31, 3.5]
+
+
+def test_nothing_after_the_last_molecule_is_read(tmp_path):
+    write(tmp_path, SDF + "rubbish\n", CSV + "rubbish\n")
+    assert len(read_raw(tmp_path, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            "sdf",
+            SDF[SDF.index("gdb_3") :],
+            SDF[SDF.index("gdb_3") : -5],
+            r"gdb9.sdf, record 3: it is cut short \(the file ends before \$\$\$\$\)",
+        ),
+        ("sdf", SDF[SDF.index("gdb_2") :], "gdb_2\n", r"gdb9.sdf, record 2: it is cut short"),
+        (
+            "sdf",
+            "  3  2  0  0  0  0  0  0  0  0999",
+            "  x  2",
+            r"record 1: line 4 must begin with .* got '  x  2 V2000'",
+        ),
+        ("sdf", "  3  2  0", "  0  2  0", "record 1: line 4 must begin with the numbers of atoms and bonds"),
+        ("sdf", "V2000", "V3000", "record 1: line 4 must .* end in V2000"),
+        ("sdf", "  3  2  0", "  2  3  0", "record 1: a bond must have two of the 2 atoms and an order of 1 to 4"),
+        ("sdf", "  3  2  0", "  3  3  0", "record 1: 3 lines of atoms and 3 of bonds must follow line 4"),
+        ("sdf", "  1  2  3", "  1  4  3", "record 2: a bond must have two of the 3 atoms .* got '  1  4  3  0"),
+        ("sdf", "  1  2  3", "  1  2  5", "record 2: a bond must have .* an order of 1 to 4"),
+        ("sdf", "  1  2  3", "  1  1  3", "record 2: a bond must have two of the 3 atoms"),
+        ("sdf", "  1  2  3", "  1     3", "record 2: a bond must have two of the 3 atoms"),
+        ("sdf", " N   0", " Xe  0", "record 2: atom 2 must be one of H, C, N, O, F, got 'Xe'"),
+        ("sdf", "$$$$\ngdb_2", "gdb_2", "gdb9.sdf.csv, record 2: mol_id must be gdb_3, as in gdb9.sdf, got 'gdb_2'"),
+        ("csv", "12.99", "", "gdb9.sdf.csv, record 2: alpha of gdb_2 must be a positive number, got ''"),
+        ("csv", "12.99", "inf", "gdb9.sdf.csv, record 2: alpha of gdb_2 must be a positive number, got 'inf'"),
+        ("csv", "gdb_2,,12.99,-0.4", "gdb_2", "gdb9.sdf.csv, record 2: alpha of gdb_2 must be .*, got None"),
+        ("csv", "alpha", "beta", "gdb9.sdf.csv, record 1: alpha of gdb_1 must be a positive number, got None"),
+        ("csv", "gdb_2,,12.99,-0.4\n", "", "gdb9.sdf.csv, record 2: mol_id must be gdb_2, as in gdb9.sdf, got 'gdb_3'"),
+        ("csv", "gdb_3,0,3.5,0\n", "", r"gdb9.sdf.csv ends before record 3, which .*gdb9.sdf has; get both again"),
+        ("sdf", SDF[SDF.index("gdb_3") :], "", r"gdb9.sdf ends before record 3, which .*gdb9.sdf.csv has; get both"),
+    ],
+)
+def test_damage_to_the_raw_files_is_named(file, old, new, message, tmp_path):
+    assert old in (SDF if file == "sdf" else CSV)
+    write(tmp_path, **{"sdf": {"sdf": SDF.replace(old, new, 1)}, "csv": {"table": CSV.replace(old, new, 1)}}[file])
+    with pytest.raises(UserError, match=message):
+        read_raw(tmp_path, 3)
+
+
+def test_too_few_molecules_or_the_wrong_ones(tmp_path, monkeypatch):
+    write(tmp_path)
+    with pytest.raises(UserError, match=r"gdb9.sdf must have at least 100 molecules, got 3; get it from https://"):
+        load(tmp_path)
+    monkeypatch.setattr(qm9, "MOLECULES", 3)
+    with pytest.raises(
+        UserError, match=r"must begin with the 3 first .*are \(13.21, .* got 3 with \(6.31, 12.99, 3.5\)"
+    ):
+        load(tmp_path)
+    monkeypatch.setattr(qm9, "FIRST_ALPHAS", (6.31, 12.99))
+    assert len(load(tmp_path)) == 3
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"qm9.zip is missing; put it there \(from https://.*qm9.zip\) or leave out"):
+        load(tmp_path)
+    write(tmp_path)
+    (tmp_path / "gdb9.sdf.csv").unlink()
+    with pytest.raises(UserError, match=r"gdb9.sdf.csv is missing; it is in https://.*qm9.zip"):
+        load(tmp_path)
+
+
+@pytest.fixture
+def zipped(tmp_path, monkeypatch):
+    """The hand-written files in place of the published ones, in a ZIP archive."""
+    monkeypatch.setattr(qm9, "MOLECULES", 3)
+    monkeypatch.setattr(qm9, "FIRST_ALPHAS", (6.31, 12.99, 3.5))
+    with zipfile.ZipFile(tmp_path / "qm9.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("gdb9.sdf", SDF)
+        archive.writestr("gdb9.sdf.csv", CSV)
+    return tmp_path / "qm9.zip"
+
+
+def test_the_archive_is_read_without_unpacking(zipped):
+    assert [molecule.alpha for molecule in load(zipped.parent)] == [6.31, 12.99, 3.5]
+    assert list(zipped.parent.iterdir()) == [zipped]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:200], lambda content: content.replace(content[60:80], b"")]
+)
+def test_a_damaged_archive_is_named(damage, zipped):
+    zipped.write_bytes(damage(zipped.read_bytes()))
+    with pytest.raises(UserError, match=r"qm9.zip cannot be read \(.*delete it and get it again from https://"):
+        load(zipped.parent)
+
+
+def test_an_archive_without_a_file_names_it(zipped):
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("gdb9.sdf", SDF)
+    with pytest.raises(UserError, match=r"qm9.zip.gdb9.sdf.csv is missing"):
+        load(zipped.parent)
+
+
+def test_the_download_is_cached_and_has_no_hash(zipped, monkeypatch):
+    def retrieve(url, known_hash, fname, path):
+        assert (url, known_hash, fname) == (f"{qm9.SOURCES[0]}qm9.zip", None, "qm9.zip")
+        assert Path(path).name == "grokfast_jax"
+        return str(zipped)
+
+    monkeypatch.setattr(files.pooch, "retrieve", retrieve)
+    assert len(load(None)) == 3
+
+
+def test_without_a_network_it_says_what_to_do(monkeypatch):
+    def fail(*_, **__):
+        raise requests.ConnectionError("a long story")
+
+    monkeypatch.setattr(files.pooch, "retrieve", fail)
+    with pytest.raises(UserError, match=r"(?s)could not download qm9.zip.*no connection.*--data-dir FOLDER"):
+        load(None)
+
+
+@pytest.mark.parametrize("damage", ["cut", "key", "short"])
+def test_damaged_arrays_are_named(damage, tmp_path):
+    arrays = {
+        "x": np.zeros((5, 11), np.float32),
+        "edge_index": np.zeros((2, 4), np.int32),
+        "edge_attr": np.zeros((4, 4), np.float32),
+        "y": np.ones((2, 19)),
+        "node_offset": np.array([0, 3, 5]),
+        "edge_offset": np.array([0, 2, 4]),
+    }
+    if damage == "key":
+        del arrays["edge_attr"]
+    if damage == "short":
+        arrays["y"] = arrays["y"][:1]
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    content = buffer.getvalue()
+    (tmp_path / "arrays.npz").write_bytes(content[:-30] if damage == "cut" else content)
+    with pytest.raises(UserError, match=r"arrays.npz cannot be read \("):
+        read_prepared(tmp_path / "arrays.npz")
+
+
+@needs_data
+def test_the_raw_files_give_the_arrays_of_pytorch_geometric(tmp_path):
+    for name in ("sdf", "sdf.csv"):
+        shutil.copy(DATA / f"qm9_first_100.{name}", tmp_path / f"gdb9.{name}")
+    raw, prepared = load(tmp_path), load(DATA)
+    assert len(raw) == len(prepared) == 100
+    for ours, theirs in zip(raw, prepared, strict=True):
+        for name in ("x", "edge_index", "edge_attr"):
+            a, b = getattr(ours, name), getattr(theirs, name)
+            np.testing.assert_array_equal(a, b, strict=True)
+        assert ours.alpha == theirs.alpha
+    with np.load(DATA / qm9.PREPARED) as arrays:
+        np.testing.assert_array_equal([molecule.alpha for molecule in prepared], arrays["y"][:, 1])
+        np.testing.assert_array_equal(np.concatenate([molecule.x for molecule in raw]), arrays["x"])
+    assert sum(len(molecule.edge_attr) for molecule in raw) == 1870
+    padded = qm9.pad(raw)
+    assert padded["x"].shape == (100, 18, 11)
+    assert padded["source"].shape == (100, 32)
+    np.testing.assert_array_equal(padded["kinds"], np.eye(4)[[2, 1, 0]])
+    assert padded["real"].sum() == 1005
