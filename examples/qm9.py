@@ -27,7 +27,7 @@ from .harness.torch_init import linear
 
 SOURCES = ("https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/molnet_publish/",)
 FILES = {"qm9.zip": None}  # holds gdb9.sdf and gdb9.sdf.csv; its hash is not known, so its first molecules are checked
-PREPARED = "qm9_first_100_graphs.npz"
+PREPARED = "qm9_first_100_graphs.npz"  # the same graphs as arrays, see read_prepared
 MOLECULES = 100
 UNCHARACTERIZED = {"gdb_58", "gdb_61", "gdb_80"}  # left out by QM9's authors; the next one is gdb_185
 FIRST_ALPHAS = (13.21, 9.46, 6.31, 16.28, 12.99, 14.18, 23.95, 16.97)  # CH4, NH3, H2O, C2H2, HCN, CH2O, C2H6, CH3OH
@@ -357,7 +357,7 @@ class Config(RunConfig):
     stop_at: float | None = None
     """Stop when the validation loss reaches this; None to use the whole budget."""
     data_dir: Path | None = None
-    """Folder with qm9.zip, or with gdb9.sdf and gdb9.sdf.csv; None downloads the former once."""
+    """Folder with qm9.zip, gdb9.sdf and gdb9.sdf.csv, or the prepared arrays; None downloads qm9.zip once."""
 
     def task(self) -> Qm9:
         """The task of this run."""
