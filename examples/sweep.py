@@ -21,7 +21,7 @@ import numpy as np
 import tqdm
 import tyro
 
-from . import mnist, modular, qm9, shakespeare
+from . import imdb, mnist, modular, qm9, shakespeare
 from .harness import plots
 from .harness.config import RunConfig
 from .harness.errors import UserError, plain_errors
@@ -30,7 +30,7 @@ from .harness.records import Row, best, is_finite, judged_by, step_reached, to_r
 from .harness.run_folder import provenance, write_whole
 from .harness.train import Program, Task, program
 
-EXPERIMENTS: dict[str, ModuleType] = {"modular": modular, "mnist": mnist, "qm9": qm9, "shakespeare": shakespeare}
+EXPERIMENTS: dict[str, ModuleType] = {"modular": modular, "mnist": mnist, "qm9": qm9, "imdb": imdb, "shakespeare": shakespeare}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sweep:
     the end OUT holds curves.csv (every record), runs.csv (one row a run), table.md and sweep.png.
     """
 
-    experiment: Annotated[Literal["modular", "mnist", "qm9", "shakespeare"], tyro.conf.Positional]
+    experiment: Annotated[Literal["modular", "mnist", "qm9", "imdb", "shakespeare"], tyro.conf.Positional]
     """Which experiment to run."""
     out: Path
     """Folder for the results."""

@@ -1,6 +1,5 @@
 """Data files: from a folder that the user names, or downloaded once into a cache; hashes that are known are checked."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,26 +13,30 @@ def fetch(files: Mapping[str, str | None], sources: Sequence[str], data_dir: Pat
     """Paths of the named files.
 
     Args:
-      files: SHA-256 of each file, by name; None if it is not known.
+      files: Hash of each file, by name: its SHA-256, or another after the name of the algorithm and a colon; None if it is
+        not known.
       sources: Addresses of folders that hold the files, tried in turn.
       data_dir: Folder with files already there; None downloads what the cache lacks.
 
     Raises:
       UserError: A file is missing, does not have its hash, or could not be downloaded.
     """
-    return {name: _fetch_one(name, sha256, sources, data_dir) for name, sha256 in files.items()}
+    return {name: _fetch_one(name, known, sources, data_dir) for name, known in files.items()}
 
 
-def _fetch_one(name: str, sha256: str | None, sources: Sequence[str], data_dir: Path | None) -> Path:
+def _fetch_one(name: str, known: str | None, sources: Sequence[str], data_dir: Path | None) -> Path:
+    algorithm, _, digest = (known or "").rpartition(":")
+    algorithm = algorithm or "sha256"
     if data_dir is not None:
         path = data_dir / name
         if not path.is_file():
             raise UserError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
-        if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise UserError(f"{path} is damaged (its SHA-256 is not {sha256}); get it again from {sources[0]}{name}")
+        if known is not None and pooch.file_hash(str(path), alg=algorithm) != digest:
+            title = {"sha256": "SHA-256", "md5": "MD5"}.get(algorithm, algorithm)
+            raise UserError(f"{path} is damaged (its {title} is not {digest}); get it again from {sources[0]}{name}")
         return path
     cache = pooch.os_cache("grokfast_jax")
-    known_hash = None if sha256 is None else f"sha256:{sha256}"
+    known_hash = None if known is None else f"{algorithm}:{digest}"
     problems = []
     for source in sources:
         try:
