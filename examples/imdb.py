@@ -176,7 +176,13 @@ def read_folder(folder: Path) -> tuple[list[str], np.ndarray]:
     """1,000 reviews of the unpacked archive."""
     names = [path.relative_to(folder).as_posix() for path in folder.glob("train/*/*.txt")]
     chosen, labels = choose(names, folder)
-    return [(folder / name).read_text(encoding="utf-8") for name in chosen], labels
+    reviews = []
+    for name in chosen:
+        try:
+            reviews.append((folder / name).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{folder / name} is no UTF-8 ({error}); unpack {ARCHIVE} again") from error
+    return reviews, labels
 
 
 def read_archive(path: Path) -> tuple[list[str], np.ndarray]:
@@ -278,9 +284,9 @@ class Imdb:
     def tokens(self, train: jax.Array) -> jax.Array:
         """The reviews as the model sees them, (reviews, length) int32.
 
-        Token k is the k-th most frequent word of the training reviews, of equally frequent ones that which occurs
-        first. A review longer than `length` is cut at its end, a shorter one is padded on the left with 0. One without
-        any of these words is padding throughout, and so is classified by what the model makes of padding alone.
+        Token k is the k-th most frequent word of the training reviews, of equally frequent ones that which occurs first
+        in all reviews. A review longer than `length` is cut at its end, a shorter one is padded on the left with 0. One
+        without any of these words is padding throughout, and so is classified by what the model makes of that alone.
         """
         number = jnp.asarray(self.words)
         frequency = jnp.zeros(int(self.words.max()) + 1, jnp.int32).at[number[train]].add(1).at[0].set(0)

@@ -1,0 +1,378 @@
+"""The IMDb experiment: its model, its preprocessing, its files, and what happens when they are damaged."""
+
+import collections
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
+import shutil
+import tarfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import requests
+from flax import nnx
+
+from examples import imdb
+from examples.harness import files
+from examples.harness.errors import UserError
+from examples.harness.optimizers import make_tx
+from examples.harness.train import program
+from examples.imdb import LSTM, PRESETS, STOP_WORDS, Classifier, Imdb, load, words
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "imdb"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the reviews (1 MB) are not part of the repository")
+RNG = np.random.default_rng(0)
+
+# Six reviews, whose preprocessing is worked out by hand below
+REVIEWS = (
+    "A GOOD film.<br />Good 2 see!",  # good filmbr good see
+    "Bad, BAD film... don't see it",  # bad bad film dont see
+    "good_2 Good see 1999",  # good_ good see
+    "The it was",  # nothing but stop words
+    "bad<br /><br />bad br",  # badbr br br: "bad<br", "/><br", "/>bad", "br" are badbr, br, bad, br
+    "Film good",  # film good
+)
+
+
+def test_words_by_hand():
+    assert [words(review) for review in REVIEWS] == [
+        ["good", "filmbr", "good", "see"],
+        ["bad", "bad", "film", "dont", "see"],
+        ["good_", "good", "see"],
+        [],
+        ["badbr", "br", "bad", "br"],
+        ["film", "good"],
+    ]
+    assert words("  Ünïcode—dash\u00a0space '' 42 ") == ["ünïcodedash", "space"]
+    assert len(STOP_WORDS) == 153  # NLTK's 179, less 26 with an apostrophe
+    assert {"i", "wouldn", "t"} < STOP_WORDS
+
+
+def test_tokens_by_hand():
+    task = Imdb.of(REVIEWS, np.array([1, 0, 1, 0, 0, 1], np.int32), vocabulary=4, length=5)
+    # Counts over the first five: good 3, see 3, bad 3, br 2, all others 1; ties go to the word that occurs first.
+    tokens = task.tokens(jnp.arange(5))
+    good, see, bad, br = 1, 2, 3, 4
+    np.testing.assert_array_equal(
+        tokens,
+        [
+            [0, 0, good, good, see],
+            [0, 0, bad, bad, see],
+            [0, 0, 0, good, see],
+            [0, 0, 0, 0, 0],
+            [0, 0, br, bad, br],
+            [0, 0, 0, 0, good],
+        ],
+    )
+    # A long review keeps its beginning. Of the first two, good, see and bad occur twice, and filmbr is the first word
+    # of those that occur once.
+    short = dataclasses.replace(task, length=2).tokens(jnp.arange(2))
+    np.testing.assert_array_equal(short[:3], [[1, 4], [3, 3], [1, 2]])
+    # Words that no training review has are dropped, even where there is room for them.
+    few = task.tokens(jnp.array([5]))
+    np.testing.assert_array_equal(few[jnp.array([0, 5])], [[0, 0, 0, 1, 1], [0, 0, 0, 2, 1]])
+
+
+@needs_data
+def test_the_real_reviews():
+    """Against the steps of the authors' preprocessing, one after the other."""
+    reviews, labels = load(DATA)
+    assert (len(reviews), labels.sum(), labels.dtype) == (1000, 501, np.int32)
+    assert reviews[0].startswith("One of the other reviewers has mentioned that")
+    task = Imdb.of(reviews, labels)
+    data = jax.jit(task.split)(jax.random.key(3))
+    lists = [words(review) for review in reviews]
+    counts = collections.Counter(word for i in np.asarray(data["train"]) for word in lists[i])
+    first = {word: i for i, word in enumerate(dict.fromkeys(word for review in lists for word in review))}
+    ranked = sorted(counts, key=lambda word: (-counts[word], first[word]))
+    assert ranked[:3] == ["br", "movie", "film"]
+    token = {word: i + 1 for i, word in enumerate(ranked[:1000])}
+    for review, row in zip(lists, np.asarray(data["tokens"]), strict=True):
+        kept = [token[word] for word in review if word in token][:500]
+        np.testing.assert_array_equal(row, [0] * (500 - len(kept)) + kept)
+    assert dataclasses.replace(PRESETS["paper"], data_dir=DATA).task().words.shape == task.words.shape
+
+
+def test_the_split_is_stratified_and_follows_the_key():
+    labels = np.r_[np.ones(501), np.zeros(499)].astype(np.int32)[RNG.permutation(1000)]
+    task = Imdb.of([f"word{'abcde'[i % 5]}" for i in range(1000)], labels, length=20)
+    splits = [task.split(jax.random.key(seed)) for seed in (0, 0, 1)]
+    for data in splits:
+        assert (data["train"].shape, data["val"].shape) == ((750,), (250,))
+        np.testing.assert_array_equal(np.sort(np.r_[data["train"], data["val"]]), np.arange(1000))
+        assert (labels[data["train"]].sum(), labels[data["val"]].sum()) == (376, 125)
+    np.testing.assert_array_equal(splits[0]["val"], splits[1]["val"])
+    assert set(splits[0]["val"].tolist()) != set(splits[2]["val"].tolist())
+    assert task.steps == 15
+    batches = task.batches(splits[0], jax.random.key(1))
+    assert batches["index"].shape == (15, 50)
+    np.testing.assert_array_equal(np.sort(batches["index"].ravel()), np.sort(splits[0]["train"]))
+    assert not np.array_equal(batches["index"], task.batches(splits[0], jax.random.key(2))["index"])
+    validation = task.validation(splits[0])
+    assert (validation["index"].shape, validation["weight"].sum()) == ((5, 50), 250)
+
+
+def test_facts_of_the_model():
+    task = Imdb(np.ones((4, 1), np.int32), np.array([0, 1, 0, 1], np.int32))
+    params = task.init(jax.random.key(0))
+    # PyTorch's Embedding, two LSTM layers with two biases each, Linear
+    layers = [4 * 256 * (inputs + 256) + 2 * 4 * 256 for inputs in (64, 256)]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1001 * 64 + sum(layers) + 256 + 1 == 920_385
+    np.testing.assert_allclose(params["embedding"].std(), 6, rtol=0.02)
+    bounded = [*(leaf for layer in params["layers"].values() for leaf in layer.values()), *params["head"].values()]
+    assert len(bounded) == 8
+    for leaf in bounded:
+        assert jnp.abs(leaf).max() <= 6 / 16
+        if leaf.size > 1:
+            assert jnp.abs(leaf).max() > 0.95 * 6 / 16
+            np.testing.assert_allclose(leaf.std(), 6 / 16 / 3**0.5, rtol=0.1)
+
+
+def reference(params, tokens):
+    """The classifier by PyTorch's equations, review by review and position by position, in float64."""
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    logits = []
+    for review in tokens:
+        x_ld = params["embedding"][review]
+        for layer in params["layers"].values():
+            h = c = np.zeros(layer["recurrent"].shape[0])
+            outputs = []
+            for x in x_ld:
+                i, f, g, o = np.split(
+                    x @ layer["input"] + layer["biases"][0] + h @ layer["recurrent"] + layer["biases"][1], 4
+                )
+                c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+                h = sigmoid(o) * np.tanh(c)
+                outputs.append(h)
+            x_ld = np.array(outputs)
+        logits.append(x_ld[-1] @ params["head"]["kernel"][:, 0] + params["head"]["bias"][0])
+    return np.array(logits)
+
+
+@functools.cache
+def tiny():
+    """A tiny model in float64, and tokens of 30 reviews: one empty, one without padding, the others of any length."""
+    with jax.enable_x64(True):
+        model = Classifier(9, dim=3, hidden=4, rngs=nnx.Rngs(0))
+        graphdef, state = nnx.split(model)
+        params = jax.tree.map(lambda p: 2.0 * p.astype(jnp.float64), nnx.to_pure_dict(state))
+        rng = np.random.default_rng(1)
+        tokens = rng.integers(1, 9, (30, 24))
+        for review, length in zip(tokens, [0, 24, *rng.integers(1, 20, 28)], strict=True):
+            review[: 24 - length] = 0
+        return graphdef, params, jnp.asarray(tokens)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("reviews", "block"), [(slice(0, 30), 6), (slice(0, 1), 24), (slice(1, 3), 1)])
+def test_the_model_follows_pytorchs_equations(reviews, block):
+    """So it does in its gradients, whose oracle are the layers applied to every review, without any sharing."""
+    graphdef, params, tokens = tiny()
+    tokens = tokens[reviews]
+
+    def shared(params):
+        logits = nnx.merge(graphdef, params)(tokens, block)
+        return jnp.sin(logits).sum(), logits
+
+    def plain(params):
+        model = nnx.merge(graphdef, params)
+        x_lbd = model.embedding[...][tokens.T]
+        for layer in model.layers:
+            zero = jnp.zeros((tokens.shape[0], 4))
+            _, x_lbd = layer((zero, zero), x_lbd)
+        return jnp.sin(model.head(x_lbd[-1])).sum()
+
+    gradients, logits = jax.jit(jax.grad(shared, has_aux=True))(params)
+    assert logits.dtype == jnp.float64
+    expected = reference(jax.tree.map(np.asarray, params), np.asarray(tokens))
+    np.testing.assert_allclose(logits, expected, rtol=1e-12)
+    for leaf, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(jax.jit(jax.grad(plain))(params)), strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-9, atol=1e-12)
+        assert np.abs(wanted).max() > 1e-3
+
+
+def test_a_layer_is_flaxs_lstm():
+    layer = LSTM(3, 5, rngs=nnx.Rngs(0))
+    cell = nnx.LSTMCell(3, 5, rngs=nnx.Rngs(1))
+    kernels = zip("ifgo", *(jnp.split(w, 4, axis=-1) for w in (layer.input[...], layer.recurrent[...])), strict=True)
+    for gate, kernel, recurrent in kernels:
+        getattr(cell, f"i{gate}").kernel[...] = kernel
+        getattr(cell, f"h{gate}").kernel[...] = recurrent
+    for gate, bias in zip("ifgo", jnp.split(layer.biases[...].sum(axis=0), 4), strict=True):
+        getattr(cell, f"h{gate}").bias[...] = bias
+    x_lbd = jnp.asarray(RNG.normal(size=(7, 2, 3)), jnp.float32)
+    zero = jnp.zeros((2, 5))
+    (h, c), outputs = layer((zero, zero), x_lbd)
+    carry = (zero, zero)  # Flax keeps the cell state first
+    for x_bd, output in zip(x_lbd, outputs, strict=True):
+        carry, wanted = cell(carry, x_bd)
+        np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((c, h), carry, rtol=1e-5, atol=1e-6)
+
+
+def small_task():
+    """Reviews that are positive if they say "good", and negative if they say "bad"."""
+    reviews = [f"{' '.join(RNG.choice(['film', 'plot', 'star'], i % 7))} {('bad', 'good')[i % 2]}" for i in range(80)]
+    labels = np.arange(80, dtype=np.int32) % 2
+    return Imdb.of(reviews, labels, vocabulary=10, length=20, batch_size=16, dim=4, hidden=8, epochs=8)
+
+
+def test_loss_and_accuracy_by_hand():
+    task = small_task()
+    params, data = task.init(jax.random.key(0)), task.split(jax.random.key(0))
+    batch = jax.tree.map(lambda leaf: leaf[-1], task.validation(data))
+    assert batch["weight"].tolist() == [1.0] * 4 + [0.0] * 12
+    sums = task.measure(params, data, batch)
+    index = batch["index"][:4]
+    logits = reference(jax.tree.map(lambda p: np.asarray(p, np.float64), params), np.asarray(data["tokens"][index]))
+    sign = 2 * task.labels[index] - 1
+    assert sums["count"] == 4
+    np.testing.assert_allclose(sums["loss"], np.log1p(np.exp(-sign * logits)).sum(), rtol=1e-4)
+    assert sums["accuracy"] == (sign * logits > 0).sum()
+
+
+def test_training_learns_and_is_reproducible():
+    task = small_task()
+    config = dataclasses.replace(PRESETS["paper"], lr=0.02, weight_decay=0.1)
+    compiled = program(task, functools.partial(make_tx, config))
+    ends = []
+    for seed in (0, 0, 1):
+        key = jax.random.key(seed)
+        state = compiled.init(config.hyper(), key)
+        for _ in range(2):
+            state, metrics = compiled.advance(config.hyper(), key, state)
+        ends.append((metrics["losses"], state.params["embedding"]))
+        assert metrics["val_accuracy"] > 0.9
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    np.testing.assert_array_equal(ends[0][1], ends[1][1])
+    assert not np.array_equal(ends[0][0], ends[2][0])
+
+
+def test_presets_are_the_two_by_two():
+    assert {name: (c.filter, c.weight_decay) for name, c in PRESETS.items()} == {
+        "baseline": ("none", 1.0),
+        "filter-only": ("ema", 1.0),
+        "decay-only": ("none", 10.0),
+        "paper": ("ema", 10.0),
+    }
+    for c in PRESETS.values():
+        assert (c.alpha, c.lamb, c.clip_norm, c.budget, c.lr_warmup) == (0.98, 2.0, 5.0, 10_000, 0)
+        assert (c.optimizer, c.lr, c.beta1, c.beta2) == ("adamw", 3e-4, 0.9, 0.999)
+
+
+def table(rows=1000, header="review,sentiment"):
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(
+        (f'Number {i}, "quoted"', ("negative", "positive")[i % 2]) for i in range(rows)
+    )
+    return f"{header}\n{file.getvalue()}"
+
+
+def test_a_csv_file_is_read(tmp_path):
+    (tmp_path / "IMDB Dataset.csv").write_text(table(1003), encoding="utf-8-sig")
+    reviews, labels = load(tmp_path)
+    assert len(reviews) == 1000
+    assert reviews[999] == 'Number 999, "quoted"'
+    np.testing.assert_array_equal(labels, np.arange(1000) % 2)
+
+
+def swap(line, new):
+    """A table with another line, the header being line 1."""
+    lines = table().splitlines(keepends=True)
+    lines[line - 1] = new
+    return "".join(lines).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"d\.csv must begin with the line review,sentiment, got None; mend"),
+        (b"text,label\na,positive\n", r"d\.csv must begin with the line .*got \['text', 'label'\]"),
+        (swap(4, "no sentiment\n"), r"d\.csv, row 3 \(line 4\): must have 2 fields, .*, got 1"),
+        (swap(4, "a,b,positive\n"), r"d\.csv, row 3 \(line 4\): must have 2 fields, .*, got 3"),
+        (swap(7, "\n"), r"d\.csv, row 6 \(line 7\): must have 2 fields, .*, got 0"),
+        (swap(4, "fine,neutral\n"), r"d\.csv, row 3 .*sentiment must be negative or positive, got 'neutral'"),
+        (swap(4, '"quotes "inside"",positive\n'), r"d\.csv, row 3 \(line 4\): is no CSV in UTF-8 \(.*expected"),
+        (swap(1001, '"never closed,positive\n'), r"d\.csv, row 1000 .*is no CSV in UTF-8 \(unexpected end of data"),
+        (swap(4, "caf\n").replace(b"caf", b"caf\xe9"), r"d\.csv, row .*is no CSV in UTF-8 \(.*can't decode"),
+        (table(999).encode(), r"d\.csv must hold at least 1,000 reviews, got 999; get the whole file"),
+    ],
+    ids=["empty", "header", "one field", "three", "blank line", "sentiment", "quotes", "unclosed", "latin-1", "short"],
+)
+def test_a_damaged_csv_file_is_named_with_its_row(tmp_path, content, message):
+    (tmp_path / "d.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_a_folder_without_reviews_says_what_it_should_hold(tmp_path):
+    for folder in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UserError, match=r"must hold one CSV file.*aclImdb_v1.tar.gz.*it holds 0 CSV files"):
+            load(folder)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(table())
+    with pytest.raises(UserError, match="it holds 2 CSV files"):
+        load(tmp_path)
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """An archive of the original's kind, and its hash in place of the true one."""
+    folder = tmp_path / "unpacked"
+    for part, kinds in (("train", ("neg", "pos", "unsup")), ("test", ("neg", "pos"))):
+        for kind in kinds:
+            (folder / "aclImdb" / part / kind).mkdir(parents=True)
+            for i in range(503 if part == "train" else 2):
+                (folder / "aclImdb" / part / kind / f"{i}_{i % 10}.txt").write_text(f"{part} {kind} {i}")
+    (folder / "aclImdb" / "train" / "labeledBow.feat").write_text("0 1:2")
+    path = tmp_path / imdb.ARCHIVE
+    with tarfile.open(path, "w:gz", compresslevel=1) as file:
+        file.add(folder / "aclImdb", "aclImdb")
+    monkeypatch.setattr(imdb, "MD5", "md5:" + hashlib.md5(path.read_bytes()).hexdigest())
+    return path
+
+
+def test_the_archive_packed_or_not_gives_the_same_reviews(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.pooch, "retrieve", lambda *_, **__: str(archive))
+    downloaded = load(None)
+    for source in (tmp_path, tmp_path / "unpacked", tmp_path / "unpacked" / "aclImdb"):
+        reviews, labels = load(source)
+        assert reviews == downloaded[0]
+        np.testing.assert_array_equal(labels, downloaded[1])
+    assert (len(set(reviews)), labels.sum(), labels.dtype) == (1000, 500, np.int32)
+    assert {(review.split()[0], review.split()[1] == "pos") for review in reviews} == {
+        ("train", True),
+        ("train", False),
+    }
+    np.testing.assert_array_equal(labels, ["pos" in review for review in reviews])
+    assert 200 < labels[:500].sum() < 300  # in random order
+
+
+def test_a_damaged_archive_is_told(archive, tmp_path):
+    archive.write_bytes(archive.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"aclImdb_v1.tar.gz is damaged \(its MD5 is not .*get it again from https"):
+        load(tmp_path)
+    for review in (tmp_path / "unpacked" / "aclImdb" / "train" / "pos").iterdir():
+        review.write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"pos.\d+_\d.txt is no UTF-8 \(.*can't decode.*unpack"):
+        load(tmp_path / "unpacked")
+    shutil.rmtree(tmp_path / "unpacked" / "aclImdb" / "train" / "pos")
+    with pytest.raises(UserError, match=r"aclImdb must hold at least 500 reviews in train/pos, got 0; unpack"):
+        load(tmp_path / "unpacked")
+
+
+def test_the_download_is_checked_and_offline_it_says_what_to_do(monkeypatch):
+    def fail(url, known_hash, fname, path):
+        assert (url, known_hash) == (imdb.SOURCE + imdb.ARCHIVE, "md5:7c2ac02c03563afcf9b574c7e56c153a")
+        raise requests.ConnectionError("a long story")
+
+    monkeypatch.setattr(files.pooch, "retrieve", fail)
+    with pytest.raises(UserError, match=r"(?s)could not download aclImdb.*no connection.*--data-dir FOLDER"):
+        load(None)
