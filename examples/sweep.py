@@ -30,7 +30,13 @@ from .harness.records import Row, best, is_finite, judged_by, step_reached, to_r
 from .harness.run_folder import provenance, write_whole
 from .harness.train import Program, Task, program
 
-EXPERIMENTS: dict[str, ModuleType] = {"modular": modular, "mnist": mnist, "qm9": qm9, "imdb": imdb, "shakespeare": shakespeare}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "modular": modular,
+    "mnist": mnist,
+    "qm9": qm9,
+    "imdb": imdb,
+    "shakespeare": shakespeare,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ def fetch(files: Mapping[str, str | None], sources: Sequence[str], data_dir: Pat
     """Paths of the named files.
 
     Args:
-      files: Hash of each file, by name: its SHA-256, or another after the name of the algorithm and a colon; None if it is
-        not known.
+      files: Hash of each file, by name: its SHA-256, or another after the name of the algorithm and a colon, or None
+        for no check.
       sources: Addresses of folders that hold the files, tried in turn.
       data_dir: Folder with files already there; None downloads what the cache lacks.
 

@@ -255,4 +255,4 @@ def main(
 ) -> None:
     """Run an experiment as a command line says."""
     config, output = parse(experiment, presets, default, sys.argv[1:] if argv is None else argv)
-    train(experiment, config, output, show)
+    train(experiment, config, output, show=show)
