@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from grokfast_pytorch import GrokFastAdamW
-from pytorch_optimizer import gradfilter_ema, gradfilter_ma
+from pytorch_optimizer.optimizer.grokfast import gradfilter_ema, gradfilter_ma
 from torch import nn
 from torch.nn import functional
 

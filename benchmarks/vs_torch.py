@@ -128,11 +128,16 @@ def time_epochs(name: str, rounds: int) -> dict[str, Any]:
         failed["torch.compile"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     if config.filter == "ema":
         contenders["grokfast-pytorch"] = Torch(config, 0, grokfast_pytorch=True).epoch
+    steps = config.task().steps
+    if config.filter == "ma":  # its cost in PyTorch grows until the window is full
+        for _ in range(config.window_size // steps):
+            for epoch in contenders.values():
+                epoch()
     seconds = in_turn(contenders, rounds)
     return {
         "first_losses_differ_by": difference,
         "compile_and_first_epoch_seconds": compile_seconds,
-        "seconds_a_step": {n: spread([v / config.task().steps for v in values]) for n, values in seconds.items()},
+        "seconds_a_step": {n: spread([v / steps for v in values]) for n, values in seconds.items()},
         "ratio_to_ours": {n: ratios(values, seconds["ours"]) for n, values in seconds.items()},
         "failed": failed,
     }
