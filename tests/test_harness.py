@@ -25,6 +25,7 @@ from examples.harness.records import step_reached, to_row
 from examples.harness.run import main
 from examples.harness.run_folder import RunFolder, write_whole
 from examples.harness.train import program
+from grokfast_jax import grokfast_ma
 
 from . import toy
 
@@ -218,6 +219,7 @@ def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):
     [
         (["--alpha", "1"], r"--alpha must be in \[0, 1\), got 1.0"),
         (["--window-size", "0"], "--window-size must be at least 1, got 0"),
+        (["--preset", "ma", "--stride", "2"], r"--stride must be a divisor of --window-size \(7\), got 2"),
         (["--lr", "-1"], "--lr must be a finite number of at least 0, got -1.0"),
         (["--weight-decay", "-1"], "--weight-decay must be a finite number of at least 0, got -1.0"),
         (["--beta2", "1"], r"--beta2 must be in \[0, 1\), got 1.0"),
@@ -308,6 +310,16 @@ def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch)
     assert f"Validation loss reached {stop_at:.4g} after {reached} steps" in capsys.readouterr().out
     loss_main("--out", tmp_path / "missed", "--stop-at", 1e-9)
     assert f"did not reach 1e-09: it is {val_loss[-1]:.4g} after 80 steps" in capsys.readouterr().out
+
+
+def test_stride_and_dtype_of_the_ring_reach_the_filter():
+    config = toy.Config(filter="ma", window_size=6, stride=3, buffer_dtype="bfloat16")
+    filtered, expected = (
+        tx.init(jnp.zeros(2)) for tx in (make_filter(config, config.hyper()), grokfast_ma(6, stride=3))
+    )
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, filtered)
+    chex.assert_trees_all_equal_shapes_and_dtypes(wide, expected)
+    assert filtered.lowpass.ring.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("gradient_filter", ["ema", "ma"])
