@@ -140,7 +140,7 @@ def measure(arguments: Arguments, parameters: int, layout: str, mode: str) -> li
     for window in arguments.windows:
         needed = (window + 8) * 4 * parameters
         if used + needed > arguments.memory * 1e9:
-            skipped.append({"filter": f"ma-{window}", "left_out": f"needs {needed / 1e9:.2g} GB"})
+            skipped.append({"filter": f"ma-{window}", "left_out": f"needs {needed / 1e9:.3g} GB"})
         else:
             used += needed
             names.append(f"ma-{window}")

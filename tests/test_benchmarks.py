@@ -49,8 +49,8 @@ def test_cells_that_need_too_much_memory_are_left_out_and_told(tmp_path, capsys)
     step_cost.main(step_cost.Arguments((1000,), (3, 1000), rounds=2, updates=1000, memory=0.001, out=out))
     rows = json.loads(out.read_text())["rows"]
     assert [row["filter"] for row in rows[:4]] == ["none", "ema", "ma-3", "ma-1000"]
-    assert rows[3]["left_out"] == "needs 0.004 GB"
-    assert "left out: needs 0.004 GB" in capsys.readouterr().out
+    assert rows[3]["left_out"] == "needs 0.00403 GB"
+    assert "left out: needs 0.00403 GB" in capsys.readouterr().out
 
 
 def test_throughput_runs_many_seeds(tmp_path, monkeypatch, capsys):
