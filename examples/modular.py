@@ -233,7 +233,8 @@ PRESETS = {
     "ema": Config(),
     "ma": Config(filter="ma", lamb=5.0, weight_decay=0.01),
     "two-stage": Config(filter="ma", lamb=5.0, weight_decay=0.01, filter_from=500),
-    "slow-only": Config(filter="ma", lamb=5.0, weight_decay=0.01, fast=0.0),
+    # On when the window is full: before, there is no slow part, and the decay alone would shrink all weights to nothing
+    "slow-only": Config(filter="ma", lamb=5.0, weight_decay=0.01, fast=0.0, filter_from=99),
     # Their controls: the same weight decay without a filter, and AdamW with a strong one
     "decay-005": Config(filter="none"),
     "decay-01": Config(filter="none", weight_decay=0.01),

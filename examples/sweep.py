@@ -263,7 +263,7 @@ def report(sweep: Sweep, results: Sequence[dict[str, Any]]) -> str:
         for result in results:
             label = ", ".join(v if k == "preset" else f"{k} {v}" for k, v in result["axes"].items() if k in varied)
             runs.setdefault(label or sweep.presets[0], []).append(to_rows(result))
-        figure = plots.bands(runs, f"{sweep.experiment}: median and range of {len(sweep.seeds)} seeds")
+        figure = plots.bands(runs, f"{sweep.experiment}: median and range of the seeds")
     plots.save(figure, sweep.out / "sweep.png")
     return text
 
