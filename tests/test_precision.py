@@ -14,7 +14,6 @@ import grokfast_jax as gf
 FILTERS = {
     "ema": gf.grokfast_ema(0.98, 2.0),
     "ma": gf.grokfast_ma(8, 5.0, stride=4),
-    "lfilter": gf.amplify(gf.lfilter([0.02], [1, -0.98]), 2.0),
 }
 
 
