@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from .harness.batches import Batch, in_batches, shuffled, steps_per_epoch
+from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
 from .harness.config import RunConfig
 from .harness.errors import UserError, plain_errors
 from .harness.files import fetch
@@ -302,9 +302,7 @@ class Imdb:
 
     def batches(self, data: dict[str, jax.Array], key: jax.Array) -> Batch:
         """Epochs of shuffled training reviews."""
-        one_epoch = functools.partial(shuffled, examples=data["train"], batch_size=self.batch_size)
-        epochs = jax.vmap(one_epoch)(jax.random.split(key, self.epochs))
-        return jax.tree.map(lambda x: x.reshape(self.steps, self.batch_size), epochs)
+        return shuffled_epochs(key, data["train"], self.batch_size, self.epochs)
 
     def validation(self, data: dict[str, jax.Array]) -> Batch:
         """The validation reviews."""

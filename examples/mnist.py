@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .harness.batches import Batch, in_batches, shuffled, steps_per_epoch
+from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
 from .harness.config import RunConfig
 from .harness.errors import plain_errors
 from .harness.files import fetch
@@ -97,9 +97,7 @@ class Mnist:
     def batches(self, data: dict[str, jax.Array], key: jax.Array) -> Batch:
         """Epochs of shuffled training images."""
         del data
-        keys = jax.random.split(key, self.epochs)
-        one_epoch = functools.partial(shuffled, examples=jnp.arange(self.train_images), batch_size=self.batch_size)
-        return jax.tree.map(lambda x: x.reshape(self.steps, self.batch_size), jax.vmap(one_epoch)(keys))
+        return shuffled_epochs(key, jnp.arange(self.train_images), self.batch_size, self.epochs)
 
     def validation(self, data: dict[str, jax.Array]) -> Batch:
         """The test images."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .harness.batches import Batch, in_batches, shuffled, steps_per_epoch
+from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
 from .harness.config import RunConfig
 from .harness.errors import UserError, plain_errors
 from .harness.files import fetch
@@ -306,9 +306,7 @@ class Qm9:
 
     def batches(self, data: Arrays, key: jax.Array) -> Batch:
         """Epochs of shuffled training molecules."""
-        keys = jax.random.split(key, self.epochs)
-        one_epoch = functools.partial(shuffled, examples=data["train"], batch_size=self.batch_size)
-        return jax.tree.map(lambda x: x.reshape(self.steps, self.batch_size), jax.vmap(one_epoch)(keys))
+        return shuffled_epochs(key, data["train"], self.batch_size, self.epochs)
 
     def validation(self, data: Arrays) -> Batch:
         """The other molecules."""

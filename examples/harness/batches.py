@@ -31,3 +31,9 @@ def in_batches(examples: jax.Array, batch_size: int) -> Batch:
 def shuffled(key: jax.Array, examples: jax.Array, batch_size: int) -> Batch:
     """One pass over `examples` (1-D) in random order, the last batch padded: (steps, batch_size)."""
     return in_batches(jax.random.permutation(key, examples), batch_size)
+
+
+def shuffled_epochs(key: jax.Array, examples: jax.Array, batch_size: int, epochs: int) -> Batch:
+    """So many passes over `examples` (1-D), each in a random order of its own: (epochs * steps, batch_size)."""
+    passes = jax.vmap(lambda key: shuffled(key, examples, batch_size))(jax.random.split(key, epochs))
+    return jax.tree.map(lambda x: x.reshape(-1, batch_size), passes)
