@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         futures = [pool.submit(work, address, process, config, output) for process in range(config.processes)]
         workers = multiprocessing.active_children()
-        asked = False
+        asked = killed = False
         while True:
             done, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
             errors = [error for future in done if (error := future.exception()) is not None]
@@ -122,11 +122,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                     worker.terminate()  # that is SIGTERM, at which they stop together after the chunk at hand
         if errors:
             wait(waiting, timeout=10)  # the one that failed is not always the one that draws the picture
+            # What the others say when one is killed, of a lost connection or a checkpoint, is but a consequence.
+            killed = any(isinstance(future.exception(), BrokenProcessPool) for future in futures if future.done())
             for worker in workers:
                 worker.kill()
-    if errors and interrupts and isinstance(errors[0], BrokenProcessPool):  # it had hardly begun
+    if killed and interrupts:  # it had hardly begun
         raise KeyboardInterrupt
-    if errors and isinstance(errors[0], BrokenProcessPool):
+    if killed:
         raise UserError(
             f"a process was killed, so the others were ended; go on with --resume {output.out or output.resume}"
         )
