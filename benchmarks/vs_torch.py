@@ -15,7 +15,7 @@ import importlib
 import json
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,7 @@ class Torch:
             pairs = index[weight > 0]
             x, y = self.task.operands(pairs)
             tokens = np.stack([x, np.full_like(x, self.task.p + 1), y, np.full_like(x, self.task.p)], axis=-1)
-            answer = x * y % self.task.p
-            result.append((self.trainer.tensor(tokens), self.trainer.tensor(answer)))
+            result.append((self.trainer.tensor(tokens), self.trainer.tensor(np.asarray(self.task.answer(pairs)))))
         return result
 
     def epoch(self) -> float:
@@ -196,7 +195,10 @@ def table(result: dict[str, Any]) -> str:
 def main(arguments: Arguments) -> None:
     """Time epochs, then whole runs; the file is written after each part."""
     result = {**provenance(), "rounds": arguments.rounds, "epochs": {}, "to_95": []}
-    result["versions"] |= {name: version(name) for name in ("torch", "pytorch_optimizer", "grokfast-pytorch")}
+    try:
+        result["versions"] |= {name: version(name) for name in ("torch", "pytorch_optimizer", "grokfast-pytorch")}
+    except PackageNotFoundError as error:
+        raise SystemExit(f"error: {error.name} is missing; pip install -e '.[bench]'") from error
     for name in arguments.presets:
         result["epochs"][name] = time_epochs(name, arguments.rounds)
         write_whole(arguments.out, json.dumps(result, indent=1) + "\n")

@@ -136,7 +136,8 @@ def moving_average(
         )
         starts = (phase == 0) & (slot <= 1)
         fresh = jax.tree.map(lambda fresh, a: jnp.where(starts, 0, fresh) + a, state.fresh, added)
-        # In the last slot of the ring `fresh` is the sum of the window, free of all that came before.
+        # In the last slot of the ring `fresh` is the sum of the window, free of all that came before; in a window of
+        # one slot it always is.
         whole = (slot == slots) | (slots == 1)
         window = jax.tree.map(
             lambda window, fresh, a, leaving: jnp.where(
