@@ -1,31 +1,58 @@
-"""Write the tables of benchmarks/README.md anew from the files in results/: `python -m benchmarks.report`."""
+"""Write the tables and pictures of benchmarks/README.md anew from results/: `python -m benchmarks.report`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from . import step_cost, throughput, vs_torch
+from examples.harness import plots
+
+from . import frequency, step_cost, study_report, throughput, trajectories, vs_torch
 
 HERE = Path(__file__).parent
-TABLES = {"step_cost": step_cost.table, "vs_torch": vs_torch.table, "throughput": throughput.table}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "step_cost": step_cost.table,
+    "vs_torch": vs_torch.table,
+    "throughput": throughput.table,
+}
 
 
-def fill(text: str, results: Path) -> str:
-    """`text` with what stands between `<!-- NAME -->` and `<!-- end of NAME -->` made anew for each table."""
+def tables(results: Path, pictures: Path) -> dict[str, str]:
+    """All tables by name; pictures are written."""
+    made = {}
     for name, table in TABLES.items():
+        path = results / f"{name}.json"
+        made[name] = (
+            table(json.loads(path.read_text())) if path.exists() else f"Not measured yet: {path.name} is missing.\n"
+        )
+    made |= study_report.write_all(results / "study", pictures)
+    made["trajectories"] = trajectories.table(results / "trajectories")
+    made["spectra"] = frequency.table(results / "spectra")
+    plots.save(frequency.responses_picture(), pictures / "responses.png")
+    if any((results / "trajectories").glob("*.json")):
+        plots.save(trajectories.picture(results / "trajectories"), pictures / "trajectories.png")
+    if any((results / "spectra").glob("*.json")):
+        plots.save(frequency.spectra_picture(results / "spectra"), pictures / "spectra.png")
+    return made
+
+
+def fill(text: str, made: dict[str, str]) -> str:
+    """`text` with what stands between `<!-- NAME -->` and `<!-- end of NAME -->` replaced by each table."""
+    for name, table in made.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->\n")
         if not start or not end:
             raise ValueError(f"the text lacks the marks of {name}")
-        path = results / f"{name}.json"
-        made = table(json.loads(path.read_text())) if path.exists() else f"Not measured yet: {path.name} is missing.\n"
-        text = f"{before}{start}\n{made}\n{end}{after}"
+        text = f"{before}{start}\n{table}\n{end}{after}"
     return text
 
 
 def main() -> None:
-    """Rewrite the README."""
+    """Rewrite the README and the pictures."""
     readme = HERE / "README.md"
-    readme.write_text(fill(readme.read_text(), HERE / "results"))
+    pictures = HERE / "pictures"
+    pictures.mkdir(exist_ok=True)
+    readme.write_text(fill(readme.read_text(), tables(HERE / "results", pictures)))
 
 
 if __name__ == "__main__":

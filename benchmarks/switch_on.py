@@ -65,7 +65,7 @@ def main(sweep: Annotated[Path, tyro.conf.Positional]) -> None:
     print("\n".join(lines))
 
     last = max(row["step"] for group in runs.values() for rows in group for row in rows)
-    title = f"{results[0]['experiment']}: median and range of {len(plan['seeds'])} seeds"
+    title = f"{plan['experiment']}: median and range of {len(plan['seeds'])} seeds"
     plots.save(plots.bands(runs, title, (max(0, switches[0] - 2 * AFTER), last)), sweep / "switch_on.png")
 
 

@@ -8,7 +8,7 @@ import sys
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
 from .harness.config import RunConfig
 from .harness.errors import UserError, plain_errors
 from .harness.files import fetch
+from .harness.optimizers import Optimizer
 from .harness.run import main
 from .harness.torch_init import linear, uniform
 
@@ -324,8 +325,8 @@ class Config(RunConfig):
 
     clip_norm: float | None = 5.0
     """Scale gradients down to this global norm before the filter; None for no clipping."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """adam: Adam with coupled L2, the decay being added to the filtered gradient. adamw: decoupled weight decay."""
+    optimizer: Optimizer = "adamw"
+    """adam has coupled L2, the decay being added to the filtered gradient; the others have decoupled weight decay."""
     lr: float = 3e-4
     """Learning rate."""
     weight_decay: float = 10.0

@@ -16,6 +16,7 @@ from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
 from .harness.config import RunConfig
 from .harness.errors import plain_errors
 from .harness.files import fetch
+from .harness.optimizers import Optimizer
 from .harness.run import main
 from .harness.torch_init import linear
 
@@ -123,8 +124,8 @@ class Config(RunConfig):
     """EMA: weight of the past, in [0, 1)."""
     lamb: float = 0.1
     """Amplification of the slow part of the gradients."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """adam: Adam with coupled L2, the decay being added to the filtered gradient. adamw: decoupled weight decay."""
+    optimizer: Optimizer = "adamw"
+    """adam has coupled L2, the decay being added to the filtered gradient; the others have decoupled weight decay."""
     weight_decay: float = 2.0
     """Weight decay."""
     beta2: float = 0.999

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import sys
 from typing import Any, Literal
 
@@ -75,9 +76,19 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Decoder-only Transformer with learned positions, read out at the last one."""
 
-    def __init__(self, tokens: int, *, dim: int, depth: int, heads: int, positions: int, rngs: nnx.Rngs):
-        self.token = nnx.Param(jax.random.normal(rngs.params(), (tokens, dim)))
-        self.position = nnx.Param(jax.random.normal(rngs.params(), (positions, dim)))
+    def __init__(
+        self,
+        tokens: int,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        positions: int,
+        embedding_std: float,
+        rngs: nnx.Rngs,
+    ):
+        self.token = nnx.Param(embedding_std * jax.random.normal(rngs.params(), (tokens, dim)))
+        self.position = nnx.Param(embedding_std * jax.random.normal(rngs.params(), (positions, dim)))
         self.blocks = nnx.List([Block(dim, heads, rngs=rngs) for _ in range(depth)])
         self.ln = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs)
         self.head = linear(dim, tokens, use_bias=False, rngs=rngs)
@@ -107,6 +118,7 @@ class Modular:
     dim: int = 128
     depth: int = 2
     heads: int = 4
+    embedding_std: float = 1.0
 
     @functools.cached_property
     def y_values(self) -> int:
@@ -130,8 +142,15 @@ class Modular:
 
     def model(self, key: jax.Array) -> Decoder:
         """The model, freshly initialised."""
-        rngs = nnx.Rngs(params=key)
-        return Decoder(self.p + 2, dim=self.dim, depth=self.depth, heads=self.heads, positions=5, rngs=rngs)
+        return Decoder(
+            self.p + 2,
+            dim=self.dim,
+            depth=self.depth,
+            heads=self.heads,
+            positions=5,
+            embedding_std=self.embedding_std,
+            rngs=nnx.Rngs(params=key),
+        )
 
     @functools.cached_property
     def graphdef(self) -> nnx.GraphDef[Decoder]:
@@ -209,6 +228,8 @@ class Config(RunConfig):
     """Part of all pairs that is trained on."""
     batch_size: int = 512
     """Pairs a batch."""
+    embedding_std: float = 1.0
+    """Standard deviation of the initial token and position embeddings."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can be made of."""
@@ -219,10 +240,11 @@ class Config(RunConfig):
         task = self.task()
         both = 0 < self.train_fraction < 1 and 0 < task.train_pairs < task.pairs
         self.require(both, "train_fraction", "in (0, 1) and leave a pair on either side")
+        self.require(0 < self.embedding_std < math.inf, "embedding_std", "a positive number")
 
     def task(self) -> Modular:
         """The task of this run."""
-        return Modular(self.p, self.operation, self.train_fraction, self.batch_size)
+        return Modular(self.p, self.operation, self.train_fraction, self.batch_size, embedding_std=self.embedding_std)
 
 
 THRESHOLDS = (0.95,)  # validation accuracies whose first crossing is reported

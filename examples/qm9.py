@@ -22,6 +22,7 @@ from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
 from .harness.config import RunConfig
 from .harness.errors import UserError, plain_errors
 from .harness.files import fetch
+from .harness.optimizers import Optimizer
 from .harness.run import main
 from .harness.torch_init import linear
 
@@ -342,8 +343,8 @@ class Config(RunConfig):
     """EMA: weight of the past, in [0, 1)."""
     lamb: float = 1.0
     """Amplification of the slow part of the gradients."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """adam: Adam with coupled L2, the decay being added to the filtered gradient. adamw: decoupled weight decay."""
+    optimizer: Optimizer = "adamw"
+    """adam has coupled L2, the decay being added to the filtered gradient; the others have decoupled weight decay."""
     weight_decay: float = 0.01
     """Weight decay."""
     beta2: float = 0.999

@@ -5,7 +5,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from .harness.batches import in_batches
 from .harness.config import RunConfig
 from .harness.errors import plain_errors
 from .harness.files import fetch
+from .harness.optimizers import Optimizer
 from .harness.run import main
 
 SOURCES = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",)
@@ -214,8 +215,8 @@ class Config(RunConfig):
     """Part of the activations that is dropped in training, in [0, 1)."""
     batch_size: int = 12
     """Windows a batch."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """adam: Adam with coupled L2, the decay being added to the filtered gradient. adamw: decoupled weight decay."""
+    optimizer: Optimizer = "adamw"
+    """adam has coupled L2, the decay being added to the filtered gradient; the others have decoupled weight decay."""
     weight_decay: float = 0.1
     """Weight decay."""
     beta2: float = 0.99

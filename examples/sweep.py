@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -37,6 +37,9 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "imdb": imdb,
     "shakespeare": shakespeare,
 }
+
+Finished = Callable[[RunConfig, Sequence[Row]], bool]
+Kept = Callable[[Sequence[Row]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +135,13 @@ def groups(todo: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
             yield members[i : i + size]
 
 
-def train_group(group: Sequence[Cell], bar: tqdm.tqdm) -> list[list[Row]]:
-    """The records of each run of a group, trained until the budget is spent or all have stopped."""
+def reached(config: RunConfig, rows: Sequence[Row]) -> bool:
+    """Whether a run has got where it is to stop."""
+    return config.stop_at is not None and step_reached(rows, config.stop_at, config.hold) is not None
+
+
+def train_group(group: Sequence[Cell], bar: tqdm.tqdm, finished: Finished = reached) -> list[list[Row]]:
+    """The records of each run of a group, trained until the budget is spent or all have finished or gone wrong."""
     config = group[0].config
     task, compiled = compiled_program(static(config), len(group))
     keys = [jax.random.key(cell.config.seed) for cell in group]
@@ -151,8 +159,7 @@ def train_group(group: Sequence[Cell], bar: tqdm.tqdm) -> list[list[Row]]:
         for i, rows in enumerate(records):
             if not done[i]:
                 rows.append(to_row(step, {name: np.atleast_1d(metric)[i] for name, metric in metrics.items()}))
-                reached = config.stop_at is not None and step_reached(rows, config.stop_at, config.hold) is not None
-                done[i] = reached or not is_finite(rows[-1])
+                done[i] = finished(config, rows) or not is_finite(rows[-1])
         bar.update(task.steps * len(group))
         now = told(judged_by(records[0][0]), best([rows[-1] for rows in records]))
         bar.set_postfix_str(f"{group[0].name} step {step:,} val {now}", refresh=False)
@@ -268,6 +275,31 @@ def report(sweep: Sweep, results: Sequence[dict[str, Any]]) -> str:
     return text
 
 
+def in_full(rows: Sequence[Row]) -> dict[str, Any]:
+    """All records of a run, by column."""
+    return {"records": {name: [row[name] for row in rows] for name in rows[0]}}
+
+
+def train_missing(
+    every: Sequence[Cell], files: Path, group_size: int, kept: Kept = in_full, finished: Finished = reached
+) -> None:
+    """Train the runs that have no file in `files` yet; what is `kept` of one's records is written once it is done."""
+    todo = [cell for cell in every if not (files / f"{cell.name}.json").exists()]
+    with tqdm.tqdm(total=sum(cell.config.budget for cell in todo), unit="step", disable=not todo) as bar:
+        for group in groups(todo, group_size):
+            start = time.perf_counter()
+            for cell, rows in zip(group, train_group(group, bar, finished), strict=True):
+                result = {
+                    "axes": cell.axes,
+                    "config": cell.config.facts(),
+                    **provenance(),
+                    "group_size": len(group),
+                    "group_seconds": round(time.perf_counter() - start, 1),
+                    **kept(rows),
+                }
+                write_whole(files / f"{cell.name}.json", json.dumps(result, default=str) + "\n")
+
+
 def run(sweep: Sweep) -> None:
     """Train what is missing, then report."""
     if sweep.group_size < 1:
@@ -283,22 +315,7 @@ def run(sweep: Sweep) -> None:
     files = sweep.out / "runs"
     files.mkdir(parents=True, exist_ok=True)
     write_whole(plan_file, plan)
-
-    todo = [cell for cell in every if not (files / f"{cell.name}.json").exists()]
-    with tqdm.tqdm(total=sum(cell.config.budget for cell in todo), unit="step", disable=not todo) as bar:
-        for group in groups(todo, sweep.group_size):
-            start = time.perf_counter()
-            for cell, rows in zip(group, train_group(group, bar), strict=True):
-                result = {
-                    "experiment": sweep.experiment,
-                    "axes": cell.axes,
-                    "config": cell.config.facts(),
-                    **provenance(),
-                    "group_size": len(group),
-                    "group_seconds": round(time.perf_counter() - start, 1),
-                    "records": {name: [row[name] for row in rows] for name in rows[0]},
-                }
-                write_whole(files / f"{cell.name}.json", json.dumps(result, default=str) + "\n")
+    train_missing(every, files, sweep.group_size)
     print(report(sweep, [json.loads((files / f"{cell.name}.json").read_text()) for cell in every]))
     print(f"results in {sweep.out}")
 

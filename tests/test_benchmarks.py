@@ -63,9 +63,13 @@ def test_throughput_runs_many_seeds(tmp_path, monkeypatch, capsys):
 
 def test_the_readme_is_made_from_the_result_files(tmp_path):
     text = (report.HERE / "README.md").read_text()
-    assert report.fill(text, report.HERE / "results") == text
-    empty = report.fill(text, tmp_path)
-    assert empty.count("Not measured yet") == 3
-    assert report.fill(empty, report.HERE / "results") == text
+    made = report.tables(report.HERE / "results", tmp_path)
+    assert report.fill(text, made) == text
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (report.HERE / "pictures").iterdir()}
+    none = report.tables(tmp_path / "none", tmp_path)
+    assert all(table.startswith("Not measured yet") for table in none.values())
+    empty = report.fill(text, none)
+    assert empty.count("Not measured yet") == len(none)
+    assert report.fill(empty, made) == text
     with pytest.raises(ValueError, match="lacks the marks of step_cost"):
-        report.fill("", tmp_path)
+        report.fill("", none)

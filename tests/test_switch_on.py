@@ -13,7 +13,6 @@ from examples.harness.errors import UserError
 def write(folder, preset, seed, filter_from, train_loss):
     steps = list(range(10, 310, 10))
     result = {
-        "experiment": "toy",
         "axes": {"preset": preset},
         "config": {"seed": seed, "filter_from": filter_from},
         "records": {"step": steps, "train_loss": [train_loss(s) for s in steps], "val_loss": [s / 100 for s in steps]},
@@ -24,7 +23,8 @@ def write(folder, preset, seed, filter_from, train_loss):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "sweep.json").write_text(json.dumps({"presets": ["none", "late", "later"], "seeds": [0, 1]}))
+    plan = {"experiment": "toy", "presets": ["none", "late", "later"], "seeds": [0, 1]}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
     return tmp_path
 
 

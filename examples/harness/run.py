@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from . import loggers, plots
 from .config import RunConfig
 from .errors import UserError
-from .optimizers import make_tx
+from .optimizers import NAMES, OptimizerConfig, make_tx
 from .records import best, is_finite, judged_by, step_reached, to_row, told
 from .run_folder import RunFolder, leads
 from .train import Program, program
@@ -216,19 +216,24 @@ def train(
     return folder
 
 
-def title(experiment: str, config: RunConfig) -> str:
-    """The title of a run's picture."""
+def described(config: OptimizerConfig) -> str:
+    """A run's filter and optimizer, in words."""
     gradient_filter = {
         "none": "no filter",
         "ema": f"Grokfast-EMA α {config.alpha:g} λ {config.lamb:g}",
         "ma": f"Grokfast-MA w {config.window_size} λ {config.lamb:g}",
     }[config.filter]
     if config.filter != "none":
-        gradient_filter += f" fast {config.fast:g}" * (config.fast != 1)
+        gradient_filter += f" fast {config.fast:g}" * (config.fast != 1) + " normalized" * config.normalize
         if config.filter_from:
             gradient_filter += f" from step {config.filter_from:,}" + " (empty)" * (not config.collect)
-    optimizer = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
-    return f"{experiment}: {gradient_filter}, {optimizer} weight decay {config.weight_decay:g}, seed {config.seed}"
+    optimizer = NAMES[config.optimizer]
+    return f"{gradient_filter}, {optimizer} weight decay {config.weight_decay:g}"
+
+
+def title(experiment: str, config: RunConfig) -> str:
+    """The title of a run's picture."""
+    return f"{experiment}: {described(config)}, seed {config.seed}"
 
 
 def summary(config: RunConfig, folder: RunFolder, seconds: float) -> str:

@@ -1,0 +1,220 @@
+"""Does the filter help, and how much? `python -m benchmarks.study methods --seeds 0 1 2 3 4 5 6 7`.
+
+A cell is one method trained once, with one seed, on a variant of the mod-97 task. It has a small file in
+results/study/, written when it is done, and is not trained again while that is there. `python -m benchmarks.report`
+makes the tables and pictures.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from examples.harness.config import RunConfig
+from examples.harness.errors import UserError, plain_errors
+from examples.harness.records import Row, best, is_finite, step_reached
+from examples.modular import Config
+from examples.sweep import Cell, train_missing
+
+OUT = Path(__file__).parent / "results" / "study"
+THRESHOLD = 0.95  # validation accuracy
+AFTER = 50  # evaluations for which a run is followed after its first at the threshold, to see whether it holds it
+TUNING_SEEDS = (1000, 1001)  # none of those that are reported
+
+
+def method(weight_decay: float, **changes: Any) -> Config:
+    """A method: learning rate 1e-3, and all else as in the presets."""
+    return dataclasses.replace(Config(filter="none", weight_decay=weight_decay), **changes)
+
+
+EMA: dict[str, Any] = {"filter": "ema"}
+MA: dict[str, Any] = {"filter": "ma", "lamb": 5.0}
+
+METHODS: dict[str, Config] = {
+    "adam": method(0.0),
+    "adam-0.005": method(0.005),
+    "adam-0.01": method(0.01),
+    "adamw-0.01": method(0.01, optimizer="adamw"),
+    "adamw-0.1": method(0.1, optimizer="adamw"),
+    "adamw-1": method(1.0, optimizer="adamw"),
+    "nadamw-1": method(1.0, optimizer="nadamw"),
+    "lion-1": method(1.0, optimizer="lion"),
+    "ademamix-1": method(1.0, optimizer="ademamix"),
+    "muon": method(0.0, optimizer="muon"),
+    "muon-1": method(1.0, optimizer="muon"),
+    "ema": method(0.005, **EMA),
+    "ema-0.95": method(0.005, **EMA, alpha=0.95),
+    "ema-normalized": method(0.005, **EMA, normalize=True),
+    "ma": method(0.01, **MA),
+    "two-stage": method(0.01, **MA, filter_from=500),
+    "slow-only": method(0.01, **MA, fast=0.0, filter_from=99),
+    "ema+adamw-0.1": method(0.1, **EMA, optimizer="adamw"),
+    "ema+adamw-1": method(1.0, **EMA, optimizer="adamw"),
+    "ema+muon": method(0.0, **EMA, optimizer="muon"),
+    "ema+muon-1": method(1.0, **EMA, optimizer="muon"),
+    "ma+adamw-0.1": method(0.1, **MA, optimizer="adamw"),
+    "ma+adamw-1": method(1.0, **MA, optimizer="adamw"),
+    "ma+muon": method(0.0, **MA, optimizer="muon"),
+}
+MAIN = ("adam-0.005", "adamw-1", "ema", "ma")
+
+Variant = tuple[str, dict[str, Any]]  # a method, and what is changed of its configuration
+
+
+def grid(methods: Iterable[str], **changes: Sequence[Any]) -> list[Variant]:
+    """All combinations of methods and changed values."""
+    return [
+        (name, dict(zip(changes, values, strict=True)))
+        for name in methods
+        for values in itertools.product(*changes.values())
+    ]
+
+
+# What each side's learning rate and weight decay are chosen from: nine pairs each.
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+TUNED = {
+    "adam-0.005": (0.002, 0.005, 0.01),
+    "ema": (0.002, 0.005, 0.01),
+    "ma": (0.002, 0.005, 0.01),
+    "adamw-1": (0.3, 1.0, 3.0),
+    "nadamw-1": (0.3, 1.0, 3.0),
+    "lion-1": (0.3, 1.0, 3.0),
+    "ademamix-1": (0.3, 1.0, 3.0),
+    "muon-1": (0.3, 1.0, 3.0),
+    "ema+adamw-1": (0.3, 1.0, 3.0),
+    "ma+adamw-1": (0.3, 1.0, 3.0),
+    "ema+muon-1": (0.3, 1.0, 3.0),
+}
+
+PARTS: dict[str, list[Variant]] = {
+    "methods": grid(METHODS),
+    "operations": grid(MAIN, operation=("addition", "subtraction", "division")),
+    "start": grid(MAIN, embedding_std=(1.0, 0.02), train_fraction=(0.5, 0.3)),
+    # The paper's ablations: its Figures 4c to 4e, 8 and 11
+    "lamb": grid(["ema"], lamb=(0.0, 0.5, 1.0, 2.0, 5.0, 10.0)),
+    "alpha": grid(["ema"], alpha=(0.8, 0.9, 0.95, 0.98, 0.99, 0.995)),
+    "decay": grid(["adam-0.005", "ema", "ma"], weight_decay=(0.0, 0.001, 0.002, 0.005, 0.01, 0.02)),
+    "window": grid(["ma"], window_size=(2, 10, 50, 100, 200), lamb=(1.0, 2.0, 5.0, 10.0)),
+    "tuning": [
+        variant for name, decays in TUNED.items() for variant in grid([name], lr=LEARNING_RATES, weight_decay=decays)
+    ],
+}
+
+
+def cell(variant: Variant, seed: int, cap: int) -> Cell:
+    """One run. Where it stands is said by the method's name and what differs from it, so two parts can share a cell."""
+    name, changes = variant
+    base = METHODS[name]
+    changes = {key: value for key, value in changes.items() if value != getattr(base, key)}
+    config = dataclasses.replace(base, **changes, seed=seed, budget=cap, stop_at=THRESHOLD)
+    return Cell({"method": name} | {key: str(value) for key, value in changes.items()}, config)
+
+
+def followed(config: RunConfig, rows: Sequence[Row]) -> bool:
+    """Whether a run has been followed for `AFTER` evaluations since it first was at the threshold."""
+    del config
+    first = step_reached(rows, THRESHOLD)
+    return first is not None and sum(row["step"] > first for row in rows) >= AFTER
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """What is kept of a run."""
+    finite = [row for row in rows if is_finite(row)]
+    first = step_reached(rows, THRESHOLD)
+    after = [row["val_accuracy"] >= THRESHOLD for row in rows if first is not None and row["step"] > first]
+    curve = [row for row in rows if row["step"] % 100 == 0]
+    return {
+        "last_step": int(rows[-1]["step"]),
+        "finite": is_finite(rows[-1]),
+        "first_step": first,  # null: not reached
+        "evaluations_after": len(after),
+        "of_these_at_threshold": sum(after),
+        "first_step_train": next((int(row["step"]) for row in rows if row["train_accuracy"] >= THRESHOLD), None),
+        "best_val_accuracy": round(best(finite), 4) if finite else None,
+        "min_val_loss": min((row["val_loss"] for row in finite), default=None),
+        "every_100_steps": {
+            name: [round(row[name], 3) for row in curve] for name in ("train_accuracy", "val_accuracy")
+        },
+    }
+
+
+def load(out: Path, one: Cell) -> dict[str, Any] | None:
+    """The result of a run, None if it has not been trained yet; UserError if the file is of another configuration."""
+    path = out / f"{one.name}.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    differs = [name for name, value in one.config.facts().items() if result["config"].get(name, value) != value]
+    if differs:
+        raise UserError(f"{path} was made with another {', '.join(differs)}; delete it, or choose another --out")
+    return result
+
+
+def tuned(out: Path, name: str, cap: int) -> Variant:
+    """A method with that pair of its grid which was fastest in the median of the tuning seeds.
+
+    Where no seed got to the threshold, the pair with the best validation accuracy.
+    """
+
+    def key(variant: Variant) -> tuple[float, float]:
+        results = [result for seed in TUNING_SEEDS if (result := load(out, cell(variant, seed, cap)))]
+        if len(results) < len(TUNING_SEEDS):
+            raise UserError(f"{out} lacks runs of {name} with the tuning seeds; run python -m benchmarks.study tuning")
+        steps = [result["first_step"] or math.inf for result in results]
+        return statistics.median(steps), -statistics.median(result["best_val_accuracy"] or 0.0 for result in results)
+
+    return min((variant for variant in PARTS["tuning"] if variant[0] == name), key=key)
+
+
+def variants(part: str, out: Path, cap: int) -> list[Variant]:
+    """The methods and variants of a part."""
+    return [tuned(out, name, cap) for name in TUNED] if part == "tuned" else PARTS[part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Train what is missing of some parts of the study."""
+
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Which parts: methods, operations, start, lamb, alpha, decay, window, tuning, or, after that, tuned."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of every method and variant; `tuning` has its own two."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Only these methods."""
+    cap: int = 5_000
+    """Optimizer steps at most."""
+    group_size: int = 1
+    """Runs to train at once in one vmapped program; on a GPU as many as fit its memory, on a CPU 1."""
+    out: Path = OUT
+    """Folder for the results."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not there."""
+        for flag, values, known in (("PARTS", self.parts, [*PARTS, "tuned"]), ("--methods", self.methods, [*METHODS])):
+            if not values or not set(values) <= set(known):
+                raise UserError(f"{flag} must be among {', '.join(known)}, got {', '.join(values) or 'none'}")
+
+
+def run(study: Study) -> None:
+    """Train what is missing."""
+    study.out.mkdir(parents=True, exist_ok=True)
+    every: dict[str, Cell] = {}
+    for part in study.parts:
+        for variant in variants(part, study.out, study.cap):
+            for seed in TUNING_SEEDS if part == "tuning" else study.seeds:
+                if variant[0] in study.methods:
+                    one = cell(variant, seed, study.cap)
+                    load(study.out, one)
+                    every[one.name] = one
+    train_missing(list(every.values()), study.out, study.group_size, summary, followed)
+
+
+if __name__ == "__main__":
+    sys.exit(plain_errors(lambda: run(tyro.cli(Study, prog="python -m benchmarks.study"))))

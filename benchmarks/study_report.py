@@ -1,0 +1,223 @@
+"""Tables and pictures of the study, from its result files alone."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from examples.harness import plots
+from examples.harness.run import described
+from examples.harness.run_folder import write_whole
+from examples.sweep import to_csv
+
+from .study import AFTER, MAIN, METHODS, PARTS, TUNED, TUNING_SEEDS, Variant, cell, tuned
+
+Result = dict[str, Any]
+CAP = 5_000
+
+
+def load_all(folder: Path) -> list[Result]:
+    """All results, in the order of methods, then of what was changed, then of seeds."""
+    results = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    methods = list(METHODS)
+    return sorted(results, key=lambda r: (methods.index(r["axes"]["method"]), str(r["axes"]), r["config"]["seed"]))
+
+
+def of(results: Sequence[Result], variant: Variant, *, tuning: bool = False) -> list[Result]:
+    """The results of a variant, those of the tuning seeds or all others."""
+    axes = cell(variant, 0, CAP).axes
+    return [r for r in results if r["axes"] == axes and (r["config"]["seed"] in TUNING_SEEDS) == tuning]
+
+
+def steps(results: Sequence[Result]) -> np.ndarray:
+    """Steps to the threshold; infinite where a run did not get there."""
+    return np.array([math.inf if r["first_step"] is None else r["first_step"] for r in results])
+
+
+def interval(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
+    """95 % bootstrap confidence interval of the median, which may be infinite."""
+    drawn = np.random.default_rng(0).choice(values, (resamples, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def told(value: float, cap: int) -> str:
+    """A number of steps, or that there were more."""
+    return f"{value:,.0f}" if math.isfinite(value) else f"> {cap:,}"
+
+
+def row(results: Sequence[Result]) -> list[str]:
+    """Cells of a table: seeds, median and interval, 95th percentile, failures, and what came after."""
+    values, cap = steps(results), results[0]["config"]["budget"]
+    median, (low, high) = told(float(np.median(values)), cap), interval(values)
+    worst = told(float(np.percentile(values, 95, method="higher")), cap)
+    there = [r["of_these_at_threshold"] / r["evaluations_after"] for r in results if r["evaluations_after"] == AFTER]
+    return [
+        str(len(results)),
+        f"{median} ({told(low, cap)} to {told(high, cap)})",
+        worst,
+        str(int(np.isinf(values).sum())),
+        f"{sum(share == 1 for share in there)} of {len(there)}" if there else "",
+        f"{np.mean(there):.0%}" if there else "",
+    ]
+
+
+TITLES = [
+    "seeds",
+    "steps to 95 %, median (95 % interval)",
+    "95th percentile",
+    "not reached",
+    f"held for {AFTER} evaluations",
+    "evaluations at 95 % after",
+]
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(cells)} |" for cells in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def listed(results: Sequence[Result], chosen: Sequence[Variant], titles: Sequence[str] = ("method",)) -> str:
+    """A table of variants, a row each; those without a result are left out."""
+    rows = []
+    for variant in chosen:
+        if mine := of(results, variant):
+            name, changes = variant
+            config = cell(variant, 0, CAP).config
+            first = {"method": f"`{name}`", "what": described(config)}
+            rows.append([*(first.get(t) or str(changes.get(t, getattr(config, t, ""))) for t in titles), *row(mine)])
+    return markdown([*titles, *TITLES], rows) if rows else "Not measured yet.\n"
+
+
+def methods_table(results: Sequence[Result], folder: Path) -> str:
+    """All methods with the learning rate of 1e-3."""
+    del folder
+    return listed(results, PARTS["methods"], ("method", "what"))
+
+
+def operations_table(results: Sequence[Result], folder: Path) -> str:
+    """The main methods on all operations."""
+    del folder
+    every = [*PARTS["operations"], *((name, {"operation": "multiplication"}) for name in MAIN)]
+    return listed(results, sorted(every, key=lambda v: v[1]["operation"]), ("operation", "method"))
+
+
+def start_table(results: Sequence[Result], folder: Path) -> str:
+    """The main methods over initial scale and training fraction."""
+    del folder
+    key = lambda variant: [-variant[1][name] for name in ("embedding_std", "train_fraction")]
+    return listed(results, sorted(PARTS["start"], key=key), ("embedding_std", "train_fraction", "method"))
+
+
+def tuned_table(results: Sequence[Result], folder: Path) -> str:
+    """All methods with a learning rate and weight decay from a grid."""
+    done = {v[0]: True for v in PARTS["tuning"]}
+    for variant in PARTS["tuning"]:
+        done[variant[0]] &= len(of(results, variant, tuning=True)) == len(TUNING_SEEDS)
+    chosen = [tuned(folder, name, CAP) for name in TUNED if done[name]]
+    return listed(results, chosen, ("method", "lr", "weight_decay"))
+
+
+TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
+    "study_methods": methods_table,
+    "study_tuned": tuned_table,
+    "study_operations": operations_table,
+    "study_start": start_table,
+}
+
+
+def csv(results: Sequence[Result]) -> str:
+    """One row a run."""
+    changed = sorted({name for r in results for name in r["axes"]} - {"method"})
+    return to_csv(
+        [
+            {
+                "method": r["axes"]["method"],
+                **{name: r["axes"].get(name, "") for name in changed},
+                **{name: r["config"][name] for name in ("seed", "budget")},
+                **{
+                    name: r[name]
+                    for name in (
+                        "first_step",
+                        "evaluations_after",
+                        "of_these_at_threshold",
+                        "first_step_train",
+                        "last_step",
+                        "finite",
+                        "best_val_accuracy",
+                        "min_val_loss",
+                        "device",
+                    )
+                },
+                "jax": r["versions"]["jax"],
+            }
+            for r in results
+        ]
+    )
+
+
+def methods_picture(results: Sequence[Result]) -> Figure:
+    """Steps to 95 % of all methods: a point a seed, a line at the median, and beside it how many did not get there."""
+    groups = {name: of(results, (name, {})) for name in METHODS}
+    groups = {name: mine for name, mine in groups.items() if mine}
+    figure = Figure(figsize=(7, 0.9 + 0.26 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    cap = max(r["config"]["budget"] for mine in groups.values() for r in mine)
+    beyond = 1.04 * cap
+    for y, (name, mine) in enumerate(groups.items()):
+        values = steps(mine)
+        colour = "tab:blue" if METHODS[name].filter == "none" else "tab:green"
+        reached = values[np.isfinite(values)]
+        axes.plot(reached, np.full(len(reached), y), "o", color=colour, alpha=0.5, markersize=5, markeredgewidth=0)
+        median = np.median(values)
+        axes.plot([min(median, beyond)] * 2, [y - 0.35, y + 0.35], color=colour, linewidth=2)
+        if missed := len(values) - len(reached):
+            axes.text(beyond, y, f"  {missed} of {len(values)}", va="center", fontsize="small", color=colour)
+    axes.axvline(cap, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlim=(0, 1.16 * cap), xlabel="steps to 95 % validation accuracy; on the right: how many did not get there")
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    for name, colour in (("no filter", "tab:blue"), ("with a filter", "tab:green")):
+        axes.plot([], [], "o", color=colour, label=name)
+    figure.legend(loc="outside upper right", ncols=2, fontsize="small", frameon=False)
+    return figure
+
+
+def ablation_picture(results: Sequence[Result]) -> Figure:
+    """Steps to 95 % over lamb, alpha, weight decay, and window size: the median, and a point a seed."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    names = {"lamb": "λ (EMA)", "alpha": "α (EMA)", "decay": "weight decay", "window": "window size w (MA)"}
+    for axes, (part, label) in zip(figure.subplots(2, 2).flat, names.items(), strict=True):
+        key = {"decay": "weight_decay", "window": "window_size"}.get(part, part)
+        lines: dict[str, list[tuple[float, np.ndarray]]] = {}
+        for variant in PARTS[part]:
+            if mine := of(results, variant):
+                line = f"λ {variant[1]['lamb']:g}" if part == "window" else variant[0]
+                lines.setdefault(line, []).append((variant[1][key], steps(mine)))
+        for line, points in lines.items():
+            x = [value for value, _ in points]
+            (drawn,) = axes.plot(x, [np.median(values) for _, values in points], label=line)
+            for value, each in points:
+                axes.plot([value] * len(each), each, ".", color=drawn.get_color(), alpha=0.5)
+        axes.set(xlabel=label, ylabel="steps to 95 %", ylim=(0, CAP))
+        axes.set_xscale("linear" if part == "alpha" else "symlog", **({} if part == "alpha" else {"linthresh": 1e-3}))
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend(fontsize="small")
+    return figure
+
+
+def write_all(folder: Path, pictures: Path) -> dict[str, str]:
+    """Write study.csv beside `folder` and the pictures; returns the tables by name."""
+    results = load_all(folder)
+    if results:
+        write_whole(folder.parent / "study.csv", csv(results))
+        plots.save(methods_picture(results), pictures / "study_methods.png")
+        plots.save(ablation_picture(results), pictures / "study_ablations.png")
+    return {name: table(results, folder) for name, table in TABLES.items()}

@@ -1,0 +1,257 @@
+"""The study: its methods and cells, its statistics, its paths and spectra."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import frequency, study, study_report, trajectories
+from benchmarks.study import METHODS, PARTS, TUNED, TUNING_SEEDS, Study, cell
+from examples.harness.config import RunConfig
+from examples.harness.errors import UserError
+from examples.harness.optimizers import make_tx
+
+from . import toy
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """The methods on a task that compiles in no time."""
+    names = {field.name for field in dataclasses.fields(RunConfig)} - {"lr"}
+    for name, config in METHODS.items():
+        config = toy.Config(**{key: getattr(config, key) for key in names}, lr=0.05)
+        monkeypatch.setitem(METHODS, name, config)
+    for module in (study, trajectories):
+        monkeypatch.setattr(module, "THRESHOLD", 0.9)
+
+
+def test_every_method_moves_all_parameters_and_is_like_no_other():
+    params = {"matrix": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "vector": jnp.linspace(0.5, 1.5, 3)}
+    ends = {}
+    for name, config in METHODS.items():
+        config = dataclasses.replace(config, window_size=2, filter_from=min(config.filter_from, 2), lr_warmup=0)
+        tx = make_tx(config, config.hyper())
+        state, end = tx.init(params), params
+        for i in range(6):
+            updates, state = tx.update(jax.tree.map(lambda p, i=i: jnp.cos(p + i * i), params), state, end)
+            end = optax.apply_updates(end, updates)
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).all()), params, end))), name
+        ends[name] = np.concatenate([np.ravel(x) for x in jax.tree.leaves(end)])
+    for a, b in itertools.combinations(ends, 2):
+        assert np.abs(ends[a] - ends[b]).max() > 1e-6, (a, b)
+
+
+def test_parts_are_made_of_valid_cells_each_of_which_is_named_once():
+    for part, chosen in PARTS.items():
+        names = [cell(variant, 0, 5000).name for variant in chosen]
+        assert len(set(names)) == len(names), part
+    assert cell(("ema", {"lamb": 2.0, "weight_decay": 0.01}), 3, 100).name == "method-ema_weight_decay-0.01_seed-3"
+    assert cell(("ema", {"lamb": 2.0}), 3, 100) == cell(("ema", {}), 3, 100)  # shared by all parts
+    config = cell(("ma", {"operation": "division"}), 3, 100).config
+    assert (config.seed, config.budget, config.filter, config.operation) == (3, 100, "ma", "division")
+    assert {name: sum(v[0] == name for v in PARTS["tuning"]) for name in TUNED} == dict.fromkeys(TUNED, 9)
+
+
+def test_a_run_is_followed_after_its_first_time_at_the_threshold_and_summarised():
+    def rows(values):
+        accuracies = [{"train_accuracy": min(1.0, 2 * v), "val_accuracy": v} for v in values]
+        return [{"step": 10 * i, "train_loss": 1.0, "val_loss": 1.0} | a for i, a in enumerate(accuracies, 1)]
+
+    values = [0.1, 0.48, 0.95] + [1.0] * 40 + [0.5] * 9
+    assert not study.followed(METHODS["ema"], rows(values))
+    assert study.followed(METHODS["ema"], rows([*values, 0.96]))
+    found = study.summary(rows([*values, 0.96]))
+    expected = {"first_step": 30, "first_step_train": 20, "evaluations_after": 50, "of_these_at_threshold": 41}
+    assert {name: found[name] for name in expected} == expected
+    assert (found["last_step"], found["finite"], found["best_val_accuracy"]) == (530, True, 1.0)
+    assert found["every_100_steps"]["val_accuracy"] == [1.0, 1.0, 1.0, 1.0, 0.5]
+    failed = study.summary(rows([0.3, math.nan]))
+    assert (failed["first_step"], failed["finite"], failed["best_val_accuracy"]) == (None, False, 0.3)
+    assert study.summary(rows([math.nan]))["best_val_accuracy"] is None
+
+
+def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_path, toys):
+    arguments = Study(("methods",), seeds=(0, 1), methods=("ema", "ma", "muon"), cap=240, out=tmp_path)
+    study.run(arguments)
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(files) == 6
+    deleted = tmp_path / "method-ma_seed-1.json"
+    deleted.unlink()
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    study.run(arguments)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    again, before = json.loads(deleted.read_text()), json.loads(files[deleted.name])
+    assert before.pop("group_seconds") >= 0
+    assert again.pop("group_seconds") >= 0
+    assert again == before
+    assert again["last_step"] <= 240
+    with pytest.raises(UserError, match=r"was made with another budget; delete it, or choose another --out"):
+        study.run(dataclasses.replace(arguments, cap=80))
+    with pytest.raises(UserError, match=r"--methods must be among adam, .* got sgd"):
+        Study(("methods",), methods=("sgd",))
+    with pytest.raises(UserError, match=r"PARTS must be among methods, .*, tuned, got none"):
+        Study(())
+
+
+def result(variant, seed, first_step, cap=5000, best=1.0, at=50):
+    one = cell(variant, seed, cap)
+    return {
+        "axes": one.axes,
+        "config": one.config.facts(),
+        "device": "a device",
+        "versions": {"jax": "0"},
+        "last_step": cap if first_step is None else first_step + 500,
+        "finite": True,
+        "first_step": first_step,
+        "evaluations_after": 0 if first_step is None else 50,
+        "of_these_at_threshold": 0 if first_step is None else at,
+        "first_step_train": 100,
+        "best_val_accuracy": best,
+        "min_val_loss": 0.1,
+    }
+
+
+def test_failures_count_as_later_than_any_step():
+    runs = [result(("ema", {}), seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000])]
+    assert study_report.row(runs)[:4] == ["5", "3,000 (1,000 to > 5,000)", "> 5,000", "2"]
+    runs = [result(("ema", {}), seed, step, at=50 - seed) for seed, step in enumerate([1000, 1000])]
+    assert study_report.row(runs) == ["2", "1,000 (1,000 to 1,000)", "1,000", "0", "1 of 2", "99%"]
+    assert study_report.row([result(("ema", {}), 0, None)])[1:] == [
+        "> 5,000 (> 5,000 to > 5,000)",
+        "> 5,000",
+        "1",
+        "",
+        "",
+    ]
+
+
+def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        low, high = study_report.interval(rng.exponential(size=25), 500)
+        covered += low <= math.log(2) <= high
+    assert 180 <= covered <= 199
+
+
+def test_tuning_takes_the_fastest_median_then_the_best_accuracy(tmp_path):
+    grid = [variant for variant in PARTS["tuning"] if variant[0] == "muon-1"]
+    with pytest.raises(UserError, match=r"lacks runs of muon-1 with the tuning seeds"):
+        study.tuned(tmp_path, "muon-1", 5000)
+
+    def write(steps, best):
+        for i, (variant, seed) in enumerate(itertools.product(grid, TUNING_SEEDS)):
+            one = result(variant, seed, steps[i], best=best[i])
+            (tmp_path / f"{cell(variant, seed, 5000).name}.json").write_text(json.dumps(one))
+
+    steps = [None] * 18
+    steps[4:6], steps[8:10] = [1000, 3000], [1800, 1900]  # medians 2,000 and 1,850
+    write(steps, [0.9] * 18)
+    assert study.tuned(tmp_path, "muon-1", 5000) == grid[4]
+    write([None] * 18, [0.1] * 14 + [0.3, 0.3] + [0.2] * 2)
+    assert study.tuned(tmp_path, "muon-1", 5000) == grid[7]
+
+
+def test_tables_and_pictures_are_made_from_the_files(tmp_path):
+    (tmp_path / "study").mkdir()
+    chosen = [("ema", {}), ("adamw-1", {}), ("ema", {"operation": "division"}), ("ema", {"lamb": 5.0})]
+    for variant, seed in itertools.product(chosen, (0, 1)):
+        text = json.dumps(result(variant, seed, 1000 + seed if variant[0] == "ema" else None))
+        (tmp_path / "study" / f"{cell(variant, seed, 5000).name}.json").write_text(text)
+    tables = study_report.write_all(tmp_path / "study", tmp_path)
+    lines = tables["study_methods"].splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| `adamw-1`", "| `ema`"]
+    assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 1,000 (1,000 to 1,001) |" in lines[3]
+    assert tables["study_operations"].count("division | `ema` | 2 |") == 1
+    assert tables["study_tuned"] == "Not measured yet.\n"
+    assert (tmp_path / "study_methods.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "study.csv").read_text().splitlines()) == 9
+    assert study_report.write_all(tmp_path / "none", tmp_path)["study_methods"] == "Not measured yet.\n"
+
+
+def test_streamed_paths_give_the_principal_axes_of_all_points():
+    rng = np.random.default_rng(0)
+    points = np.cumsum(rng.normal(size=(90, 200)) * 0.9 ** np.arange(200), axis=0)
+    paths = trajectories.StreamedPaths(rank=24)
+    for block in np.split(points, [7, 30, 31, 60]):
+        paths.add(block)
+    found, shares = paths.principal()
+    centred = points - points.mean(axis=0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :2] * singular[:2]
+    signs = np.sign(np.sum(found * expected, axis=0))
+    np.testing.assert_allclose(found * signs, expected, atol=0.02 * np.abs(expected).max())
+    np.testing.assert_allclose(shares, singular[:2] ** 2 / np.sum(singular**2), rtol=0.01)
+    few = trajectories.StreamedPaths(rank=24)  # as many axes as points: nothing is lost
+    few.add(points[:10])
+    few.add(points[10:20])
+    np.testing.assert_allclose(few.coordinates @ few.axes, points[:20], atol=1e-9)
+
+
+def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
+    arguments = trajectories.Arguments((0, 1), ("ema", "adamw-1"), cap=400, every=8, out=tmp_path / "paths")
+    trajectories.main(arguments)
+    found = json.loads((tmp_path / "paths" / "seed-0.json").read_text())
+    for name, run in found["methods"].items():
+        config = METHODS[name]
+        program = trajectories.program(config.task(), lambda hyper, config=config: make_tx(config, hyper))
+        key, hyper = jax.random.key(0), config.hyper()
+        state = program.init(hyper, key)
+        at = {0: trajectories.vector(state.params)}
+        for step in range(4, max(run["at"].values()) + 1, 4):
+            state, _ = program.advance(hyper, key, state)
+            at[step] = trajectories.vector(state.params)
+        a, b, c = (at[step] for step in (0, run["at"]["B"], run["at"]["C"]))
+        for pair, distance in (("AB", b - a), ("BC", c - b), ("AC", c - a)):
+            assert run["distances"][pair] == pytest.approx(np.linalg.norm(distance), rel=1e-6)
+        # Two axes of a plane cannot hold more than there is, and hold most of it here.
+        x = np.array(run["path"])
+        drawn = np.linalg.norm(x[run["steps"].index(run["at"]["C"])] - x[0])
+        assert 0.5 * run["distances"]["AC"] < drawn <= run["distances"]["AC"] + 2e-3
+    assert "| `ema` | 2 |" in trajectories.table(tmp_path / "paths")
+    trajectories.picture(tmp_path / "paths").savefig(tmp_path / "paths.png")
+    with pytest.raises(UserError, match=r"--methods must be among"):
+        trajectories.main(dataclasses.replace(arguments, methods=("sgd",)))
+
+
+def test_recorded_gradients_are_those_that_come_in():
+    tx = optax.chain(frequency.record(jnp.array([0, 4, 2]), 3), optax.sgd(1.0))
+    params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
+    state = tx.init(params)
+    for i in range(5):
+        grads = {"a": jnp.arange(4.0).reshape(2, 2) + 10 * i, "b": jnp.arange(4.0, 6.0) + 10 * i}
+        updates, state = tx.update(grads, state, params)
+        assert (updates["b"] == -grads["b"]).all()
+    assert optax.tree_utils.tree_get(state, "last").tolist() == [[10.0 * i + k for k in (0, 4, 2)] for i in (2, 3, 4)]
+
+
+def test_spectrum_finds_a_sine_and_white_noise():
+    steps = np.arange(500)[:, None]
+    f, power = frequency.spectrum(np.sin(2 * np.pi * 0.1 * steps + np.arange(3)))
+    assert f[np.argmax(power)] == pytest.approx(0.1)
+    assert power[np.abs(f - 0.1) < 0.005].sum() > 0.999
+    assert frequency.slow_share(f, power) < 1e-6
+    f, power = frequency.spectrum(np.random.default_rng(0).normal(size=(500, 4000)))
+    assert frequency.slow_share(f, power) == pytest.approx(0.02, rel=0.12)  # 5 of 251 frequencies, the first being half
+    assert frequency.slow_share(*frequency.spectrum(np.ones((500, 2)))) > 0.999
+
+
+def test_spectra_are_measured_window_by_window(tmp_path, toys):
+    arguments = frequency.Arguments((0,), ("adam", "ema"), windows=2, parameters=4, out=tmp_path / "spectra")
+    frequency.main(arguments)
+    found = json.loads((tmp_path / "spectra" / "ema_seed-0.json").read_text())
+    assert [window["from_step"] for window in found["windows"]] == [0, 500]
+    for window in found["windows"]:
+        assert sum(window["power"]) == pytest.approx(1, abs=0.01)
+        assert window["rms"] > 0
+    assert frequency.table(tmp_path / "spectra").count("`ema`") == 3
+    frequency.spectra_picture(tmp_path / "spectra").savefig(tmp_path / "spectra.png")
+    frequency.responses_picture().savefig(tmp_path / "responses.png")
