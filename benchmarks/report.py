@@ -25,7 +25,7 @@ def tables(results: Path, pictures: Path) -> dict[str, str]:
         made[name] = (
             table(json.loads(path.read_text())) if path.exists() else f"Not measured yet: {path.name} is missing.\n"
         )
-    made |= study_report.write_all(results / "study", pictures)
+    made |= study_report.tables(results / "study", pictures)
     made["trajectories"] = trajectories.table(results / "trajectories")
     made["spectra"] = frequency.table(results / "spectra")
     plots.save(frequency.responses_picture(), pictures / "responses.png")
@@ -48,11 +48,12 @@ def fill(text: str, made: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Rewrite the README and the pictures."""
+    """Rewrite the README, the pictures and study.csv."""
     readme = HERE / "README.md"
     pictures = HERE / "pictures"
     pictures.mkdir(exist_ok=True)
     readme.write_text(fill(readme.read_text(), tables(HERE / "results", pictures)))
+    study_report.write_csv(HERE / "results" / "study", HERE / "results" / "study.csv")
 
 
 if __name__ == "__main__":

@@ -131,34 +131,19 @@ TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
 }
 
 
-def csv(results: Sequence[Result]) -> str:
-    """One row a run."""
+def write_csv(folder: Path, path: Path) -> None:
+    """Write one row a run."""
+    results = load_all(folder)
     changed = sorted({name for r in results for name in r["axes"]} - {"method"})
-    return to_csv(
-        [
-            {
-                "method": r["axes"]["method"],
-                **{name: r["axes"].get(name, "") for name in changed},
-                **{name: r["config"][name] for name in ("seed", "budget")},
-                **{
-                    name: r[name]
-                    for name in (
-                        "first_step",
-                        "evaluations_after",
-                        "of_these_at_threshold",
-                        "first_step_train",
-                        "last_step",
-                        "finite",
-                        "best_val_accuracy",
-                        "min_val_loss",
-                        "device",
-                    )
-                },
-                "jax": r["versions"]["jax"],
-            }
-            for r in results
-        ]
-    )
+    kept = ["first_step", "evaluations_after", "of_these_at_threshold", "first_step_train", "last_step", "finite"]
+    rows = [
+        {"method": r["axes"]["method"], "seed": r["config"]["seed"], "budget": r["config"]["budget"]}
+        | {name: r["axes"].get(name, "") for name in changed}
+        | {name: r[name] for name in [*kept, "best_val_accuracy", "min_val_loss", "device"]}
+        | {"jax": r["versions"]["jax"]}
+        for r in results
+    ]
+    write_whole(path, to_csv(rows))
 
 
 def methods_picture(results: Sequence[Result]) -> Figure:
@@ -213,11 +198,10 @@ def ablation_picture(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def write_all(folder: Path, pictures: Path) -> dict[str, str]:
-    """Write study.csv beside `folder` and the pictures; returns the tables by name."""
+def tables(folder: Path, pictures: Path) -> dict[str, str]:
+    """All tables by name; the pictures are written."""
     results = load_all(folder)
     if results:
-        write_whole(folder.parent / "study.csv", csv(results))
         plots.save(methods_picture(results), pictures / "study_methods.png")
         plots.save(ablation_picture(results), pictures / "study_ablations.png")
     return {name: table(results, folder) for name, table in TABLES.items()}

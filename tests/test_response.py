@@ -60,3 +60,42 @@ def test_default_frequencies_are_those_of_a_real_fourier_transform():
         frequencies, response = gf.frequency_response(gf.moving_average(2), length)
         np.testing.assert_allclose(frequencies, np.fft.rfftfreq(length))
         np.testing.assert_allclose(response, np.fft.rfft(gf.impulse_response(gf.moving_average(2), length)), atol=1e-6)
+
+
+SGDS = [
+    optax.sgd(0.5),
+    optax.sgd(0.5, momentum=0.9),
+    optax.sgd(0.5, momentum=0.9, nesterov=True),
+]
+LOWPASSES = [gf.ema(0.9, start="zero"), gf.lfilter(np.ones(8) / 8), gf.lfilter(*BUTTER)]
+
+
+def filtered_before_and_after(lowpass, optimizer):
+    """The updates of 60 steps, gradients being filtered in one case and the optimizer's updates in the other."""
+    params = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2)}
+    rng = np.random.default_rng(0)
+    gradients = [{name: jnp.asarray(rng.normal(size=p.shape)) for name, p in params.items()} for _ in range(60)]
+    both = []
+    for parts in ([gf.amplify(lowpass, 2.0), optimizer], [optimizer, gf.amplify(lowpass, 2.0)]):
+        tx = optax.chain(*parts)
+        state, updates = tx.init(params), []
+        for g in gradients:
+            update, state = tx.update(g, state, params)
+            updates.append(np.concatenate([np.ravel(x) for x in update.values()]))
+        both.append(np.array(updates))
+    return both
+
+
+@pytest.mark.parametrize("lowpass", LOWPASSES, ids=["ema", "mean", "butterworth"])
+@pytest.mark.parametrize("sgd", SGDS, ids=["plain", "momentum", "nesterov"])
+def test_filtering_the_gradients_of_sgd_is_filtering_its_updates(lowpass, sgd, x64):
+    """Theorem A.1 of the paper: filter and optimizer are linear, invariant in time, and start at rest."""
+    before, after = filtered_before_and_after(lowpass, sgd)
+    np.testing.assert_allclose(before, after, rtol=1e-12, atol=1e-13)
+    assert np.abs(before).max() > 1
+
+
+@pytest.mark.parametrize("lowpass", LOWPASSES, ids=["ema", "mean", "butterworth"])
+def test_filtering_the_gradients_of_adam_is_not(lowpass, x64, lenient):
+    before, after = filtered_before_and_after(lowpass, optax.adam(0.5))
+    assert np.abs(before - after).max() > 0.1

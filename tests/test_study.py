@@ -16,6 +16,8 @@ from benchmarks.study import METHODS, PARTS, TUNED, TUNING_SEEDS, Study, cell
 from examples.harness.config import RunConfig
 from examples.harness.errors import UserError
 from examples.harness.optimizers import make_tx
+from examples.harness.train import program
+from examples.modular import Modular
 
 from . import toy
 
@@ -166,7 +168,8 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     for variant, seed in itertools.product(chosen, (0, 1)):
         text = json.dumps(result(variant, seed, 1000 + seed if variant[0] == "ema" else None))
         (tmp_path / "study" / f"{cell(variant, seed, 5000).name}.json").write_text(text)
-    tables = study_report.write_all(tmp_path / "study", tmp_path)
+    study_report.write_csv(tmp_path / "study", tmp_path / "study.csv")
+    tables = study_report.tables(tmp_path / "study", tmp_path)
     lines = tables["study_methods"].splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| `adamw-1`", "| `ema`"]
     assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 1,000 (1,000 to 1,001) |" in lines[3]
@@ -174,7 +177,7 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     assert tables["study_tuned"] == "Not measured yet.\n"
     assert (tmp_path / "study_methods.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "study.csv").read_text().splitlines()) == 9
-    assert study_report.write_all(tmp_path / "none", tmp_path)["study_methods"] == "Not measured yet.\n"
+    assert study_report.tables(tmp_path / "none", tmp_path)["study_methods"] == "Not measured yet.\n"
 
 
 def test_streamed_paths_give_the_principal_axes_of_all_points():
@@ -255,3 +258,24 @@ def test_spectra_are_measured_window_by_window(tmp_path, toys):
     assert frequency.table(tmp_path / "spectra").count("`ema`") == 3
     frequency.spectra_picture(tmp_path / "spectra").savefig(tmp_path / "spectra.png")
     frequency.responses_picture().savefig(tmp_path / "responses.png")
+
+
+def test_many_seeds_and_numbers_train_in_one_program_as_alone():
+    """The study's vmapped form, with the optimizer that treats matrices otherwise."""
+    config = METHODS["ema+muon"]
+    task = Modular(p=5, batch_size=8, dim=8, depth=1, heads=2)
+    make = lambda hyper: make_tx(config, hyper)
+    hypers = [config.hyper() | {"lr": lr, "weight_decay": decay} for lr, decay in ((1e-3, 1.0), (3e-3, 0.0))]
+    keys = [jax.random.key(seed) for seed in (0, 1)]
+    hyper = {name: jnp.array([h[name] for h in hypers]) for name in hypers[0]}
+    together = program(task, make, example=(hyper, jnp.stack(keys)))
+    state = together.init(hyper, jnp.stack(keys))
+    for _ in range(3):
+        state, metrics = together.advance(hyper, jnp.stack(keys), state)
+    alone = program(task, make)
+    for i in (0, 1):
+        one = alone.init(hypers[i], keys[i])
+        for _ in range(3):
+            one, expected = alone.advance(hypers[i], keys[i], one)
+        np.testing.assert_allclose(metrics["val_loss"][i], expected["val_loss"], rtol=1e-3)
+        assert np.isfinite(expected["val_loss"])
