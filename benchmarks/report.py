@@ -31,8 +31,10 @@ def tables(results: Path, pictures: Path) -> dict[str, str]:
     plots.save(frequency.responses_picture(), pictures / "responses.png")
     if any((results / "trajectories").glob("*.json")):
         plots.save(trajectories.picture(results / "trajectories"), pictures / "trajectories.png")
+        made["trajectories"] += "\n![Paths on two principal axes](pictures/trajectories.png)\n"
     if any((results / "spectra").glob("*.json")):
         plots.save(frequency.spectra_picture(results / "spectra"), pictures / "spectra.png")
+        made["spectra"] += "\n![Power over frequency, window by window](pictures/spectra.png)\n"
     return made
 
 

@@ -174,34 +174,59 @@ def methods_picture(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def ablation_picture(results: Sequence[Result]) -> Figure:
-    """Steps to 95 % over lamb, alpha, weight decay, and window size: the median, and a point a seed."""
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    names = {"lamb": "λ (EMA)", "alpha": "α (EMA)", "decay": "weight decay", "window": "window size w (MA)"}
-    for axes, (part, label) in zip(figure.subplots(2, 2).flat, names.items(), strict=True):
-        key = {"decay": "weight_decay", "window": "window_size"}.get(part, part)
-        lines: dict[str, list[tuple[float, np.ndarray]]] = {}
-        for variant in PARTS[part]:
-            if mine := of(results, variant):
-                line = f"λ {variant[1]['lamb']:g}" if part == "window" else variant[0]
-                lines.setdefault(line, []).append((variant[1][key], steps(mine)))
-        for line, points in lines.items():
-            x = [value for value, _ in points]
-            (drawn,) = axes.plot(x, [np.median(values) for _, values in points], label=line)
-            for value, each in points:
-                axes.plot([value] * len(each), each, ".", color=drawn.get_color(), alpha=0.5)
-        axes.set(xlabel=label, ylabel="steps to 95 %", ylim=(0, CAP))
-        axes.set_xscale("linear" if part == "alpha" else "symlog", **({} if part == "alpha" else {"linthresh": 1e-3}))
+ABLATIONS = {  # part: the changed setting, and how it is called
+    "lamb": ("lamb", "λ (EMA)"),
+    "alpha": ("alpha", "α (EMA)"),
+    "decay": ("weight_decay", "weight decay"),
+    "window": ("window_size", "window size w (MA)"),
+}
+
+
+def ablation_picture(results: Sequence[Result]) -> Figure | None:
+    """Steps to 95 % over one setting, a panel a part: a line through the medians, a point a seed.
+
+    Runs that did not get there are above the dotted line. None if no part has been measured at two settings.
+    """
+    measured = {
+        part: [(variant, steps(mine)) for variant in PARTS[part] if (mine := of(results, variant))]
+        for part in ABLATIONS
+    }
+    measured = {
+        part: points for part, points in measured.items() if len({v[1][ABLATIONS[part][0]] for v, _ in points}) > 1
+    }
+    if not measured:
+        return None
+    beyond = 1.06 * CAP
+    figure = Figure(figsize=(8, 3.2 * math.ceil(len(measured) / 2)), layout="constrained")
+    for i, (part, points) in enumerate(measured.items(), 1):
+        axes = figure.add_subplot(math.ceil(len(measured) / 2), 2, i)
+        key, label = ABLATIONS[part]
+        settings = sorted({variant[1][key] for variant, _ in points})
+        lines: dict[str, list[tuple[int, np.ndarray]]] = {}
+        for (name, changes), values in points:
+            line = f"λ {changes['lamb']:g}" if part == "window" else name
+            lines.setdefault(line, []).append((settings.index(changes[key]), np.minimum(values, beyond)))
+        for line, path in lines.items():
+            (drawn,) = axes.plot([x for x, _ in path], [np.median(values) for _, values in path], label=line)
+            for x, values in path:
+                axes.plot([x] * len(values), values, ".", color=drawn.get_color(), alpha=0.5)
+        axes.axhline(CAP, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(xlabel=label, ylabel="steps to 95 %", ylim=(0, 1.12 * CAP))
+        axes.set_xticks(range(len(settings)), [f"{value:g}" for value in settings])
         axes.grid(alpha=0.3)
-        if len(lines) > 1:
-            axes.legend(fontsize="small")
+        axes.legend(fontsize="small")
     return figure
 
 
 def tables(folder: Path, pictures: Path) -> dict[str, str]:
-    """All tables by name; the pictures are written."""
+    """All tables by name, and what shows the pictures, which are written."""
     results = load_all(folder)
+    made = {name: table(results, folder) for name, table in TABLES.items()}
     if results:
         plots.save(methods_picture(results), pictures / "study_methods.png")
-        plots.save(ablation_picture(results), pictures / "study_ablations.png")
-    return {name: table(results, folder) for name, table in TABLES.items()}
+        made["study_methods"] += "\n![Steps to 95 % by method, a point a seed](pictures/study_methods.png)\n"
+    ablations = ablation_picture(results)
+    if ablations is not None:
+        plots.save(ablations, pictures / "study_ablations.png")
+    shown = "![Steps to 95 % over the settings of the filters](pictures/study_ablations.png)\n"
+    return made | {"study_ablations": "Not measured yet.\n" if ablations is None else shown}

@@ -175,7 +175,10 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 1,000 (1,000 to 1,001) |" in lines[3]
     assert tables["study_operations"].count("division | `ema` | 2 |") == 1
     assert tables["study_tuned"] == "Not measured yet.\n"
-    assert (tmp_path / "study_methods.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("methods", "ablations"):
+        assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"(pictures/study_{name}.png)" in tables[f"study_{name}"]
+    assert study_report.ablation_picture([result(("ema", {}), 0, 1000)]) is None
     assert len((tmp_path / "study.csv").read_text().splitlines()) == 9
     assert study_report.tables(tmp_path / "none", tmp_path)["study_methods"] == "Not measured yet.\n"
 
