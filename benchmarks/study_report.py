@@ -123,8 +123,50 @@ def tuned_table(results: Sequence[Result], folder: Path) -> str:
     return listed(results, chosen, ("method", "lr", "weight_decay"))
 
 
+PAIRS = [  # a method with a filter, and one without
+    ("ema", "adam-0.005"),
+    ("ma", "adam-0.01"),
+    ("ema", "adamw-1"),
+    ("ma", "adamw-1"),
+    ("ema+adamw-0.1", "adamw-0.1"),
+    ("ma+adamw-0.1", "adamw-0.1"),
+    ("ema+adamw-1", "adamw-1"),
+    ("ma+adamw-1", "adamw-1"),
+    ("ema+muon", "muon"),
+    ("ma+muon", "muon"),
+    ("ema+muon-1", "muon-1"),
+]
+
+
+def pairs_table(results: Sequence[Result], folder: Path) -> str:
+    """Methods with a filter against methods without, seed by seed."""
+    del folder
+    rows = []
+    for pair in PAIRS:
+        by_seed = [{r["config"]["seed"]: r for r in of(results, (name, {}))} for name in pair]
+        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+        if seeds:
+            with_filter, without = (steps([one[seed] for seed in seeds]) for one in by_seed)
+            both = np.isfinite(with_filter) & np.isfinite(without)
+            ratio = f"{np.median(with_filter[both] / without[both]):.2f} ({both.sum()})" if both.any() else ""
+            earlier, later = np.sum(with_filter < without), np.sum(with_filter > without)
+            names = [f"`{name}`" for name in pair]
+            rows.append([*names, str(len(seeds)), str(earlier), str(later), str(len(seeds) - earlier - later), ratio])
+    titles = [
+        "with a filter",
+        "without",
+        "seeds",
+        "filter earlier",
+        "filter later",
+        "neither",
+        "ratio of steps (seeds)",
+    ]
+    return markdown(titles, rows) if rows else "Not measured yet.\n"
+
+
 TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
     "study_methods": methods_table,
+    "study_pairs": pairs_table,
     "study_tuned": tuned_table,
     "study_operations": operations_table,
     "study_start": start_table,

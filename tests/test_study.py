@@ -135,6 +135,13 @@ def test_failures_count_as_later_than_any_step():
     ]
 
 
+def test_methods_are_compared_seed_by_seed(tmp_path):
+    by_method = {"ema": [1000, 2000, None, None, 600, 100], "adam-0.005": [2000, 1000, 500, None, 600]}
+    runs = [result((n, {}), seed, first) for n, found in by_method.items() for seed, first in enumerate(found)]
+    table = study_report.pairs_table(runs, tmp_path)
+    assert table.splitlines()[2:] == ["| `ema` | `adam-0.005` | 5 | 1 | 2 | 2 | 1.00 (3) |"]
+
+
 def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
     rng = np.random.default_rng(0)
     covered = 0
