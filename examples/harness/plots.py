@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from .records import Row, judged_by
 from .run_folder import write_whole
@@ -29,6 +29,7 @@ def curves(rows: Sequence[Row], title: str) -> Figure:
     scale = _scale(metric)
     axes.plot(steps, [scale * row[f"train_{metric}"] for row in rows], label="training", color="tab:red")
     axes.plot(steps, [scale * row[f"val_{metric}"] for row in rows], label="validation", color="tab:green")
+    _number(axes, steps)
     axes.legend()
     return figure
 
@@ -55,8 +56,18 @@ def bands(
         ]
         (line,) = axes.plot(steps, np.median(values, axis=0), label=label)
         axes.fill_between(steps, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2)
+        if axes.get_xscale() == "log":
+            _number(axes, steps)
     axes.legend()
     return figure
+
+
+def _number(axes: Axes, steps: Sequence[float] | np.ndarray) -> None:
+    """Number a logarithmic axis of steps, more densely where it is short."""
+    short = max(steps) < 150 * min(steps)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
