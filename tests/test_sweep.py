@@ -68,11 +68,11 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
     sweep.run(make(tmp_path / "whole"))
     train_group, calls = sweep.train_group, []
 
-    def stop_at_the_fourth(group, bar):
+    def stop_at_the_fourth(group, *rest):
         calls.append(group)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return train_group(group, bar)
+        return train_group(group, *rest)
 
     monkeypatch.setattr(sweep, "train_group", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):

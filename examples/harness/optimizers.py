@@ -84,13 +84,15 @@ def make_tx(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformati
         b1, b2 = betas
         muon = optax.contrib.muon(rate, weight_decay=decay, adam_b1=b1, adam_b2=b2, adam_weight_decay=decay)
         return optax.chain(optax.flatten(optax.chain(*filtered)), muon)
-    scale = {
-        "adam": optax.scale_by_adam(*betas),
-        "adamw": optax.scale_by_adam(*betas),
-        "nadamw": optax.scale_by_adam(*betas, nesterov=True),
-        "lion": optax.scale_by_lion(),
-        "ademamix": optax.contrib.scale_by_ademamix(*betas),
-    }[config.optimizer]
+    match config.optimizer:
+        case "adam" | "adamw":
+            scale = optax.scale_by_adam(*betas)
+        case "nadamw":
+            scale = optax.scale_by_adam(*betas, nesterov=True)
+        case "lion":
+            scale = optax.scale_by_lion()
+        case "ademamix":
+            scale = optax.contrib.scale_by_ademamix(*betas)
     decayed = optax.add_decayed_weights(decay)
     rule = (decayed, scale) if config.optimizer == "adam" else (scale, decayed)
     # One long vector: the same numbers, but fewer operations to compile and to start.
