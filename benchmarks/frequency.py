@@ -194,13 +194,13 @@ def table(folder: Path) -> str:
     spans = [f"steps {i * WINDOW:,} to {(i + 1) * WINDOW - 1:,}" for i in range(windows)]
     lines = [f"| method | seeds | | {' | '.join(spans)} |", "|---" * (windows + 3) + "|"]
     kinds = {
-        "power below 0.01 (%)": lambda w: 100 * w["slow_share"],
-        "training accuracy at the end (%)": lambda w: 100 * w["train_accuracy"][1],
-        "validation accuracy at the end (%)": lambda w: 100 * w["val_accuracy"][1],
+        "power below 0.01 (%)": (lambda w: 100 * w["slow_share"], ".2g"),
+        "training accuracy at the end (%)": (lambda w: 100 * w["train_accuracy"][1], ".0f"),
+        "validation accuracy at the end (%)": (lambda w: 100 * w["val_accuracy"][1], ".0f"),
     }
     for name, runs in results.items():
-        for kind, value in kinds.items():
-            cells = [spread([value(run["windows"][i]) for run in runs], ".0f") for i in range(windows)]
+        for kind, (value, form) in kinds.items():
+            cells = [spread([value(run["windows"][i]) for run in runs], form) for i in range(windows)]
             lines.append(f"| `{name}` | {len(runs)} | {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
