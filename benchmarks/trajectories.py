@@ -177,7 +177,7 @@ def picture(folder: Path, seeds: int = 3) -> Figure:
         axes.grid(alpha=0.3)
         axes.set_adjustable("datalim")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize="small", frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2 * len(results), fontsize="small", frameon=False)
     return figure
 
 
