@@ -200,6 +200,9 @@ class Study:
         for flag, values, known in (("PARTS", self.parts, [*PARTS, "tuned"]), ("--methods", self.methods, [*METHODS])):
             if not values or not set(values) <= set(known):
                 raise UserError(f"{flag} must be among {', '.join(known)}, got {', '.join(values) or 'none'}")
+        for flag, value in (("--cap", self.cap), ("--group-size", self.group_size)):
+            if value < 1:
+                raise UserError(f"{flag} must be at least 1, got {value}")
 
 
 def run(study: Study) -> None:

@@ -24,7 +24,7 @@ from examples.harness.records import to_row
 from examples.harness.run_folder import provenance, write_whole
 from examples.harness.train import program
 
-from .study import METHODS, THRESHOLD
+from .study import MAIN, METHODS, THRESHOLD
 
 OUT = Path(__file__).parent / "results" / "trajectories"
 
@@ -101,7 +101,7 @@ class Arguments:
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds: the start, the split and the batches."""
-    methods: tuple[str, ...] = ("adam-0.005", "adamw-1", "ema", "ma")
+    methods: tuple[str, ...] = MAIN
     """Methods, as python -m benchmarks.study --help names them."""
     cap: int = 5_000
     """Steps at most."""

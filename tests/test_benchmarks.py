@@ -3,9 +3,10 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
-from benchmarks import report, step_cost, throughput
+from benchmarks import best_of_batches, report, step_cost, throughput
 from benchmarks.timing import in_turn, ratios, spread
 
 from . import toy
@@ -31,9 +32,8 @@ def test_each_array_of_a_filter_is_written_by_one_pass_and_nothing_is_copied(tmp
     out = tmp_path / "step_cost.json"
     step_cost.main(step_cost.Arguments((200_000,), (5, 50), rounds=2, updates=400_000, out=out))
     rows = json.loads(out.read_text())["rows"]
-    assert [(r["layout"], r["mode"]) for r in rows[::4]] == [
-        ("few", "step"), ("few", "scan"), ("many", "step"), ("many", "scan")
-    ]  # fmt: skip
+    cells = [(layout, mode) for layout in ("few", "many") for mode in ("step", "scan")]
+    assert [(r["layout"], r["mode"]) for r in rows[::4]] == cells
     for row in rows:
         expected = {"none": 40, "ema": 60, "ma-5": 88, "ma-50": 88}[row["filter"]]
         assert row["compiled_bytes"] == pytest.approx(expected, rel=0.02), row
@@ -73,3 +73,14 @@ def test_the_readme_is_made_from_the_result_files(tmp_path):
     assert report.fill(empty, made) == text
     with pytest.raises(ValueError, match="lacks the marks of step_cost"):
         report.fill("", none)
+
+
+def test_the_best_of_many_batches_agrees_with_drawing_them(capsys):
+    rng = np.random.default_rng(0)
+    for correct in (150, 173):
+        best = rng.hypergeometric(correct, 250 - correct, 50, size=(400, 1000)).max(axis=1) / 50
+        assert best_of_batches.median_best(correct, 250, 50, 1000) == np.median(best)
+    assert best_of_batches.median_best(250, 250, 50, 3) == 1.0
+    assert best_of_batches.median_best(0, 250, 50, 3) == 0.0
+    best_of_batches.main(best_of_batches.Arguments((173,)))
+    assert capsys.readouterr().out == "accuracy 69.2%: the best of 10,000 batches of 50 has 90%\n"

@@ -99,6 +99,8 @@ def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_pa
         study.run(dataclasses.replace(arguments, cap=80))
     with pytest.raises(UserError, match=r"--methods must be among adam, .* got sgd"):
         Study(("methods",), methods=("sgd",))
+    with pytest.raises(UserError, match=r"--group-size must be at least 1, got 0"):
+        Study(("methods",), group_size=0)
     with pytest.raises(UserError, match=r"PARTS must be among methods, .*, tuned, got none"):
         Study(())
 
