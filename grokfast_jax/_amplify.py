@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from ._arrays import next_step, wide_dtype
-from ._checks import check_choice, check_number
+from ._arrays import cast_like, next_step, widened
+from ._checks import check_choice, check_number, check_transformation
 from ._ema import Start, ema
 from ._moving_average import Reduce, moving_average
 
@@ -17,7 +17,7 @@ class AmplifyState(NamedTuple):
     """State of `amplify`."""
 
     lowpass: optax.OptState  # state of the filter
-    step: jax.Array  # () int32, updates so far, saturating; drives the schedules of lamb and fast
+    amplify_step: jax.Array  # () int32, updates so far, saturating; drives the schedules of lamb and fast
 
 
 def amplify(
@@ -33,7 +33,8 @@ def amplify(
         \hat g_t = \mathrm{fast} \cdot g_t + \lambda \cdot \mathrm{lowpass}(g)_t
 
     Chain it before an optimizer. Any gradient transformation serves as the filter: `ema`, `moving_average`,
-    `lfilter`, a cascade of them by `optax.chain`, or `optax.ema`.
+    `lfilter`, a cascade of them by `optax.chain`, or `optax.ema`. Narrow gradients are widened to float32 for it, and
+    what comes out is rounded to their dtype once.
 
     Args:
       lowpass: The filter, an `optax.GradientTransformation` that takes the gradients and returns their slow part.
@@ -41,7 +42,8 @@ def amplify(
         update count. The filter collects from the first update on, whatever `lamb` is: a schedule that is 0 at
         first is the paper's two-stage variant.
       fast: Weight of the gradient itself, likewise. 0 leaves the slow part alone (the paper's "slow only" ablation).
-      normalize: Divide by `fast + lamb`, which keeps the size of a constant gradient.
+      normalize: Divide by `fast + lamb`, which keeps the size of a constant gradient if the filter does, as averages
+        do and sums do not.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
@@ -69,10 +71,7 @@ def amplify(
       Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
       <https://arxiv.org/abs/2405.20233>`_, 2024, equation 5.
     """
-    if not isinstance(lowpass, optax.GradientTransformation):
-        raise TypeError(
-            f"lowpass must be an optax.GradientTransformation, got {lowpass!r}; pass a filter such as ema(0.98)"
-        )
+    check_transformation("lowpass", lowpass)
     if not isinstance(normalize, bool):
         raise TypeError(f"normalize must be True or False, got {normalize!r}; pass a bool")
     number = "a finite number or a schedule of such"
@@ -88,25 +87,24 @@ def amplify(
     filter_ = optax.with_extra_args_support(lowpass)
 
     def init_fn(params: optax.Params) -> Any:
-        return AmplifyState(filter_.init(params), jnp.zeros((), jnp.int32))
+        return AmplifyState(filter_.init(widened(params)), jnp.zeros((), jnp.int32))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
-        slow, lowpass_state = filter_.update(updates, state.lowpass, params, **extra_args)
-        fast_now, lamb_now = (jnp.asarray(x(state.step) if callable(x) else x, float) for x in (fast, lamb))
+        grads = widened(updates)
+        slow, lowpass_state = filter_.update(grads, state.lowpass, params, **extra_args)
+        fast_now, lamb_now = (jnp.asarray(x(state.amplify_step) if callable(x) else x, float) for x in (fast, lamb))
         if normalize:
             total = fast_now + lamb_now
             fast_now, lamb_now = fast_now / total, lamb_now / total
 
-        def add(g: Any, slow: Any) -> jax.Array:
-            dtype = wide_dtype(g)
-            amplified = fast_now.astype(dtype) * jnp.asarray(g, dtype) + lamb_now.astype(dtype) * jnp.asarray(
-                slow, dtype
-            )
-            return amplified.astype(jnp.result_type(g))
-
-        return jax.tree.map(add, updates, slow), AmplifyState(lowpass_state, next_step(state.step))
+        amplified = jax.tree.map(
+            lambda g, slow: fast_now.astype(g.dtype) * g + lamb_now.astype(g.dtype) * jnp.asarray(slow, g.dtype),
+            grads,
+            slow,
+        )
+        return cast_like(amplified, updates), AmplifyState(lowpass_state, next_step(state.amplify_step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -182,7 +180,8 @@ def grokfast_ma(
       filter_type: `"mean"` or `"sum"`, the name the authors give to `reduce` of `moving_average`.
       warmup: True leaves the gradients as they are until the window is full; see `moving_average`.
       fast: Weight of the gradient itself, or a schedule; see `amplify`.
-      normalize: Divide by `fast + lamb`; see `amplify`. (With `warmup`, this scales the first gradients down.)
+      normalize: Divide by `fast + lamb`; see `amplify`. With `warmup` this scales the first gradients down, and
+        with `filter_type="sum"` the size of a constant gradient is not kept.
       stride: Successive gradients per slot of the ring; see `moving_average`.
       buffer_dtype: Dtype of the ring; see `moving_average`.
       window_axis: Axis of the ring, 0 or -1; see `moving_average`.

@@ -16,6 +16,11 @@ def wide_dtype(x: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float32)
 
 
+def widened(tree: Any) -> Any:
+    """`tree` in the dtypes to compute in."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide_dtype(leaf)), tree)
+
+
 def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
     """The dtype to keep sums over `x` in: `requested` (made complex for complex `x`), else `wide_dtype(x)`."""
     if requested is None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ._arrays import cast_like, next_step, wide_dtype, zeros
-from ._checks import check_choice, check_float_dtype, check_number
+from ._checks import check_choice, check_float_dtype, check_not_narrow, check_number
 
 Start = Literal["gradient", "zero", "debiased"]
 
@@ -16,7 +16,7 @@ class EmaState(NamedTuple):
     """State of `ema`."""
 
     slow: optax.Updates  # mu, the average of the gradients so far, like params in accumulator_dtype
-    step: jax.Array  # () int32, updates so far, saturating; drives the start and the schedule of alpha
+    ema_step: jax.Array  # () int32, updates so far, saturating; drives the start and the schedule of alpha
     mass: jax.Array | None  # () float, sum of the weights of the gradients so far; only for start="debiased"
 
 
@@ -41,15 +41,18 @@ def ema(
         as the authors' code does. `"zero"`: nothing, so :math:`\mu_0 = (1 - \alpha) g_0`. `"debiased"`: nothing, and
         the average is divided by the weights it has seen, as `optax.ema(alpha, debias=True)` does.
       accumulator_dtype: Dtype the average is kept in. None keeps the parameters' dtype, but at least float32: in
-        bfloat16 an average with `alpha` near 1 stops moving. For complex parameters, the complex dtype of that width.
+        bfloat16 an average with `alpha` near 1 stops moving. For complex parameters, the complex dtype of that width,
+        at least complex64.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
       is an `EmaState`, one array per parameter.
 
     Raises:
-      ValueError: `alpha` is a number outside [0, 1) or an array that is no scalar, or `start` is unknown.
-      TypeError: `alpha` is no number, array or schedule, or `accumulator_dtype` is no floating-point dtype.
+      ValueError: `alpha` is a number outside [0, 1), also after rounding to the default float dtype, or an array that
+        is no scalar, or `start` is unknown.
+      TypeError: `alpha` is no number, array or schedule, or an array of a 16-bit dtype (in which 0.999 is 1), or
+        `accumulator_dtype` is no floating-point dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,6 +70,7 @@ def ema(
       Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
       <https://arxiv.org/abs/2405.20233>`_, 2024, Algorithm 1.
     """
+    check_not_narrow("alpha", alpha)
     check_number(
         "alpha",
         alpha,
@@ -86,10 +90,10 @@ def ema(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
-        keep = jnp.asarray(alpha(state.step) if callable(alpha) else alpha, float)
+        keep = jnp.asarray(alpha(state.ema_step) if callable(alpha) else alpha, float)
         mass = None
         if start == "gradient":
-            keep = jnp.where(state.step == 0, 0.0, keep)
+            keep = jnp.where(state.ema_step == 0, 0.0, keep)
         elif state.mass is not None:
             # mu / mass is itself an average, one that keeps alpha mass_{t-1} / mass_t of its past.
             past = keep * state.mass
@@ -104,6 +108,6 @@ def ema(
             return (a * slow.astype(dtype) + (1 - a) * jnp.asarray(g, dtype)).astype(slow.dtype)
 
         slow = jax.tree.map(average, updates, state.slow)
-        return cast_like(slow, updates), EmaState(slow, next_step(state.step), mass)
+        return cast_like(slow, updates), EmaState(slow, next_step(state.ema_step), mass)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -20,7 +20,7 @@ class LfilterState(NamedTuple):
     """State of `lfilter`."""
 
     delays: tuple[optax.Updates, ...]  # z_1, ..., z_order, the filter's memory, each like params
-    step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
+    lfilter_step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
 
 
 def lfilter(
@@ -37,7 +37,8 @@ def lfilter(
 
     evaluated in direct form II transposed, so it holds max(M, N) arrays per parameter. Designs of `scipy.signal`
     (`butter`, `bessel`, `firwin`, ...) drop in. In float32 split a high order into sections and chain them:
-    `optax.chain(*(lfilter(s[:3], s[3:]) for s in scipy.signal.butter(6, 0.02, output="sos")))`.
+    `optax.chain(*(lfilter(s[:3], s[3:]) for s in scipy.signal.butter(6, 0.02, output="sos")))`; for 16-bit gradients
+    inside `amplify`, which hands them over in float32: what passes between the sections may be very small.
 
     Args:
       b: Numerator coefficients, one or more numbers or a 1-D array (which may be traced).
@@ -52,8 +53,8 @@ def lfilter(
       is an `LfilterState`.
 
     Raises:
-      ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to 0 with
-        `start="gradient"` (such a filter has no steady state).
+      ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to nearly 0
+        with `start="gradient"` (such a filter has no steady state, or is a high order in need of splitting).
       TypeError: `b` or `a` holds something else than real numbers, or `accumulator_dtype` is no floating-point dtype.
 
     Example:
@@ -84,8 +85,8 @@ def lfilter(
     if start == "gradient":
         if not traced and abs(denominator.sum()) <= 1e-14 * abs(denominator).sum():
             raise ValueError(
-                f"a must not sum to 0 with start='gradient', got a = {a!r}; such a filter has no steady state, "
-                "use start='zero'"
+                f"a must not sum to (nearly) 0 with start='gradient', got a = {a!r}; such a filter has no steady "
+                "state, use start='zero', or split a high order into second-order sections and chain them"
             )
         gain = numerator.sum() / denominator.sum()
         steady = xp.cumsum((numerator - gain * denominator)[:0:-1])[::-1]
@@ -106,15 +107,17 @@ def lfilter(
             g = jnp.asarray(g, dtype)
             z = [delay.astype(dtype) for delay in delays]
             if start == "gradient":
-                z = [jnp.where(state.step == 0, z0[k] * g, z[k]) for k in range(order)]
+                z = [jnp.where(state.lfilter_step == 0, z0[k] * g, z[k]) for k in range(order)]
             # y = b_0 g + z_1, then z_k <- b_k g - a_k y + z_{k+1}
             total = [b[k] * g + z_k for k, z_k in enumerate([*z, jnp.zeros_like(g)])]
             y = total[0]
-            return y, *((total[k] - a[k] * y).astype(delay.dtype) for k, delay in enumerate(delays, start=1))
+            # Beyond the last a_k there is no feedback, not one of 0 times y: a non-finite y would stay for ever.
+            z = [total_k - a[k] * y if k < len(a_array) else total_k for k, total_k in enumerate(total)]
+            return y, *(z_k.astype(delay.dtype) for z_k, delay in zip(z[1:], delays, strict=True))
 
         leaves = jax.tree.map(advance, updates, *state.delays)
         slow, *delays = (jax.tree.map(lambda g, leaf, k=k: leaf[k], updates, leaves) for k in range(order + 1))
-        return cast_like(slow, updates), LfilterState(tuple(delays), next_step(state.step))
+        return cast_like(slow, updates), LfilterState(tuple(delays), next_step(state.lfilter_step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -127,10 +130,10 @@ def _coefficients(name: str, values: Any) -> Any:
         array = jnp.asarray(values) if traced else np.asarray(values)
     except (TypeError, ValueError) as error:
         raise TypeError(message) from error
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(message)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(message)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(message)
     array = array.astype(float)
     if not traced and not np.isfinite(array).all():
         raise ValueError(message)

@@ -1,33 +1,38 @@
 """The response of a gradient transformation, measured."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
 
-from ._checks import check_int
+from ._checks import check_int, check_transformation
+
+SETTLE = 10_000
 
 
 def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: int | None = None) -> jax.Array:
     """Impulse response of a linear gradient transformation, measured.
 
     A scalar parameter is fed zeros, then a single gradient of 1, then zeros again. Its updates from the 1 on are the
-    response. It describes `tx` fully if `tx` is linear and does not change over the steps, as filters, `amplify` and
-    SGD (with momentum, Nesterov's too) do; the sign and learning rate of an optimizer are part of it.
+    response. It describes `tx` fully if `tx` is linear and, its start being over, does not change over the steps:
+    filters, `amplify` and SGD (with momentum, Nesterov's too) are so; the sign and learning rate of an optimizer are
+    part of it.
 
     Args:
       tx: The gradient transformation.
       length: Number of steps to measure, a positive int.
       settle: Number of zero gradients before the impulse, an int of at least 0. So many steps are to be enough for the
-        start of a filter to be over: one for `start="gradient"`, `window_size` for `warmup`. None is `length`; 0 shows
-        the start instead.
+        start of a filter to be over: one for `start="gradient"`, `window_size` for `warmup`, some time constants for
+        `start="debiased"`. None is 10,000; 0 shows the start instead.
 
     Returns:
       An array of shape (length,), in the default float dtype.
 
     Raises:
-      TypeError: `length` or `settle` is no int.
+      TypeError: `tx` is no gradient transformation, or `length` or `settle` no int.
       ValueError: `length` is not positive or `settle` is negative.
 
     Example:
@@ -37,8 +42,9 @@ def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: i
       >>> print(impulse_response(ema(0.5), 3, settle=0))  # the first gradient starts the average
       [1.   0.5  0.25]
     """
+    check_transformation("tx", tx)
     check_int("length", length, cure="pass the number of steps to measure")
-    settle = length if settle is None else settle
+    settle = SETTLE if settle is None else settle
     check_int("settle", settle, low=0, cure="use settle=0 to measure from the first step on")
     params = jnp.zeros((), float)
     gradients = jnp.zeros(settle + length, float).at[settle].set(1.0)
@@ -75,7 +81,8 @@ def frequency_response(
       The frequencies, in cycles per step, and the complex response at each: two 1-D arrays of the same length.
 
     Raises:
-      TypeError, ValueError: As `impulse_response` does; and ValueError if `frequencies` is not 1-D.
+      TypeError, ValueError: As `impulse_response` does; and if `frequencies` holds something else than real numbers
+        (TypeError) or is not 1-D (ValueError).
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,9 +94,19 @@ def frequency_response(
       [1.    0.707 0.   ]
     """
     h = impulse_response(tx, length, settle=settle)
-    f = np.fft.rfftfreq(length) if frequencies is None else np.asarray(frequencies, np.float64)
-    if f.ndim != 1:
-        raise ValueError(f"frequencies must be a 1-D array, got shape {f.shape}; pass e.g. jnp.linspace(0, 0.5, 100)")
+    f = np.fft.rfftfreq(length) if frequencies is None else _frequencies(frequencies)
     angle = 2 * np.pi * np.outer(f, np.arange(length))
     cos, sin = jnp.asarray(np.cos(angle), h.dtype), jnp.asarray(np.sin(angle), h.dtype)
     return jnp.asarray(f, h.dtype), lax.complex(cos @ h, -sin @ h)
+
+
+def _frequencies(values: Any) -> np.ndarray:
+    """`values` as a 1-D array of NumPy in float64."""
+    message = "frequencies must be a 1-D array of real numbers, got {}; pass e.g. jnp.linspace(0, 0.5, 100)"
+    try:
+        f = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(message.format(repr(values))) from error
+    if f.ndim != 1:
+        raise ValueError(message.format(f"shape {f.shape}"))
+    return f

@@ -15,6 +15,13 @@ BAD = [
     (lambda: gf.ema(np.float32(1.5)), ValueError, r"alpha must .* got .*1.5.*; "),
     (lambda: gf.ema(jnp.array(1.5)), ValueError, r"alpha must .*1.5.*; "),
     (lambda: gf.ema(jnp.array([0.5, 0.6])), ValueError, r"alpha must .*; "),
+    (
+        lambda: gf.ema(0.99999999),
+        ValueError,
+        r"alpha must .* got 0.99999999; .* \(in float32 this is 1.0\)",
+    ),
+    (lambda: gf.grokfast_ema(lamb=1e39), ValueError, r"lamb must .* got 1e\+39; .* \(in float32 this is inf\)"),
+    (lambda: gf.ema(jnp.array(0.5, jnp.float16)), TypeError, r"alpha must have a dtype of at least 32 bits, got "),
     (lambda: gf.ema("0.9"), TypeError, r"alpha must .* got '0.9'; "),
     (lambda: gf.ema(True), TypeError, r"alpha must .* got True; "),
     (lambda: gf.ema(None), TypeError, r"alpha must .* got None; "),
@@ -36,6 +43,11 @@ BAD = [
         TypeError,
         r"accumulator_dtype must .* got 'float33'; pass e.g.",
     ),
+    (
+        lambda: gf.ema(0.9, accumulator_dtype=jnp.array(0.0)),
+        TypeError,
+        r"accumulator_dtype must .*static_args=\(\"accumulator_dtype\",\)",
+    ),
     (lambda: gf.grokfast_ema(alpha=2), ValueError, r"alpha must .* got 2; "),
     (lambda: gf.grokfast_ema(lamb="2"), TypeError, r"lamb must be a finite number .* got '2'; "),
     (lambda: gf.grokfast_ema(lamb=float("inf")), ValueError, r"lamb must be a finite number .* got inf; "),
@@ -56,6 +68,11 @@ BAD = [
     (lambda: gf.moving_average(6, reduce="max"), ValueError, r"reduce must be one of 'mean', 'sum', got 'max'; choose"),
     (lambda: gf.moving_average(6, warmup=1), TypeError, r"warmup must be True or False, got 1; "),
     (lambda: gf.moving_average(6, window_axis=1), ValueError, r"window_axis must be one of 0, -1, None, got 1; choose"),
+    (
+        lambda: gf.moving_average(6, window_axis=jnp.array(-1)),
+        ValueError,
+        r"window_axis must .*static_args=\(\"window_axis",
+    ),
     (lambda: gf.moving_average(6, window_axis=False), ValueError, r"window_axis must be one of .* got False"),
     (lambda: gf.moving_average(6, buffer_dtype="int8"), TypeError, r"buffer_dtype must .* got 'int8'; "),
     (lambda: gf.grokfast_ma(0), ValueError, r"window_size must be a positive int, got 0; "),
@@ -69,12 +86,13 @@ BAD = [
     (lambda: gf.lfilter(1.0), ValueError, r"b must be one or more finite real numbers, got 1.0; pass e.g. b="),
     (lambda: gf.lfilter([[1.0]]), ValueError, r"b must be "),
     (lambda: gf.lfilter([1.0, float("nan")]), ValueError, r"b must be .*nan"),
+    (lambda: gf.lfilter(None), TypeError, r"b must be .* got None; "),
     (lambda: gf.lfilter(["x"]), TypeError, r"b must be .*'x'"),
     (lambda: gf.lfilter([1.0], []), ValueError, r"a must be one or more finite real numbers, got \[\]; pass e.g. a="),
     (lambda: gf.lfilter([1.0], [0.0, 1.0]), ValueError, r"a\[0\] must not be 0, got a = \[0.0, 1.0\]; drop"),
     (lambda: gf.lfilter([1.0], [1j]), TypeError, r"a must be "),
     (lambda: gf.lfilter([1.0], [1.0, [2.0]]), TypeError, r"a must be "),
-    (lambda: gf.lfilter([1.0], [1.0, -1.0], start="gradient"), ValueError, r"a must not sum to 0 .* use start='zero'"),
+    (lambda: gf.lfilter([1.0], [1.0, -1.0], start="gradient"), ValueError, r"a must not sum to .* use start='zero'"),
     (
         lambda: gf.lfilter([1.0], start="debiased"),
         ValueError,
@@ -89,6 +107,7 @@ BAD = [
         ValueError,
         r"fast \+ lamb must not be 0 .* normalize=False",
     ),
+    (lambda: gf.impulse_response(0.98, 5), TypeError, r"tx must be an optax.GradientTransformation, got 0.98; pass"),
     (lambda: gf.impulse_response(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
     (
         lambda: gf.impulse_response(gf.ema(0.9), 5, settle=0.0),
@@ -97,6 +116,7 @@ BAD = [
     ),
     (lambda: gf.impulse_response(gf.ema(0.9), 5, settle=-1), ValueError, r"settle must be .* got -1; use settle=0"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=0.1), ValueError, r"frequencies must be a 1-D array"),
+    (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=["x"]), TypeError, r"frequencies must .* got \['x'\]; "),
 ]
 
 

@@ -177,6 +177,15 @@ def test_extra_arguments_reach_the_filter():
     np.testing.assert_array_equal(out, 7.0)
 
 
+@pytest.mark.parametrize("tx", [gf.grokfast_ema(), gf.grokfast_ma(3), gf.amplify(gf.lfilter([0.5, 0.5]), 1.0)])
+def test_tree_get_finds_every_field_of_our_states(tx):
+    state = tx.init(jnp.zeros(2))
+    chained = optax.chain(tx, optax.scale_by_adam()).init(jnp.zeros(2))
+    for part in (state, state.lowpass):
+        for field in part._fields:
+            chex.assert_trees_all_equal(optax.tree_utils.tree_get(chained, field), getattr(part, field))
+
+
 def test_tree_get_finds_our_state_in_a_chain():
     tx = optax.chain(gf.grokfast_ema(), optax.scale_by_adam())
     state = tx.init(parameters())

@@ -143,8 +143,18 @@ def test_eager_jit_donated_scan_and_vmap_agree(tx):
     assert_close(loop(jax.jit(tx.update), tx.init(params), grads, range(STEPS)), expected)
     assert_close(loop(jax.jit(tx.update, donate_argnums=1), tx.init(params), grads, range(STEPS)), expected)
     assert_close(jax.jit(lambda g: scanned(tx, params, g))(grads), expected)
-    many = jax.tree.map(lambda g: jnp.stack([g, -g, 2 * g]), grads)
-    assert_close(at(jax.vmap(lambda g: scanned(tx, params, g))(many), 0), expected)
+
+
+def test_vmap_equals_a_loop_over_its_rows(tx):
+    """Over whole runs, whose counters stay unbatched, and over the update alone, with a counter for each row."""
+    params, rows = parameters(), [gradients(seed=seed) for seed in range(3)]
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *(scanned(tx, params, grads) for grads in rows))
+    many = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    assert_close(jax.vmap(lambda g: scanned(tx, params, g))(many), expected)
+    states = jax.tree.map(lambda *x: jnp.stack(x), *[tx.init(params)] * 3)
+    by_step = jax.tree.map(lambda g: jnp.swapaxes(g, 0, 1), many)
+    outs, states = loop(jax.jit(jax.vmap(tx.update)), states, by_step, range(STEPS))
+    assert_close((jax.tree.map(lambda g: jnp.swapaxes(g, 0, 1), outs), states), expected)
 
 
 def test_traces_once(tx):
@@ -174,6 +184,13 @@ def test_state_does_not_depend_on_the_dtype_of_the_gradients(tx):
     grads = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3)}
     out, state = tx.update(grads, tx.init(params))
     chex.assert_trees_all_equal_shapes_and_dtypes(out, grads)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
+
+
+def test_a_state_of_numpy_arrays_becomes_one_of_jax(tx):
+    params, grads = parameters(), at(gradients(), 0)
+    state = tx.update(grads, jax.tree.map(np.asarray, tx.init(params)))[1]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
 
 
@@ -242,7 +259,7 @@ def test_split_runs_equal_whole_runs(name, data):
     whole, final = loop(update, tx.init(params), grads, range(STEPS))
     _, state = loop(update, tx.init(params), grads, range(k))
     checkpoint = jax.tree.map(np.asarray, state)
-    second, resumed = loop(update, jax.tree.map(jnp.asarray, checkpoint), grads, range(k, STEPS))
+    second, resumed = loop(update, checkpoint, grads, range(k, STEPS))
     chex.assert_trees_all_equal(second, jax.tree.map(lambda leaf: leaf[k:], whole))
     chex.assert_trees_all_equal(resumed, final)
 

@@ -257,6 +257,13 @@ def test_moving_average_forgets_non_finite_gradients_after_two_windows():
     np.testing.assert_allclose(slow[19:], windowed(g[10:].astype(np.float64), 5)[9:], atol=1e-6)
 
 
+def test_a_finite_impulse_response_forgets_non_finite_gradients():
+    g = np.ones((8, 1), np.float32)
+    g[2] = np.inf
+    b = [0.5, 0.25, 0.25]
+    np.testing.assert_array_equal(run(gf.lfilter(b), jnp.asarray(g))[:, 0], scipy.signal.lfilter(b, 1, g[:, 0]))
+
+
 def test_counters_never_stick():
     """The ring still turns, and the average still moves, when a counter of int32 would long be at its end."""
     end = jnp.array(jnp.iinfo(jnp.int32).max)
@@ -269,11 +276,11 @@ def test_counters_never_stick():
         _, state = jax.jit(ma.update)(g[step % 20], state)
     tx = gf.grokfast_ema(0.5, lambda step: jnp.where(step > 0, 1.0, 0.0))
     state = tx.init(g[0])
-    state = state._replace(step=end, lowpass=state.lowpass._replace(step=end))
+    state = state._replace(amplify_step=end, lowpass=state.lowpass._replace(ema_step=end))
     for gradient in g:
         mu = state.lowpass.slow
         out, state = tx.update(gradient, state)
-        assert state.step == state.lowpass.step == end
+        assert state.amplify_step == state.lowpass.ema_step == end
         np.testing.assert_allclose(out, gradient + 0.5 * mu + 0.5 * gradient, rtol=1e-6, atol=1e-6)
 
 

@@ -119,7 +119,7 @@ def _(names):
     assert not all(history[:5])
     assert all(history[5:20])
     assert state.total_notfinite == history.count(False)
-    assert state.inner_state[0].lowpass.step == history.count(True)
+    assert state.inner_state[0].lowpass.ema_step == history.count(True)
     assert state.inner_state[0].lowpass.slow["w"].dtype == jnp.float32
     # The average is that of the unscaled gradients of the good steps: 2 w, which falls from 4.
     assert jnp.all((state.inner_state[0].lowpass.slow["w"] < 4) & (state.inner_state[0].lowpass.slow["w"] > 3))

@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax.training.dynamic_scale import DynamicScale
 from jax import lax
+from scipy.signal import butter
 
 import grokfast_jax as gf
 
@@ -24,15 +25,59 @@ def tx(request):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_gradients_are_averaged_as_wide_ones(dtype, tx):
-    """The state is, bit for bit, that of a filter which is given the same numbers in float32; what comes out is rounded
-    to the dtype of the gradients twice: the slow part, then the sum."""
+    """State and output are, bit for bit, those of a filter which is given the same numbers in float32, the output being
+    rounded to the dtype of the gradients once."""
     grads = jnp.asarray(1 + 0.01 * np.random.default_rng(0).normal(size=(60, 3)), dtype)
     run = lambda grads: lax.scan(lambda state, g: tx.update(g, state)[::-1], tx.init(grads[0]), grads)
     state, out = jax.jit(run)(grads)
     wide_state, wide_out = jax.jit(run)(grads.astype(jnp.float32))
-    assert out.dtype == dtype
     chex.assert_trees_all_equal(state, wide_state)
-    np.testing.assert_allclose(out.astype(float), wide_out, rtol=1.01 * float(jnp.finfo(dtype).eps))
+    chex.assert_trees_all_equal(out, wide_out.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("tx", "g", "expected"),
+    [
+        (gf.grokfast_ma(100, 0.01, filter_type="sum"), 1000.0, 2000.0),  # the sum of the window is 100,000
+        (  # the first section has a gain of 1e-9
+            gf.amplify(optax.chain(*(gf.lfilter(s[:3], s[3:]) for s in butter(6, 0.02, output="sos"))), 1.0),
+            0.01,
+            0.02,
+        ),
+        (gf.amplify(optax.ema(0.5, debias=False), 1000.0), 2.0**-24, 1001 * 2.0**-24),
+    ],
+)
+def test_slow_parts_beyond_the_range_of_float16_are_amplified(tx, g, expected, lenient):
+    grads = jnp.full(1000, g, jnp.float16)
+    out = jax.jit(lambda grads: lax.scan(lambda state, g: tx.update(g, state)[::-1], tx.init(grads[0]), grads)[1])(
+        grads
+    )
+    np.testing.assert_allclose(out[-1].astype(float), expected, rtol=2e-3)
+
+
+def test_integers_are_rounded_once():
+    tx = gf.grokfast_ema(0.5, 2.0)
+    state = tx.init(jnp.array(0))
+    for g, expected in ((3, 9), (4, 11), (8, 19)):  # the last is 19.5
+        out, state = tx.update(jnp.array(g), state)
+        assert out == expected
+        assert out.dtype == jnp.int32
+
+
+def test_injected_hyperparameters_are_not_rounded_to_narrow_parameters(lenient):
+    """optax gives injected numbers the dtype of the first parameter, in which 0.999 is 1: refused, and told how to."""
+    params, g = jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
+    make = optax.inject_hyperparams(gf.grokfast_ema)
+    for init in (make(alpha=0.999).init, jax.jit(make(alpha=0.999).init)):
+        with pytest.raises(
+            TypeError, match=r"alpha must have a dtype of at least 32 bits.*hyperparam_dtype=jnp.float32"
+        ):
+            init(params)
+    tx = optax.inject_hyperparams(gf.grokfast_ema, hyperparam_dtype=jnp.float32)(alpha=0.999)
+    state = jax.jit(tx.init)(params)
+    for gradient in (0 * g, g, g):
+        _, state = jax.jit(tx.update)(gradient, state)
+    np.testing.assert_allclose(state.inner_state.lowpass.slow, 1 - 0.999**2, rtol=1e-3)
 
 
 def test_bfloat16_training_accumulates_in_float32(tx, lenient):

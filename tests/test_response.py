@@ -22,6 +22,7 @@ BUTTER = scipy.signal.butter(2, 0.3)
         (gf.moving_average(8, reduce="sum"), 1.0 * (K < 8)),
         (gf.grokfast_ema(0.9, 3.0), (K == 0) + 3 * 0.1 * 0.9**K),
         (gf.grokfast_ma(8, 5.0), (K == 0) + 5 / 8 * (K < 8)),
+        (gf.grokfast_ma(), (K == 0) + 5 / 100),
         (optax.chain(gf.ema(0.9), gf.ema(0.9)), 0.01 * (K + 1) * 0.9**K),
         (gf.lfilter(*BUTTER), scipy.signal.lfilter(*BUTTER, K == 0)),
         (optax.sgd(0.5), -0.5 * (K == 0)),
@@ -30,8 +31,7 @@ BUTTER = scipy.signal.butter(2, 0.3)
     ],
 )
 def test_impulse_response(tx, expected):
-    # A debiased average has settled once alpha**n is negligible.
-    h = gf.impulse_response(tx, len(K), settle=300)
+    h = gf.impulse_response(tx, len(K))
     assert h.shape == (len(K),)
     assert h.dtype == jnp.float32
     np.testing.assert_allclose(h, expected, atol=1e-6)
