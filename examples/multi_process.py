@@ -66,7 +66,7 @@ class Config(modular.Config):
 
     def task(self) -> DataParallel:
         """The task of this run."""
-        return DataParallel(self.p, self.operation, self.train_fraction, self.batch_size)
+        return DataParallel(**dataclasses.asdict(super().task()))
 
 
 PRESETS = {name: Config(**dataclasses.asdict(preset)) for name, preset in modular.PRESETS.items()}

@@ -23,7 +23,7 @@ from examples.harness.errors import UserError, plain_errors
 from examples.harness.optimizers import make_filter, make_tx
 from examples.harness.records import step_reached, to_row
 from examples.harness.run import main
-from examples.harness.run_folder import RunFolder, write_whole
+from examples.harness.run_folder import RunFolder, commit, write_whole
 from examples.harness.train import program
 from grokfast_jax import grokfast_ma
 
@@ -464,3 +464,26 @@ def test_a_missing_logger_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"--tensorboard needs the package tensorboardX; pip install 'grokfast_jax\["):
         toy_main("--out", tmp_path / "run", "--budget", 8, "--tensorboard")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
+def test_the_commit_of_a_checkout_is_named(tmp_path):
+    assert commit(tmp_path) is None
+    git = lambda *command: (
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *command],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
+    git("init")
+    assert commit(tmp_path) is None
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    named = commit(tmp_path)
+    assert named is not None
+    assert git("rev-parse", "HEAD").startswith(named)
+    (tmp_path / "file").write_text("2")
+    assert commit(tmp_path) == f"{named}-dirty"

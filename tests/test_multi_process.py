@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from examples import multi_process
+from examples import modular, multi_process
 from examples.harness.batches import in_batches
 from examples.harness.errors import UserError
 from examples.harness.optimizers import make_tx
@@ -85,6 +85,12 @@ def test_two_processes_one_killed_and_the_job_resumed_train_what_one_does(tmp_pa
     states = [jax.tree.leaves(RunFolder.open(path).restore(like)) for path in (folder, alone.path)]
     for actual, expected in zip(*states, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_task_is_that_of_one_process():
+    changed = {"p": 7, "operation": "division", "train_fraction": 0.3, "batch_size": 8, "embedding_std": 0.02}
+    task = multi_process.Config(**changed).task()
+    assert dataclasses.asdict(task) == dataclasses.asdict(modular.Config(**changed).task())
 
 
 def test_the_batches_of_the_transformer_are_divided_among_all_devices():

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -21,13 +22,24 @@ from .records import Row
 
 
 def provenance() -> dict[str, Any]:
-    """Device and versions, for files that hold results."""
+    """Device, versions and, in a checkout, the commit, for files that hold results."""
     device = jax.devices()[0]
     return {
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
         "versions": {"grokfast_jax": grokfast_jax.__version__}
         | {name: version(name) for name in ("jax", "jaxlib", "optax", "flax")},
+        "commit": commit(Path(__file__).parents[2]),
     }
+
+
+def commit(checkout: Path) -> str | None:
+    """The commit that is checked out, with "-dirty" if files differ from it; None where there is none, or no Git."""
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    return None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
