@@ -25,10 +25,11 @@ from examples.harness.errors import UserError, plain_errors
 from examples.harness.optimizers import make_tx
 from examples.harness.run_folder import provenance, write_whole
 from examples.harness.train import Hyper, program
+from examples.modular import Config
 from examples.sweep import spread
 from grokfast_jax import ema, frequency_response, impulse_response, lfilter, moving_average
 
-from .study import METHODS
+from .study import METHODS, check_methods, check_positive, made_before
 
 OUT = Path(__file__).parent / "results" / "spectra"
 WINDOW = 500  # steps
@@ -94,8 +95,21 @@ def spectrum(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slow_share(f: np.ndarray, power: np.ndarray) -> float:
-    """The share of the power below `EDGE`; of white noise, it is the share of the frequencies there."""
+    """The share of the power below `EDGE`."""
     return float(power[f < EDGE].sum() / power.sum())
+
+
+def sampling_noise(signals: int = 512) -> np.ndarray:
+    """Gradients of a window that differ by nothing but which examples are in a batch: (steps, signals).
+
+    Each example's gradient is the same throughout, and their mean is 0; the batches are drawn as in training.
+    """
+    task, rng = Config().task(), np.random.default_rng(0)
+    examples = rng.normal(size=(task.train_pairs, signals))
+    examples -= examples.mean(axis=0)
+    starts = range(0, task.train_pairs, task.batch_size)
+    epochs = [rng.permutation(examples) for _ in range(WINDOW // task.steps)]
+    return np.array([epoch[i : i + task.batch_size].mean(axis=0) for epoch in epochs for i in starts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +126,11 @@ class Arguments:
     """How many parameters are recorded."""
     out: Path = OUT
     """Folder for the results, a file a run; a run whose file is there is not made again."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not there."""
+        check_methods(self.methods)
+        check_positive(windows=self.windows, parameters=self.parameters)
 
 
 def measure(name: str, seed: int, arguments: Arguments, bar: tqdm.tqdm) -> list[dict[str, Any]]:
@@ -156,18 +175,17 @@ def measure(name: str, seed: int, arguments: Arguments, bar: tqdm.tqdm) -> list[
 
 def main(arguments: Arguments) -> None:
     """Measure what is missing."""
-    if not set(arguments.methods) <= set(METHODS):
-        raise UserError(f"--methods must be among {', '.join(METHODS)}, got {', '.join(arguments.methods)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = lambda name, seed: arguments.out / f"{name}_seed-{seed}.json"
-    todo = [(n, s) for s in arguments.seeds for n in arguments.methods if not path(n, s).exists()]
+    facts = {"windows": arguments.windows, "parameters": arguments.parameters}
+    todo = [(n, s) for s in arguments.seeds for n in arguments.methods if not made_before(path(n, s), facts)]
     with tqdm.tqdm(total=len(todo) * arguments.windows * WINDOW, unit="step") as bar:
         for name, seed in todo:
             result = {
                 **provenance(),
+                "arguments": facts,
                 "method": name,
                 "seed": seed,
-                "parameters": arguments.parameters,
                 "window": WINDOW,
                 "windows": measure(name, seed, arguments, bar),
             }
@@ -196,6 +214,8 @@ def table(folder: Path) -> str:
         "training accuracy at the end (%)": (lambda w: 100 * w["train_accuracy"][1], ".0f"),
         "validation accuracy at the end (%)": (lambda w: 100 * w["val_accuracy"][1], ".0f"),
     }
+    noise = f"{100 * slow_share(*spectrum(sampling_noise())):.2f}"
+    lines.append(f"| none: sampling noise | | power below 0.01 (%) | {' | '.join([noise] * windows)} |")
     for name, runs in results.items():
         for kind, (value, form) in kinds.items():
             cells = [spread([value(run["windows"][i]) for run in runs], form) for i in range(windows)]
@@ -208,6 +228,7 @@ def spectra_picture(folder: Path) -> Figure:
     results = load_all(folder)
     figure = Figure(figsize=(3.4 * len(results), 3.4), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(results), sharey=True))
+    noise = spectrum(sampling_noise())[1]
     for axes, (name, runs) in zip(panels, results.items(), strict=True):
         windows = min(len(run["windows"]) for run in runs)
         for i in range(windows):
@@ -217,13 +238,15 @@ def spectra_picture(folder: Path) -> Figure:
                 f[1:], power[1:] * len(power), color=colormaps["viridis"](0.9 * i / max(1, windows - 1)), linewidth=0.8
             )
             axes.lines[-1].set_label(f"from step {i * WINDOW:,}")
+        f = np.arange(len(noise)) / WINDOW
+        axes.plot(f[1:], noise[1:] * len(noise), color="black", linestyle="--", linewidth=0.8, label="sampling noise")
         axes.axvline(EDGE, color="grey", linestyle=":", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="cycles a step")
         axes.set_title(name, fontsize="medium")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("power (white noise: 1)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize="small", frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return figure
 
 

@@ -17,7 +17,7 @@ from examples.sweep import to_csv
 from .study import AFTER, MAIN, METHODS, PARTS, TUNED, TUNING_SEEDS, Variant, cell, tuned
 
 Result = dict[str, Any]
-CAP = 5_000
+FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
 
 
 def load_all(folder: Path) -> list[Result]:
@@ -29,7 +29,7 @@ def load_all(folder: Path) -> list[Result]:
 
 def of(results: Sequence[Result], variant: Variant, *, tuning: bool = False) -> list[Result]:
     """The results of a variant, those of the tuning seeds or all others."""
-    axes = cell(variant, 0, CAP).axes
+    axes = cell(variant, 0, 1).axes
     return [r for r in results if r["axes"] == axes and (r["config"]["seed"] in TUNING_SEEDS) == tuning]
 
 
@@ -50,16 +50,30 @@ def told(value: float, cap: int) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else f"> {cap:,}"
 
 
+def cap_of(results: Sequence[Result]) -> int:
+    """The steps at which the runs were stopped that had not got there."""
+    return max(r["config"]["budget"] for r in results)
+
+
 def row(results: Sequence[Result]) -> list[str]:
-    """Cells of a table: seeds, median and interval, 95th percentile, failures, and what came after."""
-    values, cap = steps(results), results[0]["config"]["budget"]
-    median, (low, high) = told(float(np.median(values)), cap), interval(values)
-    worst = told(float(np.percentile(values, 95, method="higher")), cap)
-    there = [r["of_these_at_threshold"] / r["evaluations_after"] for r in results if r["evaluations_after"] == AFTER]
+    """Cells of a table: seeds, median and interval, 95th percentile, failures, and what came after.
+
+    A run that was no longer finite counts as below the threshold from there on.
+    """
+    values, cap = steps(results), cap_of(results)
+    median = told(float(np.median(values)), cap)
+    if len(values) >= FEWEST:
+        low, high = interval(values)
+        median += f" ({told(low, cap)} to {told(high, cap)})"
+    there = [
+        r["of_these_at_threshold"] / AFTER
+        for r in results
+        if r["first_step"] is not None and (r["evaluations_after"] == AFTER or not r["finite"])
+    ]
     return [
         str(len(results)),
-        f"{median} ({told(low, cap)} to {told(high, cap)})",
-        worst,
+        median,
+        told(float(np.percentile(values, 95, method="higher")), cap),
         str(int(np.isinf(values).sum())),
         f"{sum(share == 1 for share in there)} of {len(there)}" if there else "",
         f"{np.mean(there):.0%}" if there else "",
@@ -69,7 +83,7 @@ def row(results: Sequence[Result]) -> list[str]:
 TITLES = [
     "seeds",
     "steps to 95 %, median (95 % interval)",
-    "95th percentile",
+    "95th percentile (of fewer than 20: the slowest)",
     "not reached",
     f"held for {AFTER} evaluations",
     "evaluations at 95 % after",
@@ -88,7 +102,7 @@ def listed(results: Sequence[Result], chosen: Sequence[Variant], titles: Sequenc
     for variant in chosen:
         if mine := of(results, variant):
             name, changes = variant
-            config = cell(variant, 0, CAP).config
+            config = cell(variant, 0, 1).config
             first = {"method": f"`{name}`", "what": described(config)}
             rows.append([*(first.get(t) or str(changes.get(t, getattr(config, t, ""))) for t in titles), *row(mine)])
     return markdown([*titles, *TITLES], rows) if rows else "Not measured yet.\n"
@@ -119,11 +133,21 @@ def tuned_table(results: Sequence[Result], folder: Path) -> str:
     done = {v[0]: True for v in PARTS["tuning"]}
     for variant in PARTS["tuning"]:
         done[variant[0]] &= len(of(results, variant, tuning=True)) == len(TUNING_SEEDS)
-    chosen = [tuned(folder, name, CAP) for name in TUNED if done[name]]
-    return listed(results, chosen, ("method", "lr", "weight_decay"))
+    chosen = [tuned(folder, name, cap_of(results)) for name in TUNED if done[name]]
+    rows = []
+    for name, changes in chosen:
+        if mine := of(results, (name, changes)):
+            config = cell((name, changes), 0, 1).config
+            numbers = []
+            for value, values in zip((config.lr, config.weight_decay), TUNED[name], strict=True):
+                numbers.append(f"{value:g}" + " (edge)" * (value in (values[0], values[-1])))
+            rows.append([f"`{name}`", *numbers, *row(mine)])
+    return markdown(["method", "learning rate", "weight decay", *TITLES], rows) if rows else "Not measured yet.\n"
 
 
 PAIRS = [  # a method with a filter, and one without
+    ("ema", "adam-0.00167"),
+    ("ma", "adam-0.00167"),
     ("ema", "adam-0.005"),
     ("ma", "adam-0.01"),
     ("ema", "adamw-1"),
@@ -194,7 +218,7 @@ def methods_picture(results: Sequence[Result]) -> Figure:
     groups = {name: mine for name, mine in groups.items() if mine}
     figure = Figure(figsize=(7, 0.9 + 0.26 * len(groups)), layout="constrained")
     axes = figure.subplots()
-    cap = max(r["config"]["budget"] for mine in groups.values() for r in mine)
+    cap = cap_of(results)
     beyond = 1.04 * cap
     for y, (name, mine) in enumerate(groups.items()):
         values = steps(mine)
@@ -224,36 +248,40 @@ ABLATIONS = {  # part: the changed setting, and how it is called
 }
 
 
+def ablation(results: Sequence[Result], part: str) -> dict[str, dict[float, np.ndarray]]:
+    """Steps by line of the picture and by setting; a line has at least two settings."""
+    key = ABLATIONS[part][0]
+    lines: dict[str, dict[float, np.ndarray]] = {}
+    for name, changes in PARTS[part]:
+        if mine := of(results, (name, changes)):
+            line = f"λ {changes['lamb']:g}" if part == "window" else name
+            lines.setdefault(line, {})[changes[key]] = steps(mine)
+    return {label: line for label, line in lines.items() if len(line) > 1}
+
+
 def ablation_picture(results: Sequence[Result]) -> Figure | None:
     """Steps to 95 % over one setting, a panel a part: a line through the medians, a point a seed.
 
-    Runs that did not get there are above the dotted line. None if no part has been measured at two settings.
+    Runs that did not get there are above the dotted line. None if nothing has been measured at two settings.
     """
-    measured = {
-        part: [(variant, steps(mine)) for variant in PARTS[part] if (mine := of(results, variant))]
-        for part in ABLATIONS
-    }
-    measured = {
-        part: points for part, points in measured.items() if len({v[1][ABLATIONS[part][0]] for v, _ in points}) > 1
-    }
+    measured = {part: lines for part in ABLATIONS if (lines := ablation(results, part))}
     if not measured:
         return None
-    beyond = 1.06 * CAP
-    figure = Figure(figsize=(8, 3.2 * math.ceil(len(measured) / 2)), layout="constrained")
-    for i, (part, points) in enumerate(measured.items(), 1):
-        axes = figure.add_subplot(math.ceil(len(measured) / 2), 2, i)
-        key, label = ABLATIONS[part]
-        settings = sorted({variant[1][key] for variant, _ in points})
-        lines: dict[str, list[tuple[int, np.ndarray]]] = {}
-        for (name, changes), values in points:
-            line = f"λ {changes['lamb']:g}" if part == "window" else name
-            lines.setdefault(line, []).append((settings.index(changes[key]), np.minimum(values, beyond)))
-        for line, path in lines.items():
-            (drawn,) = axes.plot([x for x, _ in path], [np.median(values) for _, values in path], label=line)
-            for x, values in path:
+    cap = cap_of(results)
+    beyond = 1.06 * cap
+    columns = min(2, len(measured))
+    rows = math.ceil(len(measured) / columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    for i, (part, lines) in enumerate(measured.items(), 1):
+        axes = figure.add_subplot(rows, columns, i)
+        settings = sorted({setting for line in lines.values() for setting in line})
+        for label, line in lines.items():
+            path = {settings.index(setting): np.minimum(values, beyond) for setting, values in line.items()}
+            (drawn,) = axes.plot(list(path), [np.median(values) for values in path.values()], label=label)
+            for x, values in path.items():
                 axes.plot([x] * len(values), values, ".", color=drawn.get_color(), alpha=0.5)
-        axes.axhline(CAP, color="grey", linewidth=0.8, linestyle=":")
-        axes.set(xlabel=label, ylabel="steps to 95 %", ylim=(0, 1.12 * CAP))
+        axes.axhline(cap, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(xlabel=ABLATIONS[part][1], ylabel="steps to 95 %", ylim=(0, 1.12 * cap))
         axes.set_xticks(range(len(settings)), [f"{value:g}" for value in settings])
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

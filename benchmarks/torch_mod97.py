@@ -26,15 +26,30 @@ class Block(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
+    def split(self, y: torch.Tensor) -> torch.Tensor:
+        """(batch, length, dim) to (batch, heads, length, dim / heads)."""
+        return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def feed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The stream after the block, from that before and what attention reads."""
+        x = x + self.out(y.transpose(1, 2).reshape(x.shape))
+        return x + self.down(functional.gelu(self.up(self.ln2(x))))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream after the block: (batch, length, dim)."""
         x = self.ln1(x)
-        batch, length, dim = x.shape
-        split = lambda y: y.view(batch, length, self.heads, -1).transpose(1, 2)
         key, value = self.key_value(x).chunk(2, dim=-1)
-        y = functional.scaled_dot_product_attention(split(self.query(x)), split(key), split(value), is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(batch, length, dim))
-        return x + self.down(functional.gelu(self.up(self.ln2(x))))
+        query, key, value = map(self.split, (self.query(x), key, value))
+        return self.feed(x, functional.scaled_dot_product_attention(query, key, value, is_causal=True))
+
+    def go_on(self, x: torch.Tensor, past: torch.Tensor | None, readout: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream at the last `readout` positions, and keys and values of all so far: (batch, length, 2 dim)."""
+        x = self.ln1(x)
+        both = self.key_value(x) if past is None else torch.cat([past, self.key_value(x)], dim=1)
+        x = x[:, -readout:]
+        query, key, value = map(self.split, (self.query(x), *both.chunk(2, dim=-1)))
+        visible = torch.ones(both.shape[1], both.shape[1], dtype=torch.bool, device=x.device).tril()[-readout:]
+        return self.feed(x, functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)), both
 
 
 class Decoder(nn.Module):
@@ -53,6 +68,24 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.ln(x[:, -1]))
+
+    def frugal(self, tokens: torch.Tensor, p: int) -> torch.Tensor:
+        """The same with the arithmetic of our model: `x op` once for each x, the last block at the last position."""
+        every_x = torch.arange(p, device=tokens.device)
+        past = self.go_on(torch.stack([every_x, torch.full_like(every_x, p + 1)], dim=1), None)[1]
+        x = self.go_on(tokens[:, 2:], [both[tokens[:, 0]] for both in past])[0]
+        return self.head(self.ln(x[:, -1]))
+
+    def go_on(self, tokens: torch.Tensor, past: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The stream at the last position, and the keys and values of all positions, block by block."""
+        first = past[0].shape[1] if past else 0
+        x = self.token(tokens) + self.position.weight[first : first + tokens.shape[1]]
+        kept = []
+        for i, block in enumerate(self.blocks):
+            readout = 1 if i == len(self.blocks) - 1 else tokens.shape[1]
+            x, both = block.go_on(x, past[i] if past else None, readout)
+            kept.append(both)
+        return x, kept
 
 
 def load(model: Decoder, weights: Weights) -> None:
@@ -88,13 +121,25 @@ def load(model: Decoder, weights: Weights) -> None:
 class Trainer:
     """One run: the model, its optimizer and its filter."""
 
-    def __init__(self, config: Config, weights: Weights, *, compiled: bool = False, grokfast_pytorch: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights,
+        *,
+        compiled: bool = False,
+        frugal: bool = False,
+        grokfast_pytorch: bool = False,
+    ):
         self.config = config
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = Decoder(config.p + 2)
         load(model, weights)
         self.model = model.to(self.device)
-        self.forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self.model) if compiled else self.model
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
+        if frugal:
+            self.forward = lambda tokens: model.frugal(tokens, config.p)
+        if compiled:
+            self.forward = torch.compile(self.forward)
         betas = (config.beta1, config.beta2)
         self.filter = config.filter
         if grokfast_pytorch:  # its own AdamW with the EMA inside; decoupled decay

@@ -24,7 +24,7 @@ from examples.harness.records import to_row
 from examples.harness.run_folder import provenance, write_whole
 from examples.harness.train import program
 
-from .study import MAIN, METHODS, THRESHOLD
+from .study import MAIN, METHODS, THRESHOLD, check_methods, check_positive, made_before
 
 OUT = Path(__file__).parent / "results" / "trajectories"
 
@@ -36,12 +36,17 @@ class StreamedPaths:
         self.rank = rank
         self.axes: np.ndarray | None = None  # (up to rank, dimension), orthonormal
         self.coordinates = np.zeros((0, 0))  # (points, up to rank)
+        self.sum: np.ndarray | float = 0.0  # (dimension,), of all points
+        self.squares = 0.0  # sum of squares of all points
 
     def add(self, points: np.ndarray) -> None:
         """Add points, (points, dimension)."""
+        points = points.astype(np.float64)
+        self.sum = self.sum + points.sum(axis=0)
+        self.squares += float(np.sum(points**2))
         both = np.concatenate([self.axes, points]) if self.axes is not None else points
         # Householder's QR: an orthonormal basis also where points lie in the span of others, or are zero.
-        basis, coordinates = np.linalg.qr(both.T.astype(np.float64))
+        basis, coordinates = np.linalg.qr(both.T)
         old, new = np.split(coordinates.T, [len(both) - len(points)])
         everything = np.concatenate([self.coordinates @ old, new])
         rotation = np.linalg.svd(everything, full_matrices=False)[2][: self.rank].T
@@ -49,10 +54,11 @@ class StreamedPaths:
         self.coordinates = everything @ rotation
 
     def principal(self) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates on the two principal axes, (points, 2), and the shares of the variance that these hold."""
+        """Coordinates on the two principal axes, (points, 2), and the shares that these hold of the variance of all."""
         centred = self.coordinates - self.coordinates.mean(axis=0)
         left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-        return left[:, :2] * singular[:2], singular[:2] ** 2 / np.sum(singular**2)
+        variance = self.squares - np.sum(np.square(self.sum)) / len(centred)
+        return left[:, :2] * singular[:2], singular[:2] ** 2 / variance
 
 
 def vector(params: Any) -> np.ndarray:
@@ -110,13 +116,18 @@ class Arguments:
     out: Path = OUT
     """Folder for the results, a file a seed; a seed whose file is there is not run again."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is not there."""
+        check_methods(self.methods)
+        check_positive(cap=self.cap, every=self.every)
+
 
 def main(arguments: Arguments) -> None:
     """Run what is missing."""
-    if not set(arguments.methods) <= set(METHODS):
-        raise UserError(f"--methods must be among {', '.join(METHODS)}, got {', '.join(arguments.methods)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    todo = [seed for seed in arguments.seeds if not (arguments.out / f"seed-{seed}.json").exists()]
+    path = lambda seed: arguments.out / f"seed-{seed}.json"
+    facts = {"cap": arguments.cap, "every": arguments.every, "methods": list(arguments.methods)}
+    todo = [seed for seed in arguments.seeds if not made_before(path(seed), facts)]
     with tqdm.tqdm(total=len(todo) * len(arguments.methods) * arguments.cap, unit="step") as bar:
         for seed in todo:
             paths = StreamedPaths()
@@ -129,8 +140,8 @@ def main(arguments: Arguments) -> None:
                 one["steps"] = [steps[i] for i in kept]
                 one["path"] = [[round(float(x), 3) for x in coordinates[first + i]] for i in kept]
                 first += len(steps)
-            result = {**provenance(), "seed": seed, "cap": arguments.cap, "variance": shares.tolist(), "methods": found}
-            write_whole(arguments.out / f"seed-{seed}.json", json.dumps(result) + "\n")
+            result = {**provenance(), "arguments": facts, "seed": seed, "variance": shares.tolist(), "methods": found}
+            write_whole(path(seed), json.dumps(result) + "\n")
 
 
 def load_all(folder: Path) -> list[dict[str, Any]]:
@@ -147,8 +158,8 @@ def table(folder: Path) -> str:
         "| method | seeds | step of B | step of C | AB | BC | AC | not at C |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in results[0]["methods"]:
-        runs = [result["methods"][name] for result in results]
+    for name in (name for name in METHODS if any(name in result["methods"] for result in results)):
+        runs = [result["methods"][name] for result in results if name in result["methods"]]
         both = [run for run in runs if "BC" in run["distances"]]
         cells = [f"{np.median([run['at'][point] for run in both]):,.0f}" if both else "" for point in "BC"]
         for pair in ("AB", "BC", "AC"):

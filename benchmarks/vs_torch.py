@@ -5,14 +5,17 @@ is checked before anything is timed. An epoch is ten steps and an evaluation of 
 
 - `ours`: the compiled harness.
 - `torch`: eager PyTorch, `torch.optim.Adam`, filters of the package pytorch_optimizer.
-- `torch.compile`: the same with the model compiled, where that works.
-- `grokfast-pytorch`: eager PyTorch with that package's AdamW, which has the EMA inside.
+- `torch, frugal`: the same with the arithmetic of our model, which computes `x op` once for each x, and the last block
+  at the last position only.
+- `torch.compile`: `torch` with the model compiled, where that works; `torch.compile, frugal` likewise.
+- `grokfast-pytorch`: `torch` with that package's AdamW, which has the EMA inside.
 """
 
 import dataclasses
 import functools
 import importlib
 import json
+import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +34,7 @@ from examples.modular import PRESETS, Config, Modular
 from .timing import in_turn, ratios, spread
 
 OUT = Path(__file__).parent / "results" / "vs_torch.json"
+COMPILATIONS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,12 @@ class Torch:
         self.losses = np.array([float(loss) for loss in losses])
         return accuracy
 
+    def forward_gflop(self) -> float:
+        """Operations of the matrix products of a forward pass of one batch, by PyTorch's count."""
+        with importlib.import_module("torch.utils.flop_counter").FlopCounterMode(display=False) as counter:
+            self.trainer.forward(self.validation[0][0])
+        return counter.get_total_flops() / 1e9
+
 
 def check_agreement(ours: Ours, other: Torch) -> float:
     """The largest difference of the losses of the first epoch; they must agree."""
@@ -108,23 +118,36 @@ def check_agreement(ours: Ours, other: Torch) -> float:
     return difference
 
 
-def time_epochs(name: str, rounds: int) -> dict[str, Any]:
-    """Seconds a step, evaluation included, of each contender."""
-    config = PRESETS[name]
+def compile_seconds(config: Config) -> float:
+    """Seconds to trace and compile a run: those of its first epoch, less those of its second."""
+    jax.clear_caches()
     start = time.perf_counter()
     ours = Ours(config, 0)
     ours.epoch()
-    compile_seconds = time.perf_counter() - start
+    middle = time.perf_counter()
+    ours.epoch()
+    return (middle - start) - (time.perf_counter() - middle)
+
+
+def time_epochs(name: str, rounds: int) -> dict[str, Any]:
+    """Seconds to compile, and seconds a step, evaluation included, of each contender."""
+    config = PRESETS[name]
+    compiling = spread([compile_seconds(config) for _ in range(COMPILATIONS)])
+    ours = Ours(config, 0)
     torch_run = Torch(config, 0)
     difference = check_agreement(Ours(config, 0, ours.compiled), torch_run)
     contenders: dict[str, Callable[[], object]] = {"ours": ours.epoch, "torch": torch_run.epoch}
+    frugal = Torch(config, 0, frugal=True)
+    check_agreement(Ours(config, 0, ours.compiled), frugal)
+    contenders["torch, frugal"] = frugal.epoch
     failed = {}
-    try:
-        compiled_run = Torch(config, 0, compiled=True)
-        compiled_run.epoch()
-        contenders["torch.compile"] = compiled_run.epoch
-    except Exception as error:  # whatever torch.compile lacks here, such as a C++ compiler
-        failed["torch.compile"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    for side, options in (("torch.compile", {}), ("torch.compile, frugal", {"frugal": True})):
+        try:
+            compiled_run = Torch(config, 0, compiled=True, **options)
+            compiled_run.epoch()
+            contenders[side] = compiled_run.epoch
+        except Exception as error:  # whatever torch.compile lacks here, such as a C++ compiler
+            failed[side] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     if config.filter == "ema":
         contenders["grokfast-pytorch"] = Torch(config, 0, grokfast_pytorch=True).epoch
     steps = config.task().steps
@@ -135,7 +158,8 @@ def time_epochs(name: str, rounds: int) -> dict[str, Any]:
     seconds = in_turn(contenders, rounds)
     return {
         "first_losses_differ_by": difference,
-        "compile_and_first_epoch_seconds": compile_seconds,
+        "compile_seconds": compiling,
+        "forward_gflop": {"torch": torch_run.forward_gflop(), "torch, frugal": frugal.forward_gflop()},
         "seconds_a_step": {n: spread([v / steps for v in values]) for n, values in seconds.items()},
         "ratio_to_ours": {n: ratios(values, seconds["ours"]) for n, values in seconds.items()},
         "failed": failed,
@@ -163,6 +187,19 @@ def time_to_grok(name: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     return rows
 
 
+def whole_run_ratios(rows: list[dict[str, Any]]) -> list[str]:
+    """By preset, the seconds of PyTorch over ours: median and range of the seeds."""
+    texts = []
+    for preset in dict.fromkeys(row["preset"] for row in rows):
+        seconds = {
+            side: [row["seconds"] for row in rows if (row["preset"], row["side"]) == (preset, side)]
+            for side in ("ours", "torch")
+        }
+        times = sorted(other / one for one, other in zip(seconds["ours"], seconds["torch"], strict=True))
+        texts.append(f"{statistics.median(times):.1f} ({times[0]:.1f} to {times[-1]:.1f}) times as long ({preset})")
+    return texts
+
+
 def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     versions = result["versions"]
@@ -187,13 +224,21 @@ def table(result: dict[str, Any]) -> str:
         for row in result["to_95"]:
             steps = f"{row['steps']:,}" if row["reached"] else f"not within {row['steps']:,}"
             lines.append(f"| {row['preset']} | {row['seed']} | {row['side']} | {steps} | {row['seconds']:.1f} |")
-    compiling = ", ".join(f"{c['compile_and_first_epoch_seconds']:.1f} s ({n})" for n, c in result["epochs"].items())
-    lines += ["", f"Compilation and the first epoch, not counted above: {compiling}."]
+        lines += ["", f"PyTorch took {', '.join(whole_run_ratios(result['to_95']))}."]
+    compiling = ", ".join(f"{c['compile_seconds']['median']:.1f} s ({name})" for name, c in result["epochs"].items())
+    flop = next(iter(result["epochs"].values()))["forward_gflop"]
+    lines += [
+        "",
+        f"The matrix products of a forward pass of one batch: {flop['torch']:.2f} GFLOP for `torch`, "
+        f"{flop['torch, frugal']:.2f} for `torch, frugal` and for ours.",
+    ]
+    lines += ["", f"Tracing and compiling, not counted above, median of {COMPILATIONS}: {compiling}."]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Arguments) -> None:
     """Time epochs, then whole runs; the file is written after each part."""
+    jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
     result = {**provenance(), "rounds": arguments.rounds, "epochs": {}, "to_95": []}
     try:
         result["versions"] |= {name: version(name) for name in ("torch", "pytorch_optimizer", "grokfast-pytorch")}

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import best_of_batches, report, step_cost, throughput
 from benchmarks.timing import in_turn, ratios, spread
+from examples.harness.errors import UserError
 
 from . import toy
 
@@ -73,6 +74,8 @@ def test_the_readme_is_made_from_the_result_files(tmp_path):
     assert report.fill(empty, made) == text
     with pytest.raises(ValueError, match="lacks the marks of step_cost"):
         report.fill("", none)
+    with pytest.raises(UserError, match=r"--study must be a folder with results .* got .*none"):
+        report.main(report.Arguments(tmp_path / "none"))
 
 
 def test_the_best_of_many_batches_agrees_with_drawing_them(capsys):

@@ -56,7 +56,12 @@ def test_parts_are_made_of_valid_cells_each_of_which_is_named_once():
         names = [cell(variant, 0, 5000).name for variant in chosen]
         assert len(set(names)) == len(names), part
     assert cell(("ema", {"lamb": 2.0, "weight_decay": 0.01}), 3, 100).name == "method-ema_weight_decay-0.01_seed-3"
-    assert cell(("ema", {"lamb": 2.0}), 3, 100) == cell(("ema", {}), 3, 100)  # shared by all parts
+    # Shared by all parts: what is the same is named the same.
+    assert cell(("ema", {"lamb": 2.0}), 3, 100) == cell(("ema", {}), 3, 100)
+    assert cell(("ema", {"alpha": 0.95}), 3, 100) == cell(("ema-0.95", {}), 3, 100)
+    assert cell(("adam-0.005", {"weight_decay": 0.0}), 3, 100) == cell(("adam", {}), 3, 100)
+    every = {cell(variant, 0, 5000).name: cell(variant, 0, 5000).config for part in PARTS.values() for variant in part}
+    assert len(set(every.values())) == len(every)
     config = cell(("ma", {"operation": "division"}), 3, 100).config
     assert (config.seed, config.budget, config.filter, config.operation) == (3, 100, "ma", "division")
     assert {name: sum(v[0] == name for v in PARTS["tuning"]) for name in TUNED} == dict.fromkeys(TUNED, 9)
@@ -103,6 +108,9 @@ def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_pa
         Study(("methods",), group_size=0)
     with pytest.raises(UserError, match=r"PARTS must be among methods, .*, tuned, got none"):
         Study(())
+    study.run(Study(("tuning",), methods=("ema",), cap=8, out=tmp_path))
+    study.run(Study(("tuned",), methods=("ema",), cap=8, out=tmp_path))  # needs no other method to have been tuned
+    assert len(list(tmp_path.iterdir())) == 6 + 2 * 9 + 1
 
 
 def result(variant, seed, first_step, cap=5000, best=1.0, at=50):
@@ -125,16 +133,16 @@ def result(variant, seed, first_step, cap=5000, best=1.0, at=50):
 
 def test_failures_count_as_later_than_any_step():
     runs = [result(("ema", {}), seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000])]
-    assert study_report.row(runs)[:4] == ["5", "3,000 (1,000 to > 5,000)", "> 5,000", "2"]
+    assert study_report.row(runs)[:4] == ["5", "3,000", "> 5,000", "2"]
+    runs = [result(("ema", {}), seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000, 1500])]
+    assert study_report.row(runs)[1] == "2,500 (1,250 to > 5,000)"
     runs = [result(("ema", {}), seed, step, at=50 - seed) for seed, step in enumerate([1000, 1000])]
-    assert study_report.row(runs) == ["2", "1,000 (1,000 to 1,000)", "1,000", "0", "1 of 2", "99%"]
-    assert study_report.row([result(("ema", {}), 0, None)])[1:] == [
-        "> 5,000 (> 5,000 to > 5,000)",
-        "> 5,000",
-        "1",
-        "",
-        "",
-    ]
+    assert study_report.row(runs) == ["2", "1,000", "1,000", "0", "1 of 2", "99%"]
+    assert study_report.row([result(("ema", {}), 0, None)])[1:] == ["> 5,000", "> 5,000", "1", "", ""]
+    # Cut off by the cap: not known. No longer finite: below the threshold from there on.
+    cut = result(("ema", {}), 0, 4900) | {"evaluations_after": 10, "of_these_at_threshold": 10}
+    assert study_report.row([cut])[-2:] == ["", ""]
+    assert study_report.row([cut | {"finite": False}])[-2:] == ["0 of 1", "20%"]
 
 
 def test_methods_are_compared_seed_by_seed(tmp_path):
@@ -181,13 +189,17 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     tables = study_report.tables(tmp_path / "study", tmp_path)
     lines = tables["study_methods"].splitlines()
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| `adamw-1`", "| `ema`"]
-    assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 1,000 (1,000 to 1,001) |" in lines[3]
+    assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 1,000 |" in lines[3]
     assert tables["study_operations"].count("division | `ema` | 2 |") == 1
     assert tables["study_tuned"] == "Not measured yet.\n"
     for name in ("methods", "ablations"):
         assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"(pictures/study_{name}.png)" in tables[f"study_{name}"]
-    assert study_report.ablation_picture([result(("ema", {}), 0, 1000)]) is None
+    # One setting of each method is no ablation.
+    single = [result((name, {}), 0, 1000) for name in ("ema", "ma", "adam-0.005")]
+    assert study_report.ablation_picture(single) is None
+    lines = study_report.ablation([*single, result(("adam", {}), 0, 2000)], "decay")
+    assert lines == {"adam-0.005": {0.0: 2000, 0.005: 1000}}
     assert len((tmp_path / "study.csv").read_text().splitlines()) == 9
     assert study_report.tables(tmp_path / "none", tmp_path)["study_methods"] == "Not measured yet.\n"
 
@@ -205,6 +217,12 @@ def test_streamed_paths_give_the_principal_axes_of_all_points():
     signs = np.sign(np.sum(found * expected, axis=0))
     np.testing.assert_allclose(found * signs, expected, atol=0.02 * np.abs(expected).max())
     np.testing.assert_allclose(shares, singular[:2] ** 2 / np.sum(singular**2), rtol=0.01)
+    noisy = trajectories.StreamedPaths(rank=24)  # what the axes that are kept leave out counts as variance too
+    points += 0.5 * rng.normal(size=points.shape)
+    for block in np.split(points, 9):
+        noisy.add(block)
+    singular = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
+    np.testing.assert_allclose(noisy.principal()[1], singular[:2] ** 2 / np.sum(singular**2), rtol=0.02)
     few = trajectories.StreamedPaths(rank=24)  # as many axes as points: nothing is lost
     few.add(points[:10])
     few.add(points[10:20])
@@ -234,7 +252,13 @@ def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
     assert "| `ema` | 2 |" in trajectories.table(tmp_path / "paths")
     trajectories.picture(tmp_path / "paths").savefig(tmp_path / "paths.png")
     with pytest.raises(UserError, match=r"--methods must be among"):
-        trajectories.main(dataclasses.replace(arguments, methods=("sgd",)))
+        dataclasses.replace(arguments, methods=("sgd",))
+    with pytest.raises(UserError, match=r"--every must be at least 1, got 0"):
+        dataclasses.replace(arguments, every=0)
+    with pytest.raises(
+        UserError, match=r"seed-0.json was made with methods \['ema', 'adamw-1'\], not \['ma'\]; delete"
+    ):
+        trajectories.main(dataclasses.replace(arguments, methods=("ma",)))
 
 
 def test_recorded_gradients_are_those_that_come_in():
@@ -259,6 +283,14 @@ def test_spectrum_finds_a_sine_and_white_noise():
     assert frequency.slow_share(*frequency.spectrum(np.ones((500, 2)))) > 0.999
 
 
+def test_sampling_noise_has_little_slow_power():
+    noise = frequency.sampling_noise(signals=64)
+    assert noise.shape == (500, 64)
+    weights = np.array([512] * 9 + [48])
+    np.testing.assert_allclose(weights @ noise[:10], 0, atol=1e-9)  # an epoch has every example once
+    assert 0.007 < frequency.slow_share(*frequency.spectrum(noise)) < 0.012
+
+
 def test_spectra_are_measured_window_by_window(tmp_path, toys):
     arguments = frequency.Arguments((0,), ("adam", "ema"), windows=2, parameters=4, out=tmp_path / "spectra")
     frequency.main(arguments)
@@ -268,6 +300,10 @@ def test_spectra_are_measured_window_by_window(tmp_path, toys):
         assert sum(window["power"]) == pytest.approx(1, abs=0.01)
         assert window["rms"] > 0
     assert frequency.table(tmp_path / "spectra").count("`ema`") == 3
+    with pytest.raises(UserError, match=r"was made with windows 2, not 3; delete it"):
+        frequency.main(dataclasses.replace(arguments, windows=3))
+    with pytest.raises(UserError, match=r"--windows must be at least 1, got 0"):
+        dataclasses.replace(arguments, windows=0)
     frequency.spectra_picture(tmp_path / "spectra").savefig(tmp_path / "spectra.png")
     frequency.responses_picture().savefig(tmp_path / "responses.png")
 
