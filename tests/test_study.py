@@ -51,6 +51,23 @@ def test_every_method_moves_all_parameters_and_is_like_no_other():
         assert np.abs(ends[a] - ends[b]).max() > 1e-6, (a, b)
 
 
+def test_amplifying_gradients_is_weakening_the_coupled_decay():
+    """Why the control of `ema` has a third of its decay: what holds for all of a gradient holds for its slow part."""
+    base = dataclasses.replace(METHODS["ema"], lamb=0.0)
+    amplified = dataclasses.replace(base, fast=3.0)
+    weaker = dataclasses.replace(base, weight_decay=base.weight_decay / 3)
+    ends = []
+    for config in (amplified, weaker, base):
+        tx, params = make_tx(config, config.hyper()), jnp.linspace(-1.0, 1.0, 12)
+        state = tx.init(params)
+        for i in range(30):
+            updates, state = tx.update(0.01 * jnp.cos(params + i * i), state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(params)
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
+    assert np.abs(ends[0] - ends[2]).max() > 1e-3
+
+
 def test_parts_are_made_of_valid_cells_each_of_which_is_named_once():
     for part, chosen in PARTS.items():
         names = [cell(variant, 0, 5000).name for variant in chosen]
