@@ -402,3 +402,18 @@ def test_the_raw_files_give_the_arrays_of_pytorch_geometric(tmp_path):
     assert padded["source"].shape == (100, 32)
     np.testing.assert_array_equal(padded["kinds"], np.eye(4)[[2, 1, 0]])
     assert padded["real"].sum() == 1005
+
+
+@needs_data
+def test_least_squares_on_the_numbers_of_atoms_has_the_errors_that_the_readme_tells():
+    task = Qm9(load(DATA))
+    counts = np.array([[1.0, *molecule.x[:, :5].sum(axis=0)] for molecule in task.molecules])
+    alpha = np.array([molecule.alpha for molecule in task.molecules])
+    errors = []
+    for seed in range(5):
+        parts = task.split(jax.random.split(jax.random.key(seed), 3)[1])
+        train, val = np.asarray(parts["train"]), np.asarray(parts["val"])
+        weights = np.linalg.lstsq(counts[train], alpha[train], rcond=None)[0]
+        errors.append(np.mean((counts[val] @ weights - alpha[val]) ** 2))
+    np.testing.assert_allclose(errors, [0.74, 1.13, 1.33, 1.20, 0.88], atol=0.006)
+    assert np.var(alpha) == pytest.approx(102, abs=0.5)
