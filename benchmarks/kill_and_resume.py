@@ -81,7 +81,7 @@ def main(arguments: Arguments) -> None:
             early = len(moments) % 5 == 0
             wait_for_records(process, killed, 0 if early else rng.randint(1, 5))
             delay = rng.uniform(0.5, 8.0) if early else rng.uniform(0.0, 1.0)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it still runs: the kill below is what is tested
                 if process.wait(delay) != 0:
                     raise SystemExit("a resumed run failed by itself")
                 break  # it came to its end before all kills were spent

@@ -81,7 +81,7 @@ def grid(methods: Iterable[str], **changes: Sequence[Any]) -> list[Variant]:
 
 
 # What each method's learning rate and weight decay are chosen from: nine pairs each. At one rate Lion steps further
-# than Adam and Muon less far, so their grids lie elsewhere; rate times decoupled decay spans the same range in all.
+# than Adam and Muon less far, so their grids lie elsewhere; rate times decoupled decay spans 1e-4 to 1e-2 in all.
 Grid = tuple[tuple[float, ...], tuple[float, ...]]
 COUPLED: Grid = ((3e-4, 1e-3, 3e-3), (0.001, 0.003, 0.01))
 DECOUPLED: Grid = ((3e-4, 1e-3, 3e-3), (0.3, 1.0, 3.0))
@@ -213,12 +213,10 @@ def made_before(path: Path, arguments: dict[str, Any]) -> bool:
     """Whether a result is there; UserError if it was made with other arguments."""
     if not path.exists():
         return False
-    stored = json.loads(path.read_text())["arguments"]
+    stored = json.loads(path.read_text()).get("arguments", {})
     for name, value in arguments.items():
-        if stored[name] != value:
-            raise UserError(
-                f"{path} was made with {name} {stored[name]}, not {value}; delete it, or choose another --out"
-            )
+        if (before := stored.get(name)) != value:
+            raise UserError(f"{path} was made with {name} {before}, not {value}; delete it, or choose another --out")
     return True
 
 

@@ -34,12 +34,11 @@ def provenance() -> dict[str, Any]:
 
 def commit(checkout: Path) -> str | None:
     """The commit that is checked out, with "-dirty" if files differ from it; None where there is none, or no Git."""
-    if not (checkout / ".git").exists():
+    git = shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
         return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    with contextlib.suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    return None
+    command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
