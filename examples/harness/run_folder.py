@@ -24,8 +24,10 @@ from .records import Row
 def provenance() -> dict[str, Any]:
     """Device, versions and, in a checkout, the commit, for files that hold results."""
     device = jax.devices()[0]
+    # Those that the process may use: XLA's rounding on a CPU depends on their number.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores} CPU cores",
         "versions": {"grokfast_jax": grokfast_jax.__version__}
         | {name: version(name) for name in ("jax", "jaxlib", "optax", "flax")},
         "commit": commit(Path(__file__).parents[2]),
