@@ -26,7 +26,8 @@ from examples.sweep import Cell, train_missing
 OUT = Path(__file__).parent / "results" / "study"
 THRESHOLD = 0.95  # validation accuracy
 AFTER = 50  # evaluations for which a run is followed after its first at the threshold, to see whether it holds it
-TUNING_SEEDS = (1000, 1001)  # none of those that are reported
+TUNING_SEEDS = (1000, 1001)  # none of those that are reported; not followed after their first time at the threshold
+TUNING_CAP = 2_500  # steps of a tuning run at most: a pair that needs more is not the one to choose
 
 
 def method(weight_decay: float, **changes: Any) -> Config:
@@ -130,10 +131,10 @@ def cell(variant: Variant, seed: int, cap: int) -> Cell:
 
 
 def followed(config: RunConfig, rows: Sequence[Row]) -> bool:
-    """Whether a run has been followed for `AFTER` evaluations since it first was at the threshold."""
-    del config
+    """Whether a run has been followed for `AFTER` evaluations since it first was at the threshold, or need not be."""
     first = step_reached(rows, THRESHOLD)
-    return first is not None and sum(row["step"] > first for row in rows) >= AFTER
+    after = 0 if config.seed in TUNING_SEEDS else AFTER
+    return first is not None and sum(row["step"] > first for row in rows) >= after
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -176,7 +177,8 @@ def tuned(out: Path, name: str, cap: int) -> Variant:
     """
 
     def key(variant: Variant) -> tuple[float, float]:
-        results = [result for seed in TUNING_SEEDS if (result := load(out, cell(variant, seed, cap)))]
+        runs = [cell(variant, seed, min(cap, TUNING_CAP)) for seed in TUNING_SEEDS]
+        results = [result for run in runs if (result := load(out, run))]
         if len(results) < len(TUNING_SEEDS):
             raise UserError(f"{out} lacks runs of {name} with the tuning seeds; run python -m benchmarks.study tuning")
         steps = [result["first_step"] or math.inf for result in results]
@@ -231,7 +233,7 @@ class Study:
     methods: tuple[str, ...] = tuple(METHODS)
     """Only these methods."""
     cap: int = 5_000
-    """Optimizer steps at most."""
+    """Optimizer steps at most; of a tuning run 2,500 at most."""
     group_size: int = 1
     """Runs to train at once in one vmapped program; on a GPU as many as fit its memory, on a CPU 1."""
     out: Path = OUT
@@ -249,9 +251,10 @@ def run(study: Study) -> None:
     study.out.mkdir(parents=True, exist_ok=True)
     every: dict[str, Cell] = {}
     for part in study.parts:
+        seeds, cap = (TUNING_SEEDS, min(study.cap, TUNING_CAP)) if part == "tuning" else (study.seeds, study.cap)
         for variant in variants(part, study.methods, study.out, study.cap):
-            for seed in TUNING_SEEDS if part == "tuning" else study.seeds:
-                one = cell(variant, seed, study.cap)
+            for seed in seeds:
+                one = cell(variant, seed, cap)
                 load(study.out, one)
                 every[one.name] = one
     train_missing(list(every.values()), study.out, study.group_size, summary, followed)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from benchmarks import frequency, study, study_report, trajectories
-from benchmarks.study import METHODS, PARTS, TUNED, TUNING_SEEDS, Study, cell
+from benchmarks.study import METHODS, PARTS, TUNED, TUNING_CAP, TUNING_SEEDS, Study, cell
 from examples.harness.config import RunConfig
 from examples.harness.errors import UserError
 from examples.harness.optimizers import make_tx
@@ -92,6 +92,8 @@ def test_a_run_is_followed_after_its_first_time_at_the_threshold_and_summarised(
     values = [0.1, 0.48, 0.95] + [1.0] * 40 + [0.5] * 9
     assert not study.followed(METHODS["ema"], rows(values))
     assert study.followed(METHODS["ema"], rows([*values, 0.96]))
+    tuning = dataclasses.replace(METHODS["ema"], seed=TUNING_SEEDS[0])
+    assert [study.followed(tuning, rows(values[:n])) for n in (2, 3)] == [False, True]
     found = study.summary(rows([*values, 0.96]))
     expected = {"first_step": 30, "first_step_train": 20, "evaluations_after": 50, "of_these_at_threshold": 41}
     assert {name: found[name] for name in expected} == expected
@@ -185,8 +187,8 @@ def test_tuning_takes_the_fastest_median_then_the_best_accuracy(tmp_path):
 
     def write(steps, best):
         for i, (variant, seed) in enumerate(itertools.product(grid, TUNING_SEEDS)):
-            one = result(variant, seed, steps[i], best=best[i])
-            (tmp_path / f"{cell(variant, seed, 5000).name}.json").write_text(json.dumps(one))
+            one = result(variant, seed, steps[i], cap=TUNING_CAP, best=best[i])
+            (tmp_path / f"{cell(variant, seed, TUNING_CAP).name}.json").write_text(json.dumps(one))
 
     steps = [None] * 18
     steps[4:6], steps[8:10] = [1000, 3000], [1800, 1900]  # medians 2,000 and 1,850
