@@ -128,6 +128,12 @@ def start_table(results: Sequence[Result], folder: Path) -> str:
     return listed(results, sorted(PARTS["start"], key=key), ("embedding_std", "train_fraction", "method"))
 
 
+def ema_ma_table(results: Sequence[Result], folder: Path) -> str:
+    """The EMA and the MA before AdamW, and what lies between them."""
+    del folder
+    return listed(results, PARTS["ema-ma"], ("method", "lamb", "filter_from"))
+
+
 def tuned_table(results: Sequence[Result], folder: Path) -> str:
     """All methods with a learning rate and weight decay from a grid."""
     done = {v[0]: True for v in PARTS["tuning"]}
@@ -194,6 +200,7 @@ TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
     "study_tuned": tuned_table,
     "study_operations": operations_table,
     "study_start": start_table,
+    "study_ema_ma": ema_ma_table,
 }
 
 
