@@ -33,9 +33,9 @@ def of(results: Sequence[Result], variant: Variant, *, tuning: bool = False) -> 
     return [r for r in results if r["axes"] == axes and (r["config"]["seed"] in TUNING_SEEDS) == tuning]
 
 
-def steps(results: Sequence[Result]) -> np.ndarray:
+def steps(results: Sequence[Result], key: str = "first_step") -> np.ndarray:
     """Steps to the threshold; infinite where a run did not get there."""
-    return np.array([math.inf if r["first_step"] is None else r["first_step"] for r in results])
+    return np.array([math.inf if r[key] is None else r[key] for r in results])
 
 
 def interval(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def cap_of(results: Sequence[Result]) -> int:
 
 
 def row(results: Sequence[Result]) -> list[str]:
-    """Cells of a table: seeds, median and interval, 95th percentile, failures, and what came after.
+    """Cells of a table: seeds, training's median, validation's and its interval, 95th percentile, failures, and after.
 
     A run that was no longer finite counts as below the threshold from there on.
     """
@@ -72,6 +72,7 @@ def row(results: Sequence[Result]) -> list[str]:
     ]
     return [
         str(len(results)),
+        told(float(np.median(steps(results, "first_step_train"))), cap),
         median,
         told(float(np.percentile(values, 95, method="higher")), cap),
         str(int(np.isinf(values).sum())),
@@ -82,7 +83,8 @@ def row(results: Sequence[Result]) -> list[str]:
 
 TITLES = [
     "seeds",
-    "steps to 95 %, median (95 % interval)",
+    "training: steps to 95 %, median",
+    "validation: steps to 95 %, median (95 % interval)",
     "95th percentile (of fewer than 20: the slowest)",
     "not reached",
     f"held for {AFTER} evaluations",
