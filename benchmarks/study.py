@@ -111,9 +111,14 @@ PARTS: dict[str, list[Variant]] = {
     "alpha": grid(["ema"], alpha=(0.8, 0.9, 0.95, 0.98, 0.99, 0.995)),
     "decay": grid(["adam-0.005", "ema", "ma"], weight_decay=(0.0, 0.001, 0.002, 0.005, 0.01, 0.02)),
     "window": grid(["ma"], window_size=(2, 10, 50, 100, 200), lamb=(1.0, 2.0, 5.0, 10.0)),
-    # What makes the EMA another filter than the MA before a strong AdamW: its smaller λ, or that it amplifies from the
-    # first step on, where the MA waits until its window is full?
-    "ema-ma": grid(["ema+adamw-1"], lamb=(2.0, 5.0), filter_from=(0, 100)) + grid(["ma+adamw-1"], lamb=(2.0, 5.0)),
+    # What makes the EMA another filter than the MA: what its average holds at first, that it amplifies from the first
+    # step on, where the MA waits until its window is full, or its smaller λ?
+    "early": [
+        *grid(["ema", "ema+adamw-1"], start=("gradient", "zero", "debiased")),
+        *grid(["ema", "ema+adamw-1"], filter_from=(100,)),
+        *grid(["ema+adamw-1"], lamb=(5.0,), filter_from=(0, 100)),
+        *grid(["ma+adamw-1"], lamb=(2.0, 5.0)),
+    ],
     "tuning": [
         variant for name, (rates, decays) in TUNED.items() for variant in grid([name], lr=rates, weight_decay=decays)
     ],
@@ -230,7 +235,7 @@ class Study:
     """Train what is missing of some parts of the study."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Which parts: methods, operations, start, lamb, alpha, decay, window, ema-ma, tuning, or, after that, tuned."""
+    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, tuning, or, after that, tuned."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every method and variant; `tuning` has its own two."""
     methods: tuple[str, ...] = tuple(METHODS)

@@ -130,10 +130,10 @@ def start_table(results: Sequence[Result], folder: Path) -> str:
     return listed(results, sorted(PARTS["start"], key=key), ("embedding_std", "train_fraction", "method"))
 
 
-def ema_ma_table(results: Sequence[Result], folder: Path) -> str:
-    """The EMA and the MA before AdamW, and what lies between them."""
+def early_table(results: Sequence[Result], folder: Path) -> str:
+    """The first steps of the filters."""
     del folder
-    return listed(results, PARTS["ema-ma"], ("method", "lamb", "filter_from"))
+    return listed(results, PARTS["early"], ("method", "what"))
 
 
 def tuned_table(results: Sequence[Result], folder: Path) -> str:
@@ -202,7 +202,7 @@ TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
     "study_tuned": tuned_table,
     "study_operations": operations_table,
     "study_start": start_table,
-    "study_ema_ma": ema_ma_table,
+    "study_early": early_table,
 }
 
 

@@ -22,7 +22,7 @@ from examples.harness import run as run_module
 from examples.harness.errors import UserError, plain_errors
 from examples.harness.optimizers import make_filter, make_tx
 from examples.harness.records import step_reached, to_row
-from examples.harness.run import main
+from examples.harness.run import described, main
 from examples.harness.run_folder import RunFolder, commit, write_whole
 from examples.harness.train import program
 from grokfast_jax import grokfast_ma
@@ -320,6 +320,17 @@ def test_stride_and_dtype_of_the_ring_reach_the_filter():
     wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, filtered)
     chex.assert_trees_all_equal_shapes_and_dtypes(wide, expected)
     assert filtered.lowpass.ring.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("start", "second"), [("gradient", 1 / 2), ("zero", 1 / 4), ("debiased", 1 / 3)])
+def test_the_start_of_the_average_reaches_the_filter(start, second):
+    config = toy.Config(filter="ema", alpha=0.5, lamb=1.0, start=start)
+    tx = make_filter(config, config.hyper())
+    _, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
+    out, _ = tx.update(jnp.zeros(2), state)
+    np.testing.assert_allclose(out, second, rtol=1e-6)
+    told = "" if start == "gradient" else f" start {start}"
+    assert described(config) == f"Grokfast-EMA α 0.5 λ 1{told}, Adam weight decay 0.005"
 
 
 @pytest.mark.parametrize("gradient_filter", ["ema", "ma"])

@@ -32,6 +32,9 @@ class OptimizerConfig:
     """Low-pass filter whose output is amplified."""
     alpha: float = 0.98
     """EMA: weight of the past, in [0, 1)."""
+    start: Literal["gradient", "zero", "debiased"] = "gradient"
+    """EMA: what it holds before the first gradient: that gradient, as the authors' code does; nothing; or nothing, and
+    the average is over the gradients seen."""
     window_size: int = 100
     """MA: number of gradients in the window."""
     stride: int = 1
@@ -104,7 +107,7 @@ def make_filter(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransfor
     if config.filter == "none":
         return optax.identity()
     if config.filter == "ema":
-        lowpass = ema(hyper["alpha"])
+        lowpass = ema(hyper["alpha"], start=config.start)
     else:
         lowpass = moving_average(config.window_size, stride=config.stride, buffer_dtype=config.buffer_dtype)
 

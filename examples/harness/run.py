@@ -223,6 +223,8 @@ def described(config: OptimizerConfig) -> str:
         "ema": f"Grokfast-EMA α {config.alpha:g} λ {config.lamb:g}",
         "ma": f"Grokfast-MA w {config.window_size} λ {config.lamb:g}",
     }[config.filter]
+    if config.filter == "ema" and config.start != "gradient":
+        gradient_filter += f" start {config.start}"
     if config.filter != "none":
         gradient_filter += f" fast {config.fast:g}" * (config.fast != 1) + " normalized" * config.normalize
         if config.filter_from:
