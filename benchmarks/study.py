@@ -115,8 +115,10 @@ PARTS: dict[str, list[Variant]] = {
     # step on, where the MA waits until its window is full, or its smaller λ?
     "early": [
         *grid(["ema", "ema+adamw-1"], start=("gradient", "zero", "debiased")),
+        *grid(["ema+adamw-0.1"], start=("gradient", "debiased")),
         *grid(["ema", "ema+adamw-1"], filter_from=(100,)),
         *grid(["ema+adamw-1"], lamb=(5.0,), filter_from=(0, 100)),
+        *grid(["ema+adamw-1"], lamb=(5.0,), start=("debiased",)),
         *grid(["ma+adamw-1"], lamb=(2.0, 5.0)),
     ],
     "tuning": [

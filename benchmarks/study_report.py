@@ -153,46 +153,51 @@ def tuned_table(results: Sequence[Result], folder: Path) -> str:
     return markdown(["method", "learning rate", "weight decay", *TITLES], rows) if rows else "Not measured yet.\n"
 
 
-PAIRS = [  # a method with a filter, and one without
-    ("ema", "adam-0.00167"),
-    ("ma", "adam-0.00167"),
-    ("ema", "adam-0.005"),
-    ("ma", "adam-0.01"),
-    ("ema", "adamw-1"),
-    ("ma", "adamw-1"),
-    ("ema+adamw-0.1", "adamw-0.1"),
-    ("ma+adamw-0.1", "adamw-0.1"),
-    ("ema+adamw-1", "adamw-1"),
-    ("ma+adamw-1", "adamw-1"),
-    ("ema+muon", "muon"),
-    ("ma+muon", "muon"),
-    ("ema+muon-1", "muon-1"),
+DEBIASED = {"start": "debiased"}
+PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
+    *(
+        ((one, {}), (other, {}))
+        for one, other in (
+            ("ema", "adam-0.00167"),
+            ("ma", "adam-0.00167"),
+            ("ema", "adam-0.005"),
+            ("ma", "adam-0.01"),
+            ("ema", "adamw-1"),
+            ("ma", "adamw-1"),
+            ("ema+adamw-0.1", "adamw-0.1"),
+            ("ma+adamw-0.1", "adamw-0.1"),
+            ("ema+adamw-1", "adamw-1"),
+            ("ma+adamw-1", "adamw-1"),
+            ("ema+muon", "muon"),
+            ("ma+muon", "muon"),
+            ("ema+muon-1", "muon-1"),
+        )
+    ),
+    (("ema", DEBIASED), ("adam-0.00167", {})),
+    (("ema", DEBIASED), ("ema", {})),
+    (("ema+adamw-1", DEBIASED), ("ema+adamw-1", {})),
+    (("ema+adamw-1", DEBIASED), ("adamw-1", {})),
+    (("ema+adamw-1", DEBIASED | {"lamb": 5.0}), ("adamw-1", {})),
+    (("ema+adamw-0.1", DEBIASED), ("adamw-0.1", {})),
+    (("ema+adamw-1", {"lamb": 5.0, "filter_from": 100}), ("adamw-1", {})),
 ]
 
 
 def pairs_table(results: Sequence[Result], folder: Path) -> str:
-    """Methods with a filter against methods without, seed by seed."""
+    """Methods with a filter against methods without, or with another, seed by seed."""
     del folder
     rows = []
     for pair in PAIRS:
-        by_seed = [{r["config"]["seed"]: r for r in of(results, (name, {}))} for name in pair]
+        by_seed = [{r["config"]["seed"]: r for r in of(results, variant)} for variant in pair]
         seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
         if seeds:
-            with_filter, without = (steps([one[seed] for seed in seeds]) for one in by_seed)
-            both = np.isfinite(with_filter) & np.isfinite(without)
-            ratio = f"{np.median(with_filter[both] / without[both]):.2f} ({both.sum()})" if both.any() else ""
-            earlier, later = np.sum(with_filter < without), np.sum(with_filter > without)
-            names = [f"`{name}`" for name in pair]
+            one, other = (steps([found[seed] for seed in seeds]) for found in by_seed)
+            both = np.isfinite(one) & np.isfinite(other)
+            ratio = f"{np.median(one[both] / other[both]):.2f} ({both.sum()})" if both.any() else ""
+            earlier, later = np.sum(one < other), np.sum(one > other)
+            names = [", ".join([f"`{name}`", *(f"{k} {v}" for k, v in changes.items())]) for name, changes in pair]
             rows.append([*names, str(len(seeds)), str(earlier), str(later), str(len(seeds) - earlier - later), ratio])
-    titles = [
-        "with a filter",
-        "without",
-        "seeds",
-        "filter earlier",
-        "filter later",
-        "neither",
-        "ratio of steps (seeds)",
-    ]
+    titles = ["method", "against", "seeds", "earlier", "later", "neither", "ratio of steps (seeds)"]
     return markdown(titles, rows) if rows else "Not measured yet.\n"
 
 
