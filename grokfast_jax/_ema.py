@@ -38,8 +38,9 @@ def ema(
       alpha: Weight of the past, in [0, 1): a number, a scalar array or a schedule of the update count. 0 passes the
         gradient through; 0.98 is the paper's value for modular arithmetic.
       start: What the average holds before the first gradient. `"gradient"`: that gradient, so :math:`\mu_0 = g_0`,
-        as the authors' code does. `"zero"`: nothing, so :math:`\mu_0 = (1 - \alpha) g_0`. `"debiased"`: nothing, and
-        the average is divided by the weights it has seen, as `optax.ema(alpha, debias=True)` does.
+        as the authors' code does; it then weighs :math:`1 / (1 - \alpha)` times as much as if it had come later.
+        `"zero"`: nothing, so :math:`\mu_0 = (1 - \alpha) g_0`. `"debiased"`: nothing, and the average is divided by
+        the weights it has seen, as `optax.ema(alpha, debias=True)` does.
       accumulator_dtype: Dtype the average is kept in. None keeps the parameters' dtype, but at least float32: in
         bfloat16 an average with `alpha` near 1 stops moving. For complex parameters, the complex dtype of that width,
         at least complex64.
