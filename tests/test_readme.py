@@ -24,7 +24,7 @@ def test_every_transformation_of_the_second_example_updates():
     exec(BLOCKS[1], names)
     params = {"embedding": jnp.ones(2), "blocks": jnp.ones((2, 2))}
     transformations = {k: v for k, v in names.items() if isinstance(v, optax.GradientTransformation | optax.MultiSteps)}
-    assert len(transformations) == 7
+    assert len(transformations) == 8
     for tx in transformations.values():
         updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
