@@ -97,8 +97,8 @@ def tiny(x64):
 
 def test_tiny_model_has_the_authors_logits(tiny):
     task, params, trajectory = tiny
-    assert jax.tree.structure(params) == jax.tree.structure(task.init(jax.random.key(0)))
-    np.testing.assert_allclose(task.logits(params, jnp.arange(110)), trajectory["logits"], rtol=0, atol=1e-9)
+    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(task.init, jax.random.key(0)))
+    np.testing.assert_allclose(jax.jit(task.logits)(params, jnp.arange(110)), trajectory["logits"], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("i", [0, 1, 2], ids=["none", "ema", "ma"])
@@ -201,7 +201,7 @@ def test_operations(operation, pairs, check):
 def test_logits_are_those_of_the_four_tokens_at_once(x64):
     """The shared `x op` and its cache change nothing, nor do the gradients."""
     task = Modular(p=11, dim=16, heads=2)
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), task.init(jax.random.key(0)))
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), jax.jit(task.init)(jax.random.key(0)))
     pair = jnp.arange(110)
     x, y = task.operands(pair)
     tokens = jnp.stack([x, jnp.full_like(x, 12), y, jnp.full_like(x, 11)], axis=-1)
@@ -209,12 +209,18 @@ def test_logits_are_those_of_the_four_tokens_at_once(x64):
     def whole(params):
         return nnx.merge(task.graphdef, params)(tokens)[0]
 
-    np.testing.assert_allclose(task.logits(params, pair), whole(params), rtol=0, atol=1e-13)
-    shared, plain = (
-        jax.grad(lambda p, f=f: jnp.sum(f(p) ** 2))(params) for f in (lambda p: task.logits(p, pair), whole)
-    )
-    chex.assert_trees_all_close(shared, plain, rtol=1e-10, atol=1e-10)
-    assert np.unique(np.asarray(whole(params)), axis=0).shape[0] == 110
+    def with_gradients(logits):
+        def loss_fn(params):
+            out = logits(params)
+            return jnp.sum(out**2), out
+
+        (_, out), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+        return out, grads
+
+    (shared, shared_grads), (plain, plain_grads) = with_gradients(lambda p: task.logits(p, pair)), with_gradients(whole)
+    np.testing.assert_allclose(shared, plain, rtol=0, atol=1e-13)
+    chex.assert_trees_all_close(shared_grads, plain_grads, rtol=1e-10, atol=1e-10)
+    assert np.unique(np.asarray(plain), axis=0).shape[0] == 110
 
 
 def test_learning_rate_rises_from_zero():
