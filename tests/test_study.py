@@ -104,7 +104,7 @@ def test_a_run_is_followed_after_its_first_time_at_the_threshold_and_summarised(
     assert study.summary(rows([math.nan]))["best_val_accuracy"] is None
 
 
-def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_path, toys):
+def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_path, toys, monkeypatch):
     arguments = Study(("methods",), seeds=(0, 1), methods=("ema", "ma", "muon"), cap=240, out=tmp_path)
     study.run(arguments)
     files = {path.name: path.read_text() for path in tmp_path.iterdir()}
@@ -127,7 +127,10 @@ def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_pa
         Study(("methods",), group_size=0)
     with pytest.raises(UserError, match=r"PARTS must be among methods, .*, tuned, got none"):
         Study(())
+    monkeypatch.setattr(study, "TUNING_CAP", 4)
     study.run(Study(("tuning",), methods=("ema",), cap=8, out=tmp_path))
+    tuning = {json.loads(path.read_text())["config"]["budget"] for path in tmp_path.glob("*_seed-100[01].json")}
+    assert tuning == {4}
     study.run(Study(("tuned",), methods=("ema",), cap=8, out=tmp_path))  # needs no other method to have been tuned
     assert len(list(tmp_path.iterdir())) == 6 + 2 * 9 + 1
 
