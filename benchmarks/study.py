@@ -61,6 +61,7 @@ METHODS: dict[str, Config] = {
     "slow-only": method(0.01, **MA, fast=0.0, filter_from=99),
     "ema+adamw-0.1": method(0.1, **EMA, optimizer="adamw"),
     "ema+adamw-1": method(1.0, **EMA, optimizer="adamw"),
+    "ema-late+adamw-1": method(1.0, **EMA | {"lamb": 5.0, "filter_from": 100}, optimizer="adamw"),
     "ema+muon": method(0.0, **EMA, optimizer="muon"),
     "ema+muon-1": method(1.0, **EMA, optimizer="muon"),
     "ma+adamw-0.1": method(0.1, **MA, optimizer="adamw"),
@@ -98,6 +99,7 @@ TUNED = {
     "ademamix-1": DECOUPLED,
     "muon-1": MUON,
     "ema+adamw-1": DECOUPLED,
+    "ema-late+adamw-1": DECOUPLED,
     "ma+adamw-1": DECOUPLED,
     "ema+muon-1": MUON,
 }
@@ -117,8 +119,8 @@ PARTS: dict[str, list[Variant]] = {
         *grid(["ema", "ema+adamw-1"], start=("gradient", "zero", "debiased")),
         *grid(["ema+adamw-0.1"], start=("gradient", "debiased")),
         *grid(["ema", "ema+adamw-1"], filter_from=(100,)),
-        *grid(["ema+adamw-1"], lamb=(5.0,), filter_from=(0, 100)),
-        *grid(["ema+adamw-1"], lamb=(5.0,), start=("debiased",)),
+        *grid(["ema+adamw-1"], lamb=(5.0,), start=("gradient", "debiased")),
+        *grid(["ema-late+adamw-1"]),
         *grid(["ma+adamw-1"], lamb=(2.0, 5.0)),
     ],
     "tuning": [

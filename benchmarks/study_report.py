@@ -167,6 +167,7 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
             ("ema+adamw-0.1", "adamw-0.1"),
             ("ma+adamw-0.1", "adamw-0.1"),
             ("ema+adamw-1", "adamw-1"),
+            ("ema-late+adamw-1", "adamw-1"),
             ("ma+adamw-1", "adamw-1"),
             ("ema+muon", "muon"),
             ("ma+muon", "muon"),
@@ -179,7 +180,6 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
     (("ema+adamw-1", DEBIASED), ("adamw-1", {})),
     (("ema+adamw-1", DEBIASED | {"lamb": 5.0}), ("adamw-1", {})),
     (("ema+adamw-0.1", DEBIASED), ("adamw-0.1", {})),
-    (("ema+adamw-1", {"lamb": 5.0, "filter_from": 100}), ("adamw-1", {})),
 ]
 
 
