@@ -110,6 +110,34 @@ def listed(results: Sequence[Result], chosen: Sequence[Variant], titles: Sequenc
     return markdown([*titles, *TITLES], rows) if rows else "Not measured yet.\n"
 
 
+def compared(results: Sequence[Result], one: Variant, other: Variant) -> list[str]:
+    """Cells of a table: two variants compared seed by seed; none if they have no seed in common."""
+    by_seed = [{r["config"]["seed"]: r for r in of(results, variant)} for variant in (one, other)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if not seeds:
+        return []
+    first, second = (steps([found[seed] for seed in seeds]) for found in by_seed)
+    both = np.isfinite(first) & np.isfinite(second)
+    ratio = f"{np.median(first[both] / second[both]):.2f} ({both.sum()})" if both.any() else ""
+    earlier, later = np.sum(first < second), np.sum(first > second)
+    return [str(len(seeds)), str(earlier), str(later), str(len(seeds) - earlier - later), ratio]
+
+
+COMPARED = ["seeds", "earlier", "later", "neither", "ratio of steps (seeds)"]
+
+
+def filters_compared(results: Sequence[Result], settings: Sequence[dict[str, Any]]) -> str:
+    """A table of both filters against both controls, setting by setting; empty if nothing can be compared."""
+    rows = [
+        [*map(str, changes.values()), f"`{one}`", f"`{other}`", *cells]
+        for changes in settings
+        for one in ("ema", "ma")
+        for other in ("adam-0.00167", "adamw-1")
+        if (cells := compared(results, (one, changes), (other, changes)))
+    ]
+    return "\n" + markdown([*settings[0], "method", "against", *COMPARED], rows) if rows else ""
+
+
 def methods_table(results: Sequence[Result], folder: Path) -> str:
     """All methods with the learning rate of 1e-3."""
     del folder
@@ -120,14 +148,17 @@ def operations_table(results: Sequence[Result], folder: Path) -> str:
     """The main methods on all operations."""
     del folder
     every = [*PARTS["operations"], *((name, {"operation": "multiplication"}) for name in MAIN_AND_FAIR)]
-    return listed(results, sorted(every, key=lambda v: v[1]["operation"]), ("operation", "method"))
+    table = listed(results, sorted(every, key=lambda v: v[1]["operation"]), ("operation", "method"))
+    return table + filters_compared(results, [changes for name, changes in PARTS["operations"] if name == "ema"])
 
 
 def start_table(results: Sequence[Result], folder: Path) -> str:
     """The main methods over initial scale and training fraction."""
     del folder
     key = lambda variant: [-variant[1][name] for name in ("embedding_std", "train_fraction")]
-    return listed(results, sorted(PARTS["start"], key=key), ("embedding_std", "train_fraction", "method"))
+    variants = sorted(PARTS["start"], key=key)
+    table = listed(results, variants, ("embedding_std", "train_fraction", "method"))
+    return table + filters_compared(results, [changes for name, changes in variants if name == "ema"])
 
 
 def early_table(results: Sequence[Result], folder: Path) -> str:
@@ -184,21 +215,16 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
 
 
 def pairs_table(results: Sequence[Result], folder: Path) -> str:
-    """Methods with a filter against methods without, or with another, seed by seed."""
+    """Methods with a filter against methods without, or with another."""
     del folder
     rows = []
-    for pair in PAIRS:
-        by_seed = [{r["config"]["seed"]: r for r in of(results, variant)} for variant in pair]
-        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
-        if seeds:
-            one, other = (steps([found[seed] for seed in seeds]) for found in by_seed)
-            both = np.isfinite(one) & np.isfinite(other)
-            ratio = f"{np.median(one[both] / other[both]):.2f} ({both.sum()})" if both.any() else ""
-            earlier, later = np.sum(one < other), np.sum(one > other)
-            names = [", ".join([f"`{name}`", *(f"{k} {v}" for k, v in changes.items())]) for name, changes in pair]
-            rows.append([*names, str(len(seeds)), str(earlier), str(later), str(len(seeds) - earlier - later), ratio])
-    titles = ["method", "against", "seeds", "earlier", "later", "neither", "ratio of steps (seeds)"]
-    return markdown(titles, rows) if rows else "Not measured yet.\n"
+    for one, other in PAIRS:
+        if cells := compared(results, one, other):
+            names = (
+                ", ".join([f"`{name}`", *(f"{k} {v}" for k, v in changes.items())]) for name, changes in (one, other)
+            )
+            rows.append([*names, *cells])
+    return markdown(["method", "against", *COMPARED], rows) if rows else "Not measured yet.\n"
 
 
 TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {

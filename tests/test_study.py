@@ -213,7 +213,13 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     lines = tables["study_methods"].splitlines()
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| `adamw-1`", "| `ema`"]
     assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 100 | 1,000 |" in lines[3]
-    assert tables["study_operations"].count("division | `ema` | 2 |") == 1
+    operations = tables["study_operations"]
+    assert operations.count("| division | `ema` | 2 |") == 1
+    # Compared within an operation only: the division has no control here.
+    assert "against" not in operations
+    runs = [result((name, {"operation": "division"}), 0, steps) for name, steps in (("ema", 900), ("adamw-1", 1000))]
+    table = study_report.filters_compared(runs, [{"operation": "addition"}, {"operation": "division"}])
+    assert table.splitlines()[3:] == ["| division | `ema` | `adamw-1` | 1 | 1 | 0 | 0 | 0.90 (1) |"]
     assert tables["study_tuned"] == "Not measured yet.\n"
     for name in ("methods", "ablations"):
         assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
