@@ -14,7 +14,7 @@ from examples.harness.run import described
 from examples.harness.run_folder import write_whole
 from examples.sweep import to_csv
 
-from .study import AFTER, MAIN_AND_FAIR, METHODS, PARTS, TUNED, TUNING_SEEDS, Variant, cell, tuned
+from .study import AFTER, ELSEWHERE, METHODS, PARTS, TUNED, TUNING_SEEDS, Variant, cell, tuned
 
 Result = dict[str, Any]
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
@@ -127,12 +127,17 @@ COMPARED = ["seeds", "earlier", "later", "neither", "ratio of steps (seeds)"]
 
 
 def filters_compared(results: Sequence[Result], settings: Sequence[dict[str, Any]]) -> str:
-    """A table of both filters against both controls, setting by setting; empty if nothing can be compared."""
+    """A table of filters against controls, setting by setting; empty if nothing can be compared."""
     rows = [
         [*map(str, changes.values()), f"`{one}`", f"`{other}`", *cells]
         for changes in settings
-        for one in ("ema", "ma")
-        for other in ("adam-0.00167", "adamw-1")
+        for one, other in (
+            ("ema", "adam-0.00167"),
+            ("ma", "adam-0.00167"),
+            ("ema", "adamw-1"),
+            ("ma", "adamw-1"),
+            ("ma+adamw-1", "adamw-1"),
+        )
         if (cells := compared(results, (one, changes), (other, changes)))
     ]
     return "\n" + markdown([*settings[0], "method", "against", *COMPARED], rows) if rows else ""
@@ -147,7 +152,7 @@ def methods_table(results: Sequence[Result], folder: Path) -> str:
 def operations_table(results: Sequence[Result], folder: Path) -> str:
     """The main methods on all operations."""
     del folder
-    every = [*PARTS["operations"], *((name, {"operation": "multiplication"}) for name in MAIN_AND_FAIR)]
+    every = [*PARTS["operations"], *((name, {"operation": "multiplication"}) for name in ELSEWHERE)]
     table = listed(results, sorted(every, key=lambda v: v[1]["operation"]), ("operation", "method"))
     return table + filters_compared(results, [changes for name, changes in PARTS["operations"] if name == "ema"])
 
