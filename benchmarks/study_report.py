@@ -56,14 +56,14 @@ def cap_of(results: Sequence[Result]) -> int:
 
 
 def row(results: Sequence[Result]) -> list[str]:
-    """Cells of a table: seeds, training's median, validation's and its interval, 95th percentile, failures, and after.
+    """Cells of a table: seeds, training's median, validation's and its spread, 95th percentile, failures, and after.
 
     A run that was no longer finite counts as below the threshold from there on.
     """
     values, cap = steps(results), cap_of(results)
     median = told(float(np.median(values)), cap)
-    if len(values) >= FEWEST:
-        low, high = interval(values)
+    if len(values) > 1:
+        low, high = interval(values) if len(values) >= FEWEST else (float(values.min()), float(values.max()))
         median += f" ({told(low, cap)} to {told(high, cap)})"
     there = [
         r["of_these_at_threshold"] / AFTER
@@ -84,7 +84,7 @@ def row(results: Sequence[Result]) -> list[str]:
 TITLES = [
     "seeds",
     "training: steps to 95 %, median",
-    "validation: steps to 95 %, median (95 % interval)",
+    f"validation: steps to 95 %, median (95 % interval; of fewer than {FEWEST} seeds: range)",
     "95th percentile (of fewer than 20: the slowest)",
     "not reached",
     f"held for {AFTER} evaluations",

@@ -155,11 +155,11 @@ def result(variant, seed, first_step, cap=5000, best=1.0, at=50):
 
 def test_failures_count_as_later_than_any_step():
     runs = [result(("ema", {}), seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000])]
-    assert study_report.row(runs)[:5] == ["5", "100", "3,000", "> 5,000", "2"]
+    assert study_report.row(runs)[:5] == ["5", "100", "3,000 (1,000 to > 5,000)", "> 5,000", "2"]
     runs = [result(("ema", {}), seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000, 1500])]
     assert study_report.row(runs)[2] == "2,500 (1,250 to > 5,000)"
     runs = [result(("ema", {}), seed, step, at=50 - seed) for seed, step in enumerate([1000, 1000])]
-    assert study_report.row(runs) == ["2", "100", "1,000", "1,000", "0", "1 of 2", "99%"]
+    assert study_report.row(runs) == ["2", "100", "1,000 (1,000 to 1,000)", "1,000", "0", "1 of 2", "99%"]
     never = result(("ema", {}), 0, None) | {"first_step_train": None}
     assert study_report.row([never])[1:] == ["> 5,000", "> 5,000", "> 5,000", "1", "", ""]
     # Cut off by the cap: not known. No longer finite: below the threshold from there on.
@@ -212,7 +212,7 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     tables = study_report.tables(tmp_path / "study", tmp_path)
     lines = tables["study_methods"].splitlines()
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| `adamw-1`", "| `ema`"]
-    assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 100 | 1,000 |" in lines[3]
+    assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 100 | 1,000 (1,000 to 1,001) |" in lines[3]
     operations = tables["study_operations"]
     assert operations.count("| division | `ema` | 2 |") == 1
     # Compared within an operation only: the division has no control here.
