@@ -134,6 +134,8 @@ def filters_compared(results: Sequence[Result], settings: Sequence[dict[str, Any
         for one, other in (
             ("ema", "adam-0.00167"),
             ("ma", "adam-0.00167"),
+            ("ema", "adam-0.005"),
+            ("ma", "adam-0.01"),
             ("ema", "adamw-1"),
             ("ma", "adamw-1"),
             ("ma+adamw-1", "adamw-1"),
