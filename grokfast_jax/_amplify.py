@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -43,7 +44,7 @@ def amplify(
         first is the paper's two-stage variant.
       fast: Weight of the gradient itself, likewise. 0 leaves the slow part alone (the paper's "slow only" ablation).
       normalize: Divide by `fast + lamb`, which keeps the size of a constant gradient if the filter does, as averages
-        do and sums do not.
+        do and sums do not. Schedules must not sum to 0 at any step, or the updates are no longer finite.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
@@ -80,7 +81,7 @@ def amplify(
     )
     check_number("fast", fast, allowed=number, cure="1.0 keeps the gradient, 0.0 leaves its slow part alone")
     numbers = [x for x in (fast, lamb) if not callable(x) and not isinstance(x, Tracer)]
-    if normalize and len(numbers) == 2 and sum(numbers) == 0:
+    if normalize and len(numbers) == 2 and sum(np.asarray(x, jnp.result_type(float)) for x in numbers) == 0:
         raise ValueError(
             f"fast + lamb must not be 0 with normalize=True, got fast={fast!r} and lamb={lamb!r}; use normalize=False"
         )

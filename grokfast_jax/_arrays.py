@@ -26,7 +26,7 @@ def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
     if requested is None:
         return wide_dtype(x)
     if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
-        return jnp.dtype(jnp.complex128 if jnp.finfo(requested).bits > 32 else jnp.complex64)
+        return jnp.dtype(jnp.complex128 if jnp.dtype(requested).itemsize > 4 else jnp.complex64)
     return jnp.dtype(requested)
 
 

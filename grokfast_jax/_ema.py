@@ -35,8 +35,8 @@ def ema(
     half-power frequency about :math:`(1 - \alpha) / (2 \pi)` cycles per step.
 
     Args:
-      alpha: Weight of the past, in [0, 1): a number, a scalar array or a schedule of the update count. 0 passes the
-        gradient through; 0.98 is the paper's value for modular arithmetic.
+      alpha: Weight of the past, in [0, 1): a number, a scalar array or a schedule of the update count, whose values are
+        not checked. 0 passes the gradient through; 0.98 is the paper's value for modular arithmetic.
       start: What the average holds before the first gradient. `"gradient"`: that gradient, so :math:`\mu_0 = g_0`,
         as the authors' code does; it then weighs :math:`1 / (1 - \alpha)` times as much as if it had come later.
         `"zero"`: nothing, so :math:`\mu_0 = (1 - \alpha) g_0`. `"debiased"`: nothing, and the average is divided by

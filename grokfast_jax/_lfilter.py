@@ -38,7 +38,9 @@ def lfilter(
     evaluated in direct form II transposed, so it holds max(M, N) arrays per parameter. Designs of `scipy.signal`
     (`butter`, `bessel`, `firwin`, ...) drop in. In float32 split a high order into sections and chain them:
     `optax.chain(*(lfilter(s[:3], s[3:]) for s in scipy.signal.butter(6, 0.02, output="sos")))`; for 16-bit gradients
-    inside `amplify`, which hands them over in float32: what passes between the sections may be very small.
+    inside `amplify`, which hands them over in float32: what passes between the sections may be very small. A low cutoff
+    needs more than float32 (for `butter(2, ...)` below about 0.002): `jax_enable_x64`, with
+    `accumulator_dtype="float64"` where the parameters are narrower.
 
     Args:
       b: Numerator coefficients, one or more numbers or a 1-D array (which may be traced).
@@ -54,7 +56,8 @@ def lfilter(
 
     Raises:
       ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to nearly 0
-        with `start="gradient"` (such a filter has no steady state, or is a high order in need of splitting).
+        with `start="gradient"` (such a filter has no steady state, or is a high order in need of splitting). In `init`:
+        rounding `a` to the dtype of the memory can change the response to a constant by more than 1 %.
       TypeError: `b` or `a` holds something else than real numbers, or `accumulator_dtype` is no floating-point dtype.
 
     Example:
@@ -94,6 +97,9 @@ def lfilter(
     def init_fn(params: optax.Params) -> Any:
         # Trees, not an axis: so every leaf fits the sharding and the partition metadata of its parameter.
         delays = tuple(zeros(params, accumulator_dtype) for _ in range(order))
+        if not traced and order:
+            for dtype in {jnp.finfo(wide_dtype(leaf)).dtype for leaf in jax.tree.leaves(delays[0])}:
+                _check_rounding(denominator, dtype)
         return LfilterState(delays, jnp.zeros((), jnp.int32))
 
     def update_fn(
@@ -120,6 +126,20 @@ def lfilter(
         return cast_like(slow, updates), LfilterState(tuple(delays), next_step(state.lfilter_step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_rounding(a: Any, dtype: np.dtype) -> None:
+    """Raise if rounding the denominator `a` to `dtype` can change the response to a constant by more than 1 %."""
+    total, size = abs(a.sum()), abs(a).sum()
+    if total <= 1e-14 * size:  # no response to a constant: it grows without end
+        return
+    change = float(jnp.finfo(dtype).eps) / 2 * size / total
+    if change > 0.01:
+        raise ValueError(
+            f"a must not sum to nearly 0 for {dtype}, got {a.tolist()} (over a[0]), whose rounding can change the "
+            f"response to a constant by {change:.0%}; split a high order into second-order sections and chain them, "
+            'or, for a low cutoff, enable jax_enable_x64 and pass accumulator_dtype="float64"'
+        )
 
 
 def _coefficients(name: str, values: Any) -> Any:

@@ -16,7 +16,9 @@ Reduce = Literal["mean", "sum"]
 class MovingAverageState(NamedTuple):
     """State of `moving_average`. A slot of the ring holds the sum of `stride` successive gradients."""
 
-    ring: optax.Updates  # the window and the slot that left it: (window_size // stride + 1, *shape), or (*shape, ...)
+    # The window and the slot that left it: (window_size // stride + 1, *shape), or (*shape, ...). Narrower than 32 bits
+    # it is of unsigned integers with the bits of `buffer_dtype`.
+    ring: optax.Updates
     window: optax.Updates  # sum of the window, like params
     fresh: optax.Updates  # sum since slot 1 of the ring was begun, like params
     partial: optax.Updates | None  # sum of the gradients in the slot that is being filled; None for stride 1
@@ -52,8 +54,9 @@ def moving_average(
         w - stride + 1 and w gradients; the mean is over those that it holds. None is 1, the exact window.
       buffer_dtype: Dtype of the ring. None keeps the parameters' dtype, but at least float32. A narrower one rounds
         every gradient (or slot) once; the sums stay in at least float32 and never drift. Prefer bfloat16: float16 makes
-        0 of what is below 3e-8 and infinity of a slot above 65,504. For complex parameters, the complex dtype of that
-        width, at least complex64.
+        0 of what is below 3e-8 and infinity of a slot above 65,504. The state then holds the bits, as unsigned
+        integers, through which no derivative passes. For complex parameters, the complex dtype of that width, at least
+        complex64.
       window_axis: Where the ring has its window axis: 0, the first and fast one, or -1, the last one. Parameters with
         Flax partition metadata need -1: the metadata names leading axes, and would shard the window at 0. None is 0.
 
@@ -63,8 +66,8 @@ def moving_average(
       under jit, or XLA copies the ring at each step.
 
     Raises:
-      ValueError: `window_size` or `stride` is not positive, `stride` does not divide `window_size`, or `reduce` or
-        `window_axis` is unknown.
+      ValueError: `window_size` or `stride` is not positive, their sum is not below 2**31, `stride` does not divide
+        `window_size`, or `reduce` or `window_axis` is unknown.
       TypeError: `window_size` or `stride` is no int, `warmup` no bool, or `buffer_dtype` no floating-point dtype.
 
     Example:
@@ -91,6 +94,8 @@ def moving_average(
         raise ValueError(
             f"stride must divide window_size, got stride={s} and window_size={w}; use stride=1 for the exact window"
         )
+    if w + s >= 2**31:
+        raise ValueError(f"window_size + stride must be below 2**31, got {w} + {s}; use a smaller window_size")
     check_choice("reduce", reduce, get_args(Reduce))
     check_choice("window_axis", window_axis, (0, -1, None))
     if not isinstance(warmup, bool):
@@ -99,10 +104,27 @@ def moving_average(
 
     axis = window_axis or 0
     slots = w // s  # of the window; the ring has one more
+    # XLA's CPU compiler converts a whole bfloat16 array to float32 and back when one slot of it is updated; bits it
+    # leaves in place.
+    slot_dtype = ring_dtype = None if buffer_dtype is None else jnp.dtype(buffer_dtype)
+    if slot_dtype is not None and slot_dtype.itemsize < 4:
+        ring_dtype = jnp.dtype(f"uint{8 * slot_dtype.itemsize}")
+
+    def stored(slot: jax.Array, ring: jax.Array) -> jax.Array:
+        """A slot as the ring holds it."""
+        if jnp.issubdtype(ring.dtype, jnp.unsignedinteger):
+            return lax.bitcast_convert_type(slot.astype(slot_dtype), ring.dtype)
+        return slot.astype(ring.dtype)
+
+    def loaded(slot: jax.Array, window: jax.Array) -> jax.Array:
+        """A slot of the ring as it is summed."""
+        if slot_dtype is not None and jnp.issubdtype(slot.dtype, jnp.unsignedinteger):
+            slot = lax.bitcast_convert_type(slot, slot_dtype)
+        return slot.astype(window.dtype)
 
     def init_fn(params: optax.Params) -> Any:
         return MovingAverageState(
-            ring=stacked_zeros(params, slots + 1, buffer_dtype, axis),
+            ring=stacked_zeros(params, slots + 1, ring_dtype, axis),
             window=zeros(params, None),
             fresh=zeros(params, None),
             partial=zeros(params, None) if s > 1 else None,
@@ -120,8 +142,8 @@ def moving_average(
         grads = jax.tree.map(lambda g, window: jnp.asarray(g, window.dtype), updates, state.window)
         total = grads if state.partial is None else jax.tree.map(jnp.add, state.partial, grads)
         # The slot as the ring holds it: what is added to the sums now is what leaves them later.
-        rounded = jax.tree.map(lambda total, ring: total.astype(ring.dtype), total, state.ring)
-        added = jax.tree.map(lambda r, window: r.astype(window.dtype), rounded, state.window)
+        rounded = jax.tree.map(stored, total, state.ring)
+        added = jax.tree.map(loaded, rounded, state.window)
         if state.partial is not None:
             added = jax.tree.map(
                 lambda r, partial, g: jnp.where(slot_done, r - partial, g), added, state.partial, grads
@@ -143,7 +165,7 @@ def moving_average(
         whole = (slot == slots) | (slots == 1)
         window = jax.tree.map(
             lambda window, fresh, a, leaving: jnp.where(
-                whole, fresh, window + a - jnp.where(phase == 0, leaving.astype(window.dtype), 0)
+                whole, fresh, window + a - jnp.where(phase == 0, loaded(leaving, window), 0)
             ),
             state.window,
             fresh,

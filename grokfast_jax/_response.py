@@ -26,7 +26,7 @@ def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: i
       length: Number of steps to measure, a positive int.
       settle: Number of zero gradients before the impulse, an int of at least 0. So many steps are to be enough for the
         start of a filter to be over: one for `start="gradient"`, `window_size` for `warmup`, some time constants for
-        `start="debiased"`. None is 10,000; 0 shows the start instead.
+        `start="debiased"`. None is 10,000, too few for a longer window; 0 shows the start instead.
 
     Returns:
       An array of shape (length,), in the default float dtype.

@@ -65,6 +65,7 @@ BAD = [
     (lambda: gf.moving_average(6, stride=12), ValueError, r"stride must divide window_size, got stride=12"),
     (lambda: gf.moving_average(6, stride=0), ValueError, r"stride must be a positive int, got 0; use stride=1"),
     (lambda: gf.moving_average(6, stride=1.5), TypeError, r"stride must be a positive int, got 1.5; "),
+    (lambda: gf.moving_average(2**31, stride=2**30), ValueError, r"window_size \+ stride must be below 2\*\*31, got "),
     (lambda: gf.moving_average(6, reduce="max"), ValueError, r"reduce must be one of 'mean', 'sum', got 'max'; choose"),
     (lambda: gf.moving_average(6, warmup=1), TypeError, r"warmup must be True or False, got 1; "),
     (lambda: gf.moving_average(6, window_axis=1), ValueError, r"window_axis must be one of 0, -1, None, got 1; choose"),
@@ -107,6 +108,7 @@ BAD = [
         ValueError,
         r"fast \+ lamb must not be 0 .* normalize=False",
     ),
+    (lambda: gf.amplify(gf.ema(0.9), 1e-9 - 1, normalize=True), ValueError, r"fast \+ lamb must not be 0"),
     (lambda: gf.impulse_response(0.98, 5), TypeError, r"tx must be an optax.GradientTransformation, got 0.98; pass"),
     (lambda: gf.impulse_response(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
     (

@@ -22,7 +22,7 @@ STEPS = 11  # more than two of the windows below, and no multiple of them
 class Row(NamedTuple):
     public: str  # name of the transformation
     make: Callable[[], optax.GradientTransformationExtraArgs]
-    asked_for: str | None = None  # a dtype of the state that the arguments ask for
+    asked_for: str | None = None  # a dtype of the state that the arguments ask for (for a narrow ring, of its bits)
 
 
 def rising(step):
@@ -42,7 +42,7 @@ TABLE = {
     "moving_average no warmup": Row("moving_average", lambda: gf.moving_average(4, warmup=False)),
     "moving_average stride": Row("moving_average", lambda: gf.moving_average(6, stride=2, warmup=False)),
     "moving_average stride = window": Row("moving_average", lambda: gf.moving_average(3, stride=3)),
-    "moving_average bfloat16": Row("moving_average", lambda: gf.moving_average(4, buffer_dtype="bfloat16"), "bfloat16"),
+    "moving_average bfloat16": Row("moving_average", lambda: gf.moving_average(4, buffer_dtype="bfloat16"), "uint16"),
     "moving_average last axis": Row("moving_average", lambda: gf.moving_average(4, window_axis=-1)),
     "lfilter FIR": Row("lfilter", lambda: gf.lfilter([0.5, 0.25, 0.25])),
     "lfilter gain": Row("lfilter", lambda: gf.lfilter([0.5])),
@@ -267,7 +267,7 @@ def test_split_runs_equal_whole_runs(name, data):
 
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 99), scale=st.floats(-3, 3, width=32))
-@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.asked_for != "bfloat16"])
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.asked_for in (None, "float32")])
 def test_filters_are_linear(name, seed, scale):
     tx, params = TABLE[name].make(), jnp.zeros(3)
     g, h = gradients(params, seed=seed), gradients(params, seed=seed + 100)

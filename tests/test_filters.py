@@ -153,6 +153,23 @@ def test_sections_in_a_chain_equal_the_whole_design():
     np.testing.assert_allclose(run(tx, jnp.asarray(g, jnp.float32)), scipy.signal.sosfilt(sos, g, axis=0), atol=1e-5)
 
 
+def test_lfilter_refuses_coefficients_that_float32_cannot_hold():
+    message = r"a must not sum to nearly 0 for float32, got \[1.0, .* response to a constant by \d+%; .* jax_enable_x64"
+    complex_ = jnp.zeros(2, jnp.complex64)
+    for order, cutoff in ((2, 0.001), (2, 3e-4), (2, 1e-4), (4, 0.02), (4, 0.005)):
+        for params in (jnp.zeros(2), jnp.zeros(2, jnp.bfloat16), complex_):
+            with pytest.raises(ValueError, match=message):
+                gf.lfilter(*scipy.signal.butter(order, cutoff)).init({"w": params})
+    for b, a in (([1.0], [1.0, -2.0, 1.0]), ([1.0], [1.0, -1.0]), ([1e-9], [1.0]), ([1.0, -1.0], [1.0])):
+        gf.lfilter(b, a).init(complex_)
+    gf.lfilter(*scipy.signal.butter(2, 0.002)).init(complex_)
+
+
+def test_lfilter_holds_a_low_cutoff_in_float64(x64):
+    slow = gf.lfilter(*scipy.signal.butter(2, 1e-4), start="gradient", accumulator_dtype="float64")
+    np.testing.assert_allclose(run(slow, jnp.ones((100, 1), jnp.float32)), 1.0, rtol=1e-6)
+
+
 def test_lfilter_takes_traced_coefficients():
     g = jnp.asarray(np.random.default_rng(0).normal(size=(30, 2)), jnp.float32)
     b, a = jnp.array([0.1, 0.2]), jnp.array([2.0, -1.0, 0.25])
@@ -284,7 +301,7 @@ def test_counters_never_stick():
         np.testing.assert_allclose(out, gradient + 0.5 * mu + 0.5 * gradient, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e5m2"])
 def test_narrow_ring_rounds_once_and_does_not_drift(dtype):
     g = np.random.default_rng(0).normal(size=(5000, 3)).astype(np.float32)
     slow = run(gf.moving_average(10, buffer_dtype=dtype), jnp.asarray(g))
@@ -301,6 +318,20 @@ def test_moving_average_is_updated_in_place(lenient):
     array = 4_000_000 * 4
     assert memory.alias_size_in_bytes >= (101 + 2 + 2) * array
     assert memory.temp_size_in_bytes < 0.01 * array
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts what XLA's CPU compiler moves")
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", "float8_e4m3fn"])
+def test_no_window_makes_a_step_dearer(dtype, lenient):
+    """What a donated update moves is the same for a window of 5 and of 500, also where the ring is narrow."""
+
+    def moved(window_size):
+        params = jax.ShapeDtypeStruct((10_000,), jnp.float32)
+        tx = gf.moving_average(window_size, buffer_dtype=dtype)
+        update = jax.jit(tx.update, donate_argnums=1).lower(params, jax.eval_shape(tx.init, params))
+        return update.compile().cost_analysis()["bytes accessed"]
+
+    assert moved(500) == pytest.approx(moved(5), rel=0.01)
 
 
 def test_vmapped_training_slices_the_ring():
