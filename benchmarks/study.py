@@ -21,7 +21,7 @@ from examples.harness.config import RunConfig
 from examples.harness.errors import UserError, plain_errors
 from examples.harness.records import Row, best, is_finite, step_reached
 from examples.modular import Config
-from examples.sweep import Cell, train_missing
+from examples.sweep import Cell, load, train_missing
 
 OUT = Path(__file__).parent / "results" / "study"
 THRESHOLD = 0.95  # validation accuracy
@@ -174,18 +174,6 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def load(out: Path, one: Cell) -> dict[str, Any] | None:
-    """The result of a run, None if it has not been trained yet; UserError if the file is of another configuration."""
-    path = out / f"{one.name}.json"
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    differs = [name for name, value in one.config.facts().items() if result["config"].get(name, value) != value]
-    if differs:
-        raise UserError(f"{path} was made with another {', '.join(differs)}; delete it, or choose another --out")
-    return result
-
-
 def tuned(out: Path, name: str, cap: int) -> Variant:
     """A method with that pair of its grid which was fastest in the median of the tuning seeds.
 
@@ -271,7 +259,6 @@ def run(study: Study) -> None:
         for variant in variants(part, study.methods, study.out, study.cap):
             for seed in seeds:
                 one = cell(variant, seed, cap)
-                load(study.out, one)
                 every[one.name] = one
     train_missing(list(every.values()), study.out, study.group_size, summary, followed)
 

@@ -25,10 +25,10 @@ BEFORE, AFTER = 50, 100  # steps
 
 
 def jump(rows: Sequence[Row], switch: int) -> float:
-    """The highest training loss after the step `switch`, less the mean before it; NaN if the run ended there."""
+    """The highest training loss after the step `switch`, less the mean before it; NaN if either has no record."""
     before = [row["train_loss"] for row in rows if switch - BEFORE < row["step"] <= switch]
     after = [row["train_loss"] for row in rows if switch < row["step"] <= switch + AFTER]
-    return max(after) - statistics.fmean(before) if after else math.nan
+    return max(after) - statistics.fmean(before) if before and after else math.nan
 
 
 def main(sweep: Annotated[Path, tyro.conf.Positional]) -> None:

@@ -196,12 +196,12 @@ def to_rows(result: dict[str, Any]) -> list[Row]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def spread(values: Sequence[float | None], form: str) -> str:
-    """Median and range; None stands for a threshold that was not reached, later than any step."""
+def spread(values: Sequence[float | None], form: str, worst: float = math.inf) -> str:
+    """Median and range; None or NaN stands for a run that has no such value, and counts as the `worst` there is."""
     values = [None if value is None or math.isnan(value) else value for value in values]
-    numbers = sorted(float("inf") if value is None else value for value in values)
+    numbers = sorted(worst if value is None else value for value in values)
     low, middle, high = (
-        "never" if x == float("inf") else format(x, form) for x in (numbers[0], statistics.median(numbers), numbers[-1])
+        format(x, form) if math.isfinite(x) else "never" for x in (numbers[0], statistics.median(numbers), numbers[-1])
     )
     missed = sum(value is None for value in values)
     return (
@@ -213,19 +213,19 @@ def spread(values: Sequence[float | None], form: str) -> str:
 
 def markdown(table: Sequence[dict[str, Any]], axes: Sequence[str], thresholds: Sequence[float]) -> str:
     """Median and range over the seeds of every combination, as a Markdown table."""
-    columns = {f"steps_to_{100 * t:g}": (f"steps to {100 * t:g} %", 1, ",.0f") for t in thresholds}
+    columns = {f"steps_to_{100 * t:g}": (f"steps to {100 * t:g} %", 1, ",.0f", math.inf) for t in thresholds}
     if "best_val_accuracy" in table[0]:
-        columns["best_val_accuracy"] = ("best val. accuracy (%)", 100, ".1f")
-    columns["min_val_loss"] = ("lowest val. loss", 1, ".3g")
+        columns["best_val_accuracy"] = ("best val. accuracy (%)", 100, ".1f", -math.inf)
+    columns["min_val_loss"] = ("lowest val. loss", 1, ".3g", math.inf)
     lines = [
-        " | ".join(["", *axes, "seeds", *(title for title, _, _ in columns.values()), ""]),
+        " | ".join(["", *axes, "seeds", *(title for title, *_ in columns.values()), ""]),
         "|---" * (len(axes) + len(columns) + 1) + "|",
     ]
     for place, group in itertools.groupby(table, lambda row: [row[axis] for axis in axes]):
         runs = list(group)
         spreads = [
-            spread([None if run[name] is None else scale * run[name] for run in runs], form)
-            for name, (_, scale, form) in columns.items()
+            spread([None if run[name] is None else scale * run[name] for run in runs], form, worst)
+            for name, (_, scale, form, worst) in columns.items()
         ]
         lines.append(" | ".join(["", *place, str(len(runs)), *spreads, ""]))
     return "\n".join(line.strip() for line in lines) + "\n"
@@ -280,11 +280,24 @@ def in_full(rows: Sequence[Row]) -> dict[str, Any]:
     return {"records": {name: [row[name] for row in rows] for name in rows[0]}}
 
 
+def load(files: Path, cell: Cell) -> dict[str, Any] | None:
+    """The result of a run, None if it has not been trained yet; UserError if the file is of another configuration."""
+    path = files / f"{cell.name}.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    facts = json.loads(json.dumps(cell.config.facts(), default=str))
+    differs = [name for name, value in facts.items() if result["config"].get(name, value) != value]
+    if differs:
+        raise UserError(f"{path} was made with another {', '.join(differs)}; delete it, or choose another --out")
+    return result
+
+
 def train_missing(
     every: Sequence[Cell], files: Path, group_size: int, kept: Kept = in_full, finished: Finished = reached
 ) -> None:
     """Train the runs that have no file in `files` yet; what is `kept` of one's records is written once it is done."""
-    todo = [cell for cell in every if not (files / f"{cell.name}.json").exists()]
+    todo = [cell for cell in every if load(files, cell) is None]
     with tqdm.tqdm(total=sum(cell.config.budget for cell in todo), unit="step", disable=not todo) as bar:
         for group in groups(todo, group_size):
             start = time.perf_counter()
@@ -316,7 +329,7 @@ def run(sweep: Sweep) -> None:
     files.mkdir(parents=True, exist_ok=True)
     write_whole(plan_file, plan)
     train_missing(every, files, sweep.group_size)
-    print(report(sweep, [json.loads((files / f"{cell.name}.json").read_text()) for cell in every]))
+    print(report(sweep, [result for cell in every if (result := load(files, cell))]))
     print(f"results in {sweep.out}")
 
 

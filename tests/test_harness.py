@@ -195,6 +195,17 @@ def test_resume_refuses_what_it_cannot_go_on_with(undisturbed, tmp_path):
             toy_main("--resume", tmp_path / "short", "--budget", 120)
 
 
+def test_resume_refuses_other_data(undisturbed, tmp_path, monkeypatch):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    split = toy.Toy.split
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.Toy, "split", lambda self, key: split(self, key) | {"y": 1 - split(self, key)["y"]})
+        with pytest.raises(UserError, match=r"the data are not those that the run in .*run was started with; pass the"):
+            toy_main("--resume", tmp_path / "run", "--budget", 120)
+    assert_same_run(tmp_path / "run", undisturbed)
+    toy_main("--resume", tmp_path / "run", "--budget", 120)
+
+
 def test_what_may_change_on_resume_is_kept(undisturbed, tmp_path):
     toy_main("--preset", "ma", "--out", tmp_path / "run", "--budget", 8)
     toy_main("--resume", tmp_path / "run", "--budget", 80)
@@ -319,9 +330,9 @@ def test_stride_and_dtype_of_the_ring_reach_the_filter():
     filtered, expected = (
         tx.init(jnp.zeros(2)) for tx in (make_filter(config, config.hyper()), grokfast_ma(6, stride=3))
     )
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, filtered)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.uint16 else x, filtered)
     chex.assert_trees_all_equal_shapes_and_dtypes(wide, expected)
-    assert filtered.lowpass.ring.dtype == jnp.bfloat16
+    assert filtered.lowpass.ring.dtype == jnp.uint16  # the bits of bfloat16
 
 
 @pytest.mark.parametrize(("start", "second"), [("gradient", 1 / 2), ("zero", 1 / 4), ("debiased", 1 / 3)])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import types
 
 import numpy as np
@@ -164,6 +165,20 @@ def test_a_task_with_a_loss_alone_is_reported_by_it(tmp_path, monkeypatch):
     assert "lowest loss" in figures[1].get_title()
 
 
+def test_a_run_of_another_configuration_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    """A preset may change between the start of a sweep and its end; its name in the plan does not."""
+    sweep.run(make(tmp_path / "s"))
+    table = (tmp_path / "s" / "table.md").read_text()
+    (tmp_path / "s" / "runs" / "preset-ema_lr-0.1_seed-1.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setitem(toy.PRESETS, "ema", toy.Config(alpha=0.5))
+        with pytest.raises(UserError, match=r"seed-0.json was made with another alpha; delete it, or choose another"):
+            sweep.run(make(tmp_path / "s"))
+    assert not (tmp_path / "s" / "runs" / "preset-ema_lr-0.1_seed-1.json").exists()
+    sweep.run(make(tmp_path / "s"))
+    assert (tmp_path / "s" / "table.md").read_text() == table
+
+
 def test_spread():
     assert spread([3, 1, 2], ",.0f") == "2 (1 to 3)"
     assert spread([1000.0], ",.0f") == "1,000"
@@ -171,3 +186,4 @@ def test_spread():
     assert spread([3, None, 1], ",.0f") == "3 (1 to never), 1 of 3 missed"
     assert spread([None, None, 1], ",.0f") == "never (1 to never), 2 of 3 missed"
     assert spread([float("nan"), 1, 2], ",.0f") == "2 (1 to never), 1 of 3 missed"
+    assert spread([88.1, 90.2, float("nan")], ".1f", worst=-math.inf) == "88.1 (never to 90.2), 1 of 3 missed"

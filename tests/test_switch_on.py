@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import pytest
 
@@ -62,6 +63,13 @@ def test_a_jump_is_measured_at_the_switch(folder, capsys, monkeypatch):
     (axes,) = figures
     assert axes.get_xlim() == (0, 300)
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
+
+
+def test_a_switch_with_no_record_on_one_of_its_sides_has_no_jump():
+    rows = [{"step": step, "train_loss": 1000.0 - step} for step in range(10, 310, 10)]
+    assert switch_on.jump(rows, 150) == 840 - 870
+    assert math.isnan(switch_on.jump(rows, 5))
+    assert math.isnan(switch_on.jump(rows, 300))
 
 
 def test_what_cannot_be_measured_is_named(folder, tmp_path):

@@ -55,5 +55,5 @@ class RunConfig(OptimizerConfig):
             raise UserError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
 
     def facts(self) -> dict[str, object]:
-        """All that the results depend on, for files: not where the data lie on this machine."""
+        """All that the results depend on but the data, for files; not where these lie on this machine."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "data_dir"}

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import signal
 import sys
 import time
@@ -149,18 +150,23 @@ def train(
 
     `build` is `program` or does the same otherwise.
     """
-    task = config.task()
+    task, hyper, key = config.task(), config.hyper(), jax.random.key(config.seed)
+    data = fingerprint(task.split(key))
     if output.resume is None:
         name = f"{experiment}-{config.filter}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         path = output.out or Path("runs") / name
-        folder = RunFolder.create(path, {"experiment": experiment, **dataclasses.asdict(config)})
+        folder = RunFolder.create(path, {"experiment": experiment, **dataclasses.asdict(config), "data": data})
     else:
         folder = RunFolder.open(output.resume)
+        if folder.config.get("data", data) != data:
+            raise UserError(
+                f"the data are not those that the run in {output.resume} was started with; "
+                "pass the --data-dir that holds them, or start a new run"
+            )
         folder.update_config({name: value for name, value in dataclasses.asdict(config).items() if name in MAY_CHANGE})
 
     start = time.perf_counter()
     compiled = build(task, functools.partial(make_tx, config))
-    hyper, key = config.hyper(), jax.random.key(config.seed)
     state = compiled.init(hyper, key)
     if output.resume is not None:
         restored = folder.restore(state)
@@ -214,6 +220,14 @@ def train(
     if show is not None:
         print(show(task, state.params))
     return folder
+
+
+def fingerprint(data: Any) -> str:
+    """A hash of arrays, which tells whether a run is resumed with the data it was started with."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, jax.tree.leaves(data)):
+        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def described(config: OptimizerConfig) -> str:
