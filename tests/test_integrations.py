@@ -113,6 +113,22 @@ def _(names):
     np.testing.assert_allclose(slow, 0.98 * 1.5 + 0.02 * 5.5, rtol=1e-6)
 
 
+@check("Accumulated gradients 1")
+def _(names):
+    batches = jnp.ones((4, 8, 3)) * jnp.arange(1.0, 5.0)[:, None, None]
+    lowpass, step = names["state"][0].lowpass, names["step"]
+    assert lowpass.position == 1
+    w = jnp.arange(1.0, 4.0)
+    # The gradient of the mean of (s (w_0 + w_1 + w_2))^2 is 2 s^2 (w_0 + w_1 + w_2) for each; the mean of s^2 is 7.5.
+    _, state = step({"w": w.copy()}, names["tx"].init({"w": w}), batches)
+    np.testing.assert_allclose(state[0].lowpass.window["w"], jnp.full(3, 2 * 7.5 * 6))
+    large = {"w": jax.ShapeDtypeStruct((10_000,), jnp.float32)}
+    batches = jax.ShapeDtypeStruct((4, 8, 10_000), jnp.float32)
+    memory = step.lower(large, jax.eval_shape(names["tx"].init, large), batches).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 103 * 40_000
+    assert memory.temp_size_in_bytes < 20 * 40_000  # the batches of one product; the ring is not copied
+
+
 @check("Half precision and loss scaling")
 def _(names):
     history, state = names["history"], names["state"]
