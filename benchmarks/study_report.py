@@ -216,6 +216,7 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
     (("ema", DEBIASED), ("ema", {})),
     (("ema+adamw-1", DEBIASED), ("ema+adamw-1", {})),
     (("ema+adamw-1", DEBIASED), ("adamw-1", {})),
+    (("ema+adamw-1", {"filter_from": 100}), ("adamw-1", {})),
     (("ema+adamw-1", DEBIASED | {"lamb": 5.0}), ("adamw-1", {})),
     (("ema+adamw-0.1", DEBIASED), ("adamw-0.1", {})),
 ]
