@@ -67,6 +67,7 @@ METHODS: dict[str, Config] = {
     "ma+adamw-0.1": method(0.1, **MA, optimizer="adamw"),
     "ma+adamw-1": method(1.0, **MA, optimizer="adamw"),
     "ma+muon": method(0.0, **MA, optimizer="muon"),
+    "ma+muon-1": method(1.0, **MA, optimizer="muon"),
 }
 MAIN = ("adam-0.005", "adamw-1", "ema", "ma")
 # On other tasks, too: the fair control of both filters, and what is recommended.

@@ -210,6 +210,7 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
             ("ema+muon", "muon"),
             ("ma+muon", "muon"),
             ("ema+muon-1", "muon-1"),
+            ("ma+muon-1", "muon-1"),
         )
     ),
     (("ema", DEBIASED), ("adam-0.00167", {})),
