@@ -26,8 +26,10 @@ from examples.sweep import Cell, load, train_missing
 OUT = Path(__file__).parent / "results" / "study"
 THRESHOLD = 0.95  # validation accuracy
 AFTER = 50  # evaluations for which a run is followed after its first at the threshold, to see whether it holds it
-TUNING_SEEDS = (1000, 1001)  # none of those that are reported; not followed after their first time at the threshold
+TUNING = {"tuning": 1000, "finals": 1001}  # seeds that are not reported, nor followed after the threshold
+TUNING_SEEDS = tuple(TUNING.values())
 TUNING_CAP = 2_500  # steps of a tuning run at most: a pair that needs more is not the one to choose
+FINALISTS = 3  # pairs of each method, its fastest in `tuning`, that are run with the other seed, too
 
 
 def method(weight_decay: float, **changes: Any) -> Config:
@@ -175,25 +177,39 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def tuned(out: Path, name: str, cap: int) -> Variant:
-    """A method with that pair of its grid which was fastest in the median of the tuning seeds.
+def ranked(out: Path, some: Sequence[Variant], parts: Sequence[str], cap: int) -> list[Variant]:
+    """Variants of a method, sorted by the steps they needed in some parts of the tuning, in the median of the seeds.
 
-    Where no seed got to the threshold, the pair with the best validation accuracy.
+    Those of which no seed got to the threshold are sorted by their best validation accuracy.
     """
 
     def key(variant: Variant) -> tuple[float, float]:
-        runs = [cell(variant, seed, min(cap, TUNING_CAP)) for seed in TUNING_SEEDS]
-        results = [result for run in runs if (result := load(out, run))]
-        if len(results) < len(TUNING_SEEDS):
-            raise UserError(f"{out} lacks runs of {name} with the tuning seeds; run python -m benchmarks.study tuning")
+        results = []
+        for part in parts:
+            run = cell(variant, TUNING[part], min(cap, TUNING_CAP))
+            if (result := load(out, run)) is None:
+                raise UserError(f"{out} lacks {run.name}; run python -m benchmarks.study {part}")
+            results.append(result)
         steps = [result["first_step"] or math.inf for result in results]
         return statistics.median(steps), -statistics.median(result["best_val_accuracy"] or 0.0 for result in results)
 
-    return min((variant for variant in PARTS["tuning"] if variant[0] == name), key=key)
+    return sorted(some, key=key)
+
+
+def finalists(out: Path, name: str, cap: int) -> list[Variant]:
+    """The pairs of a method's grid that are worth a second seed."""
+    return ranked(out, [variant for variant in PARTS["tuning"] if variant[0] == name], ["tuning"], cap)[:FINALISTS]
+
+
+def tuned(out: Path, name: str, cap: int) -> Variant:
+    """A method with the best pair of its grid."""
+    return ranked(out, finalists(out, name, cap), ["tuning", "finals"], cap)[0]
 
 
 def variants(part: str, methods: Sequence[str], out: Path, cap: int) -> list[Variant]:
     """The variants of some methods in a part."""
+    if part == "finals":
+        return [variant for name in TUNED if name in methods for variant in finalists(out, name, cap)]
     if part == "tuned":
         return [tuned(out, name, cap) for name in TUNED if name in methods]
     return [variant for variant in PARTS[part] if variant[0] in methods]
@@ -232,9 +248,10 @@ class Study:
     """Train what is missing of some parts of the study."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, tuning, or, after that, tuned."""
+    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, or, in this order, tuning, finals
+    and tuned."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of every method and variant; `tuning` has its own two."""
+    """Seeds of every method and variant; `tuning` and `finals` have one each of their own."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Only these methods."""
     cap: int = 5_000
@@ -246,22 +263,21 @@ class Study:
 
     def __post_init__(self) -> None:
         """Refuse what is not there."""
-        _check_among("PARTS", self.parts, [*PARTS, "tuned"])
+        _check_among("PARTS", self.parts, [*PARTS, "finals", "tuned"])
         check_methods(self.methods)
         check_positive(cap=self.cap, group_size=self.group_size)
 
 
 def run(study: Study) -> None:
-    """Train what is missing."""
+    """Train what is missing, part by part: `finals` and `tuned` follow from what was found before."""
     study.out.mkdir(parents=True, exist_ok=True)
-    every: dict[str, Cell] = {}
     for part in study.parts:
-        seeds, cap = (TUNING_SEEDS, min(study.cap, TUNING_CAP)) if part == "tuning" else (study.seeds, study.cap)
-        for variant in variants(part, study.methods, study.out, study.cap):
-            for seed in seeds:
-                one = cell(variant, seed, cap)
-                every[one.name] = one
-    train_missing(list(every.values()), study.out, study.group_size, summary, followed)
+        seeds, cap = study.seeds, study.cap
+        if part in TUNING:
+            seeds, cap = (TUNING[part],), min(cap, TUNING_CAP)
+        chosen = variants(part, study.methods, study.out, study.cap)
+        cells = [cell(variant, seed, cap) for variant in chosen for seed in dict.fromkeys(seeds)]
+        train_missing(cells, study.out, study.group_size, summary, followed)
 
 
 if __name__ == "__main__":

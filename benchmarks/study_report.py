@@ -14,7 +14,7 @@ from examples.harness.run import described
 from examples.harness.run_folder import write_whole
 from examples.sweep import to_csv
 
-from .study import AFTER, ELSEWHERE, METHODS, PARTS, TUNED, TUNING_SEEDS, Variant, cell, tuned
+from .study import AFTER, ELSEWHERE, FINALISTS, METHODS, PARTS, TUNED, TUNING_SEEDS, Variant, cell, tuned
 
 Result = dict[str, Any]
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
@@ -176,10 +176,12 @@ def early_table(results: Sequence[Result], folder: Path) -> str:
 
 def tuned_table(results: Sequence[Result], folder: Path) -> str:
     """All methods with a learning rate and weight decay from a grid."""
-    done = {v[0]: True for v in PARTS["tuning"]}
+    runs = dict.fromkeys(TUNED, 0)
+    needed = dict.fromkeys(TUNED, FINALISTS)
     for variant in PARTS["tuning"]:
-        done[variant[0]] &= len(of(results, variant, tuning=True)) == len(TUNING_SEEDS)
-    chosen = [tuned(folder, name, cap_of(results)) for name in TUNED if done[name]]
+        needed[variant[0]] += 1
+        runs[variant[0]] += len(of(results, variant, tuning=True))
+    chosen = [tuned(folder, name, cap_of(results)) for name in TUNED if runs[name] == needed[name]]
     rows = []
     for name, changes in chosen:
         if mine := of(results, (name, changes)):

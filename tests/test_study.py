@@ -127,12 +127,18 @@ def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_pa
         Study(("methods",), group_size=0)
     with pytest.raises(UserError, match=r"PARTS must be among methods, .*, tuned, got none"):
         Study(())
+
+
+def test_the_parts_of_the_tuning_follow_from_one_another_in_one_command(tmp_path, toys, monkeypatch):
     monkeypatch.setattr(study, "TUNING_CAP", 4)
-    study.run(Study(("tuning",), methods=("ema",), cap=8, out=tmp_path))
-    tuning = {json.loads(path.read_text())["config"]["budget"] for path in tmp_path.glob("*_seed-100[01].json")}
-    assert tuning == {4}
-    study.run(Study(("tuned",), methods=("ema",), cap=8, out=tmp_path))  # needs no other method to have been tuned
-    assert len(list(tmp_path.iterdir())) == 6 + 2 * 9 + 1
+    for part, missing in (("finals", "tuning"), ("tuned", "tuning")):
+        with pytest.raises(UserError, match=rf"lacks method-ema_.*_seed-1000; run .*benchmarks.study {missing}"):
+            study.run(Study((part,), methods=("ema",), cap=8, out=tmp_path))
+    # Needs no other method to have been tuned.
+    study.run(Study(("tuning", "finals", "tuned"), methods=("ema",), cap=8, out=tmp_path))
+    budgets = [json.loads(path.read_text())["config"]["budget"] for path in tmp_path.glob("*_seed-100[01].json")]
+    assert budgets == [4] * (9 + 3)
+    assert len(list(tmp_path.iterdir())) == 9 + 3 + 1
 
 
 def result(variant, seed, first_step, cap=5000, best=1.0, at=50):
@@ -184,22 +190,29 @@ def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
     assert 180 <= covered <= 199
 
 
-def test_tuning_takes_the_fastest_median_then_the_best_accuracy(tmp_path):
+def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then_the_best_accuracy(tmp_path):
     grid = [variant for variant in PARTS["tuning"] if variant[0] == "muon-1"]
-    with pytest.raises(UserError, match=r"lacks runs of muon-1 with the tuning seeds"):
-        study.tuned(tmp_path, "muon-1", 5000)
 
-    def write(steps, best):
-        for i, (variant, seed) in enumerate(itertools.product(grid, TUNING_SEEDS)):
-            one = result(variant, seed, steps[i], cap=TUNING_CAP, best=best[i])
+    def write(seed, chosen, steps, best):
+        for variant, first, accuracy in zip(chosen, steps, best, strict=True):
+            one = result(variant, seed, first, cap=TUNING_CAP, best=accuracy)
             (tmp_path / f"{cell(variant, seed, TUNING_CAP).name}.json").write_text(json.dumps(one))
 
-    steps = [None] * 18
-    steps[4:6], steps[8:10] = [1000, 3000], [1800, 1900]  # medians 2,000 and 1,850
-    write(steps, [0.9] * 18)
-    assert study.tuned(tmp_path, "muon-1", 5000) == grid[4]
-    write([None] * 18, [0.1] * 14 + [0.3, 0.3] + [0.2] * 2)
-    assert study.tuned(tmp_path, "muon-1", 5000) == grid[7]
+    first, second = TUNING_SEEDS
+    write(first, grid, [None, 1900, 1800, None, 1000, None, None, None, 2000], [0.9] * 9)
+    finals = [grid[4], grid[2], grid[1]]
+    assert study.finalists(tmp_path, "muon-1", 5000) == finals
+    with pytest.raises(UserError, match=r"lacks method-muon-1_.*_seed-1001; run python -m benchmarks.study finals"):
+        study.tuned(tmp_path, "muon-1", 5000)
+    every = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert study_report.tuned_table(every, tmp_path) == "Not measured yet.\n"
+    write(second, finals, [3000, 1900, None], [0.9] * 3)  # medians 2,000, 1,850 and never
+    assert study.tuned(tmp_path, "muon-1", 5000) == grid[2]
+    reported = result(grid[2], 0, 1234)
+    every = [reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
+    assert "| `muon-1` | 0.003 (edge) | 0.3 (edge) | 1 |" in study_report.tuned_table(every, tmp_path)
+    write(first, grid, [None] * 9, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3])
+    assert study.finalists(tmp_path, "muon-1", 5000) == [grid[7], grid[8], grid[5]]
 
 
 def test_tables_and_pictures_are_made_from_the_files(tmp_path):
