@@ -300,14 +300,22 @@ ABLATIONS = {  # part: the changed setting, and how it is called
 
 
 def ablation(results: Sequence[Result], part: str) -> dict[str, dict[float, np.ndarray]]:
-    """Steps by line of the picture and by setting; a line has at least two settings."""
+    """Steps by line of the picture (of two settings or more) and by setting, of the seeds that all of them have."""
     key = ABLATIONS[part][0]
-    lines: dict[str, dict[float, np.ndarray]] = {}
+    lines: dict[str, dict[float, list[Result]]] = {}
     for name, changes in PARTS[part]:
         if mine := of(results, (name, changes)):
-            line = f"λ {changes['lamb']:g}" if part == "window" else name
-            lines.setdefault(line, {})[changes[key]] = steps(mine)
-    return {label: line for label, line in lines.items() if len(line) > 1}
+            line = "no filter" if METHODS[name].filter == "none" else name
+            line = f"λ {changes['lamb']:g}" if part == "window" else line
+            lines.setdefault(line, {})[changes[key]] = mine
+    lines = {label: line for label, line in lines.items() if len(line) > 1}
+    seeds = [{r["config"]["seed"] for r in mine} for line in lines.values() for mine in line.values()]
+    shared = set.intersection(*seeds) if seeds else set()
+    return {
+        label: {setting: steps([r for r in mine if r["config"]["seed"] in shared]) for setting, mine in line.items()}
+        for label, line in lines.items()
+        if shared
+    }
 
 
 def ablation_picture(results: Sequence[Result]) -> Figure | None:
@@ -327,11 +335,14 @@ def ablation_picture(results: Sequence[Result]) -> Figure | None:
         axes = figure.add_subplot(rows, columns, i)
         settings = sorted({setting for line in lines.values() for setting in line})
         for label, line in lines.items():
-            path = {settings.index(setting): np.minimum(values, beyond) for setting, values in line.items()}
-            (drawn,) = axes.plot(list(path), [np.median(values) for values in path.values()], label=label)
+            path = {settings.index(setting): values for setting, values in line.items()}
+            medians = [np.median(values) for values in path.values()]
+            (drawn,) = axes.plot(list(path), np.minimum(medians, beyond), label=label)
             for x, values in path.items():
-                axes.plot([x] * len(values), values, ".", color=drawn.get_color(), alpha=0.5)
+                axes.plot([x] * len(values), np.minimum(values, beyond), ".", color=drawn.get_color(), alpha=0.5)
         axes.axhline(cap, color="grey", linewidth=0.8, linestyle=":")
+        seeds = len(next(iter(next(iter(lines.values())).values())))
+        axes.set_title(f"{seeds} seed{'s' * (seeds > 1)}", fontsize="small")
         axes.set(xlabel=ABLATIONS[part][1], ylabel="steps to 95 %", ylim=(0, 1.12 * cap))
         axes.set_xticks(range(len(settings)), [f"{value:g}" for value in settings])
         axes.grid(alpha=0.3)

@@ -241,7 +241,10 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     single = [result((name, {}), 0, 1000) for name in ("ema", "ma", "adam-0.005")]
     assert study_report.ablation_picture(single) is None
     lines = study_report.ablation([*single, result(("adam", {}), 0, 2000)], "decay")
-    assert lines == {"adam-0.005": {0.0: 2000, 0.005: 1000}}
+    assert lines == {"no filter": {0.0: 2000, 0.005: 1000}}
+    # A seed that not all settings have is left out.
+    lines = study_report.ablation([*single, *(result(("adam", {}), seed, 2000) for seed in (0, 1))], "decay")
+    assert {setting: list(values) for setting, values in lines["no filter"].items()} == {0.0: [2000], 0.005: [1000]}
     assert len((tmp_path / "study.csv").read_text().splitlines()) == 9
     assert study_report.tables(tmp_path / "none", tmp_path)["study_methods"] == "Not measured yet.\n"
 
