@@ -61,6 +61,9 @@ METHODS: dict[str, Config] = {
     "ma": method(0.01, **MA),
     "two-stage": method(0.01, **MA, filter_from=500),
     "slow-only": method(0.01, **MA, fast=0.0, filter_from=99),
+    # Without decay amplifying weakens none: what these gain on `adam` is the filter's alone.
+    "ema+adam": method(0.0, **EMA),
+    "ma+adam": method(0.0, **MA),
     "ema+adamw-0.1": method(0.1, **EMA, optimizer="adamw"),
     "ema+adamw-1": method(1.0, **EMA, optimizer="adamw"),
     "ema-late+adamw-1": method(1.0, **EMA | {"lamb": 5.0, "filter_from": 100}, optimizer="adamw"),

@@ -204,6 +204,8 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
             ("ma", "adam-0.01"),
             ("ema", "adamw-1"),
             ("ma", "adamw-1"),
+            ("ema+adam", "adam"),
+            ("ma+adam", "adam"),
             ("ema+adamw-0.1", "adamw-0.1"),
             ("ma+adamw-0.1", "adamw-0.1"),
             ("ema+adamw-1", "adamw-1"),
