@@ -38,6 +38,7 @@ def method(weight_decay: float, **changes: Any) -> Config:
 
 
 EMA: dict[str, Any] = {"filter": "ema"}
+LATE: dict[str, Any] = {"filter": "ema", "lamb": 5.0, "filter_from": 100}
 MA: dict[str, Any] = {"filter": "ma", "lamb": 5.0}
 
 METHODS: dict[str, Config] = {
@@ -63,10 +64,11 @@ METHODS: dict[str, Config] = {
     "slow-only": method(0.01, **MA, fast=0.0, filter_from=99),
     # Without decay amplifying weakens none: what these gain on `adam` is the filter's alone.
     "ema+adam": method(0.0, **EMA),
+    "ema-late+adam": method(0.0, **LATE),
     "ma+adam": method(0.0, **MA),
     "ema+adamw-0.1": method(0.1, **EMA, optimizer="adamw"),
     "ema+adamw-1": method(1.0, **EMA, optimizer="adamw"),
-    "ema-late+adamw-1": method(1.0, **EMA | {"lamb": 5.0, "filter_from": 100}, optimizer="adamw"),
+    "ema-late+adamw-1": method(1.0, **LATE, optimizer="adamw"),
     "ema+muon": method(0.0, **EMA, optimizer="muon"),
     "ema+muon-1": method(1.0, **EMA, optimizer="muon"),
     "ma+adamw-0.1": method(0.1, **MA, optimizer="adamw"),

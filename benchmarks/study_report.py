@@ -205,6 +205,7 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
             ("ema", "adamw-1"),
             ("ma", "adamw-1"),
             ("ema+adam", "adam"),
+            ("ema-late+adam", "adam"),
             ("ma+adam", "adam"),
             ("ema+adamw-0.1", "adamw-0.1"),
             ("ma+adamw-0.1", "adamw-0.1"),
