@@ -135,6 +135,8 @@ PARTS: dict[str, list[Variant]] = {
         *grid(["ema-late+adamw-1"]),
         *grid(["ma+adamw-1"], lamb=(2.0, 5.0)),
     ],
+    # Without decay nothing but the filter differs. What it amplifies it also makes go faster, hence the higher rates.
+    "undecayed": [*grid(["adam"], lr=(0.001, 0.003, 0.006)), *grid(["ema+adam", "ema-late+adam", "ma+adam"])],
     "tuning": [
         variant for name, (rates, decays) in TUNED.items() for variant in grid([name], lr=rates, weight_decay=decays)
     ],
@@ -253,8 +255,8 @@ class Study:
     """Train what is missing of some parts of the study."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, or, in this order, tuning, finals
-    and tuned."""
+    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, undecayed, or, in this
+    order, tuning, finals and tuned."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every method and variant; `tuning` and `finals` have one each of their own."""
     methods: tuple[str, ...] = tuple(METHODS)

@@ -174,6 +174,12 @@ def early_table(results: Sequence[Result], folder: Path) -> str:
     return listed(results, PARTS["early"], ("method", "what"))
 
 
+def undecayed_table(results: Sequence[Result], folder: Path) -> str:
+    """Adam without decay, behind each filter, and alone with higher learning rates."""
+    del folder
+    return listed(results, PARTS["undecayed"], ("method", "what", "lr"))
+
+
 def tuned_table(results: Sequence[Result], folder: Path) -> str:
     """All methods with a learning rate and weight decay from a grid."""
     runs = dict.fromkeys(TUNED, 0)
@@ -248,6 +254,7 @@ TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
     "study_operations": operations_table,
     "study_start": start_table,
     "study_early": early_table,
+    "study_undecayed": undecayed_table,
 }
 
 
