@@ -356,7 +356,7 @@ def ablation_picture(results: Sequence[Result]) -> Figure | None:
         axes.set(xlabel=ABLATIONS[part][1], ylabel="steps to 95 %", ylim=(0, 1.12 * cap))
         axes.set_xticks(range(len(settings)), [f"{value:g}" for value in settings])
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper center")
     return figure
 
 
