@@ -180,23 +180,36 @@ def undecayed_table(results: Sequence[Result], folder: Path) -> str:
     return listed(results, PARTS["undecayed"], ("method", "what", "lr"))
 
 
-def tuned_table(results: Sequence[Result], folder: Path) -> str:
-    """All methods with a learning rate and weight decay from a grid."""
+def tuned_variants(results: Sequence[Result], folder: Path) -> dict[str, Variant]:
+    """The methods whose tuning is complete, each with its best pair."""
     runs = dict.fromkeys(TUNED, 0)
     needed = dict.fromkeys(TUNED, FINALISTS)
     for variant in PARTS["tuning"]:
         needed[variant[0]] += 1
         runs[variant[0]] += len(of(results, variant, tuning=True))
-    chosen = [tuned(folder, name, cap_of(results)) for name in TUNED if runs[name] == needed[name]]
+    return {name: tuned(folder, name, cap_of(results)) for name in TUNED if runs[name] == needed[name]}
+
+
+def tuned_table(results: Sequence[Result], folder: Path) -> str:
+    """All methods with a learning rate and weight decay from a grid, and those with a filter against those without."""
+    chosen = tuned_variants(results, folder)
     rows = []
-    for name, changes in chosen:
-        if mine := of(results, (name, changes)):
-            config = cell((name, changes), 0, 1).config
+    for name, variant in chosen.items():
+        if mine := of(results, variant):
+            config = cell(variant, 0, 1).config
             numbers = []
             for value, values in zip((config.lr, config.weight_decay), TUNED[name], strict=True):
                 numbers.append(f"{value:g}" + " (edge)" * (value in (values[0], values[-1])))
             rows.append([f"`{name}`", *numbers, *row(mine)])
-    return markdown(["method", "learning rate", "weight decay", *TITLES], rows) if rows else "Not measured yet.\n"
+    if not rows:
+        return "Not measured yet.\n"
+    pairs = [
+        [f"`{one}`", f"`{other}`", *cells]
+        for one, other in TUNED_PAIRS
+        if one in chosen and other in chosen and (cells := compared(results, chosen[one], chosen[other]))
+    ]
+    table = markdown(["method", "learning rate", "weight decay", *TITLES], rows)
+    return table + ("\n" + markdown(["method", "against", *COMPARED], pairs) if pairs else "")
 
 
 DEBIASED = {"start": "debiased"}
@@ -231,6 +244,17 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
     (("ema+adamw-1", {"filter_from": 100}), ("adamw-1", {})),
     (("ema+adamw-1", DEBIASED | {"lamb": 5.0}), ("adamw-1", {})),
     (("ema+adamw-0.1", DEBIASED), ("adamw-0.1", {})),
+]
+
+TUNED_PAIRS = [
+    ("ema", "adam-0.005"),
+    ("ma", "adam-0.005"),
+    ("ema", "adamw-1"),
+    ("ma", "adamw-1"),
+    ("ema+adamw-1", "adamw-1"),
+    ("ema-late+adamw-1", "adamw-1"),
+    ("ma+adamw-1", "adamw-1"),
+    ("ema+muon-1", "muon-1"),
 ]
 
 
@@ -273,17 +297,21 @@ def write_csv(folder: Path, path: Path) -> None:
     write_whole(path, to_csv(rows))
 
 
-def methods_picture(results: Sequence[Result]) -> Figure:
-    """Steps to 95 % of all methods: a point a seed, a line at the median, and beside it how many did not get there."""
-    groups = {name: of(results, (name, {})) for name in METHODS}
-    groups = {name: mine for name, mine in groups.items() if mine}
+def methods_picture(results: Sequence[Result], variants: dict[str, Variant]) -> Figure | None:
+    """Steps to 95 % of some variants: a point a seed, a line at the median, and beside it how many did not get there.
+
+    None if none of them has been run.
+    """
+    groups = {label: mine for label, variant in variants.items() if (mine := of(results, variant))}
+    if not groups:
+        return None
     figure = Figure(figsize=(7, 0.9 + 0.26 * len(groups)), layout="constrained")
     axes = figure.subplots()
     cap = cap_of(results)
     beyond = 1.04 * cap
-    for y, (name, mine) in enumerate(groups.items()):
+    for y, mine in enumerate(groups.values()):
         values = steps(mine)
-        colour = "tab:blue" if METHODS[name].filter == "none" else "tab:green"
+        colour = "tab:blue" if mine[0]["config"]["filter"] == "none" else "tab:green"
         reached = values[np.isfinite(values)]
         axes.plot(reached, np.full(len(reached), y), "o", color=colour, alpha=0.5, markersize=5, markeredgewidth=0)
         median = np.median(values)
@@ -364,11 +392,15 @@ def tables(folder: Path, pictures: Path) -> dict[str, str]:
     """All tables by name, and what shows the pictures, which are written."""
     results = load_all(folder)
     made = {name: table(results, folder) for name, table in TABLES.items()}
-    if results:
-        plots.save(methods_picture(results), pictures / "study_methods.png")
-        made["study_methods"] += "\n![Steps to 95 % by method, a point a seed](pictures/study_methods.png)\n"
-    ablations = ablation_picture(results)
-    if ablations is not None:
-        plots.save(ablations, pictures / "study_ablations.png")
-    shown = "![Steps to 95 % over the settings of the filters](pictures/study_ablations.png)\n"
-    return made | {"study_ablations": "Not measured yet.\n" if ablations is None else shown}
+    of_methods = methods_picture(results, {name: (name, {}) for name in METHODS})
+    of_tuned = methods_picture(results, tuned_variants(results, folder) if results else {})
+    for name, figure, text in (
+        ("study_methods", of_methods, "Steps to 95 % by method, a point a seed"),
+        ("study_tuned", of_tuned, "Steps to 95 % by tuned method, a point a seed"),
+        ("study_ablations", ablation_picture(results), "Steps to 95 % over the settings of the filters"),
+    ):
+        if figure is not None:
+            plots.save(figure, pictures / f"{name}.png")
+            shown = f"![{text}](pictures/{name}.png)\n"
+            made[name] = f"{made[name]}\n{shown}" if name in made else shown
+    return {"study_ablations": "Not measured yet.\n"} | made

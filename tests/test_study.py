@@ -193,24 +193,40 @@ def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
 def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then_the_best_accuracy(tmp_path):
     grid = [variant for variant in PARTS["tuning"] if variant[0] == "muon-1"]
 
-    def write(seed, chosen, steps, best):
-        for variant, first, accuracy in zip(chosen, steps, best, strict=True):
+    def write(seed, chosen, steps, best=(0.9,) * 9):
+        for variant, first, accuracy in zip(chosen, steps, best[: len(chosen)], strict=True):
             one = result(variant, seed, first, cap=TUNING_CAP, best=accuracy)
             (tmp_path / f"{cell(variant, seed, TUNING_CAP).name}.json").write_text(json.dumps(one))
 
     first, second = TUNING_SEEDS
-    write(first, grid, [None, 1900, 1800, None, 1000, None, None, None, 2000], [0.9] * 9)
+    write(first, grid, [None, 1900, 1800, None, 1000, None, None, None, 2000])
     finals = [grid[4], grid[2], grid[1]]
     assert study.finalists(tmp_path, "muon-1", 5000) == finals
     with pytest.raises(UserError, match=r"lacks method-muon-1_.*_seed-1001; run python -m benchmarks.study finals"):
         study.tuned(tmp_path, "muon-1", 5000)
     every = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
     assert study_report.tuned_table(every, tmp_path) == "Not measured yet.\n"
-    write(second, finals, [3000, 1900, None], [0.9] * 3)  # medians 2,000, 1,850 and never
+    write(second, finals, [3000, 1900, None])  # medians 2,000, 1,850 and never
     assert study.tuned(tmp_path, "muon-1", 5000) == grid[2]
     reported = result(grid[2], 0, 1234)
     every = [reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
     assert "| `muon-1` | 0.003 (edge) | 0.3 (edge) | 1 |" in study_report.tuned_table(every, tmp_path)
+    assert "against" not in study_report.tuned_table(every, tmp_path)
+    # Compared with a method that is tuned, too, each with its own pair.
+    behind = [variant for variant in PARTS["tuning"] if variant[0] == "ema+muon-1"]
+    write(first, behind, [100, 200, 300, *[None] * 6])
+    write(second, behind[:3], [200, 300, 100])
+    other = result(behind[0], 0, 617)
+    every = [other, reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
+    lines = study_report.tuned_table(every, tmp_path).splitlines()
+    assert lines[-1] == "| `ema+muon-1` | `muon-1` | 1 | 1 | 0 | 0 | 0.50 (1) |"
+    (tmp_path / "one.json").write_text(json.dumps(other))
+    (tmp_path / "other.json").write_text(json.dumps(reported))
+    tables = study_report.tables(tmp_path, tmp_path)
+    assert tables["study_tuned"].endswith("(pictures/study_tuned.png)\n")
+    assert (tmp_path / "study_tuned.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.json").unlink()
     write(first, grid, [None] * 9, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3])
     assert study.finalists(tmp_path, "muon-1", 5000) == [grid[7], grid[8], grid[5]]
 
