@@ -95,12 +95,12 @@ def grid(methods: Iterable[str], **changes: Sequence[Any]) -> list[Variant]:
 
 
 # What each method's learning rate and weight decay are chosen from: nine pairs each. At one rate Lion steps further
-# than Adam and Muon less far, so their grids lie elsewhere; rate times decoupled decay spans 1e-4 to 1e-2 in all.
+# than Adam and Muon less far, so their grids lie elsewhere; rate times decoupled decay spans 3e-4 to 3e-2 in all.
 Grid = tuple[tuple[float, ...], tuple[float, ...]]
-COUPLED: Grid = ((3e-4, 1e-3, 3e-3), (0.001, 0.003, 0.01))
-DECOUPLED: Grid = ((3e-4, 1e-3, 3e-3), (0.3, 1.0, 3.0))
-LION: Grid = ((1e-4, 3e-4, 1e-3), (1.0, 3.0, 10.0))
-MUON: Grid = ((3e-3, 1e-2, 3e-2), (0.03, 0.1, 0.3))
+COUPLED: Grid = ((1e-3, 3e-3, 1e-2), (0.0003, 0.001, 0.003))
+DECOUPLED: Grid = ((1e-3, 3e-3, 1e-2), (0.3, 1.0, 3.0))
+LION: Grid = ((3e-4, 1e-3, 3e-3), (1.0, 3.0, 10.0))
+MUON: Grid = ((1e-2, 3e-2, 1e-1), (0.03, 0.1, 0.3))
 TUNED = {
     "adam-0.005": COUPLED,
     "ema": COUPLED,
