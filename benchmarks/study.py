@@ -98,13 +98,14 @@ def grid(methods: Iterable[str], **changes: Sequence[Any]) -> list[Variant]:
 # than Adam and Muon less far, so their grids lie elsewhere; rate times decoupled decay spans 3e-4 to 3e-2 in all.
 Grid = tuple[tuple[float, ...], tuple[float, ...]]
 COUPLED: Grid = ((1e-3, 3e-3, 1e-2), (0.0003, 0.001, 0.003))
+AMPLIFIED: Grid = (COUPLED[0], (0.001, 0.003, 0.01))  # the filters weaken a coupled decay; see `adam-0.00167`
 DECOUPLED: Grid = ((1e-3, 3e-3, 1e-2), (0.3, 1.0, 3.0))
 LION: Grid = ((3e-4, 1e-3, 3e-3), (1.0, 3.0, 10.0))
 MUON: Grid = ((1e-2, 3e-2, 1e-1), (0.03, 0.1, 0.3))
 TUNED = {
     "adam-0.005": COUPLED,
-    "ema": COUPLED,
-    "ma": COUPLED,
+    "ema": AMPLIFIED,
+    "ma": AMPLIFIED,
     "adamw-1": DECOUPLED,
     "nadamw-1": DECOUPLED,
     "lion-1": LION,
