@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from examples.harness import plots
 from examples.harness.run import described
@@ -190,6 +192,11 @@ def tuned_variants(results: Sequence[Result], folder: Path) -> dict[str, Variant
     return {name: tuned(folder, name, cap_of(results)) for name in TUNED if runs[name] == needed[name]}
 
 
+def without_decay(name: str) -> str:
+    """The name of a method without its weight decay, of which it has another when it is tuned."""
+    return re.sub(r"-[\d.]+$", "", name)
+
+
 def tuned_table(results: Sequence[Result], folder: Path) -> str:
     """All methods with a learning rate and weight decay from a grid, and those with a filter against those without."""
     chosen = tuned_variants(results, folder)
@@ -200,11 +207,11 @@ def tuned_table(results: Sequence[Result], folder: Path) -> str:
             numbers = []
             for value, values in zip((config.lr, config.weight_decay), TUNED[name], strict=True):
                 numbers.append(f"{value:g}" + " (edge)" * (value in (values[0], values[-1])))
-            rows.append([f"`{name}`", *numbers, *row(mine)])
+            rows.append([f"`{without_decay(name)}`", *numbers, *row(mine)])
     if not rows:
         return "Not measured yet.\n"
     pairs = [
-        [f"`{one}`", f"`{other}`", *cells]
+        [f"`{without_decay(one)}`", f"`{without_decay(other)}`", *cells]
         for one, other in TUNED_PAIRS
         if one in chosen and other in chosen and (cells := compared(results, chosen[one], chosen[other]))
     ]
@@ -308,7 +315,7 @@ def methods_picture(results: Sequence[Result], variants: dict[str, Variant]) -> 
     figure = Figure(figsize=(7, 0.9 + 0.26 * len(groups)), layout="constrained")
     axes = figure.subplots()
     cap = cap_of(results)
-    beyond = 1.04 * cap
+    beyond = 1.1 * cap
     for y, mine in enumerate(groups.values()):
         values = steps(mine)
         colour = "tab:blue" if mine[0]["config"]["filter"] == "none" else "tab:green"
@@ -319,7 +326,13 @@ def methods_picture(results: Sequence[Result], variants: dict[str, Variant]) -> 
         if missed := len(values) - len(reached):
             axes.text(beyond, y, f"  {missed} of {len(values)}", va="center", fontsize="small", color=colour)
     axes.axvline(cap, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlim=(0, 1.16 * cap), xlabel="steps to 95 % validation accuracy; on the right: how many did not get there")
+    axes.set_xscale("log")
+    axes.set(
+        xlim=(None, 1.8 * cap), xlabel="steps to 95 % validation accuracy; on the right: how many did not get there"
+    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -393,7 +406,8 @@ def tables(folder: Path, pictures: Path) -> dict[str, str]:
     results = load_all(folder)
     made = {name: table(results, folder) for name, table in TABLES.items()}
     of_methods = methods_picture(results, {name: (name, {}) for name in METHODS})
-    of_tuned = methods_picture(results, tuned_variants(results, folder) if results else {})
+    chosen = tuned_variants(results, folder) if results else {}
+    of_tuned = methods_picture(results, {without_decay(name): variant for name, variant in chosen.items()})
     for name, figure, text in (
         ("study_methods", of_methods, "Steps to 95 % by method, a point a seed"),
         ("study_tuned", of_tuned, "Steps to 95 % by tuned method, a point a seed"),

@@ -210,7 +210,7 @@ def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then
     assert study.tuned(tmp_path, "muon-1", 5000) == grid[2]
     reported = result(grid[2], 0, 1234)
     every = [reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
-    assert "| `muon-1` | 0.01 (edge) | 0.3 (edge) | 1 |" in study_report.tuned_table(every, tmp_path)
+    assert "| `muon` | 0.01 (edge) | 0.3 (edge) | 1 |" in study_report.tuned_table(every, tmp_path)
     assert "against" not in study_report.tuned_table(every, tmp_path)
     # Compared with a method that is tuned, too, each with its own pair.
     behind = [variant for variant in PARTS["tuning"] if variant[0] == "ema+muon-1"]
@@ -219,7 +219,7 @@ def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then
     other = result(behind[0], 0, 617)
     every = [other, reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
     lines = study_report.tuned_table(every, tmp_path).splitlines()
-    assert lines[-1] == "| `ema+muon-1` | `muon-1` | 1 | 1 | 0 | 0 | 0.50 (1) |"
+    assert lines[-1] == "| `ema+muon` | `muon` | 1 | 1 | 0 | 0 | 0.50 (1) |"
     (tmp_path / "one.json").write_text(json.dumps(other))
     (tmp_path / "other.json").write_text(json.dumps(reported))
     tables = study_report.tables(tmp_path, tmp_path)
