@@ -138,6 +138,8 @@ PARTS: dict[str, list[Variant]] = {
     ],
     # Without decay nothing but the filter differs. What it amplifies it also makes go faster, hence the higher rates.
     "undecayed": [*grid(["adam"], lr=(0.001, 0.003, 0.006)), *grid(["ema+adam", "ema-late+adam", "ma+adam"])],
+    # The rate that is best without a filter, with one, too
+    "rate": grid(["adamw-1", "ma+adamw-1"], lr=(0.001, 0.003)),
     "tuning": [
         variant for name, (rates, decays) in TUNED.items() for variant in grid([name], lr=rates, weight_decay=decays)
     ],
@@ -256,7 +258,7 @@ class Study:
     """Train what is missing of some parts of the study."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, undecayed, or, in this
+    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, undecayed, rate, or, in this
     order, tuning, finals and tuned."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every method and variant; `tuning` and `finals` have one each of their own."""

@@ -182,6 +182,18 @@ def undecayed_table(results: Sequence[Result], folder: Path) -> str:
     return listed(results, PARTS["undecayed"], ("method", "what", "lr"))
 
 
+def rate_table(results: Sequence[Result], folder: Path) -> str:
+    """AdamW at two learning rates, with a filter and without."""
+    del folder
+    pairs = [
+        [f"{rate:g}", "`ma+adamw-1`", "`adamw-1`", *cells]
+        for rate in dict.fromkeys(changes["lr"] for _, changes in PARTS["rate"])
+        if (cells := compared(results, ("ma+adamw-1", {"lr": rate}), ("adamw-1", {"lr": rate})))
+    ]
+    table = listed(results, sorted(PARTS["rate"], key=lambda v: v[1]["lr"]), ("lr", "method"))
+    return table + ("\n" + markdown(["lr", "method", "against", *COMPARED], pairs) if pairs else "")
+
+
 def tuned_variants(results: Sequence[Result], folder: Path) -> dict[str, Variant]:
     """The methods whose tuning is complete, each with its best pair."""
     runs = dict.fromkeys(TUNED, 0)
@@ -282,6 +294,7 @@ TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
     "study_methods": methods_table,
     "study_pairs": pairs_table,
     "study_tuned": tuned_table,
+    "study_rate": rate_table,
     "study_operations": operations_table,
     "study_start": start_table,
     "study_early": early_table,
