@@ -128,20 +128,25 @@ def compared(results: Sequence[Result], one: Variant, other: Variant) -> list[st
 COMPARED = ["seeds", "earlier", "later", "neither", "ratio of steps (seeds)"]
 
 
-def filters_compared(results: Sequence[Result], settings: Sequence[dict[str, Any]]) -> str:
+CONTROLS = [  # a method with a filter, and what stands against it
+    ("ema", "adam-0.00167"),
+    ("ma", "adam-0.00167"),
+    ("ema", "adam-0.005"),
+    ("ma", "adam-0.01"),
+    ("ema", "adamw-1"),
+    ("ma", "adamw-1"),
+    ("ma+adamw-1", "adamw-1"),
+]
+
+
+def filters_compared(
+    results: Sequence[Result], settings: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]] = CONTROLS
+) -> str:
     """A table of filters against controls, setting by setting; empty if nothing can be compared."""
     rows = [
         [*map(str, changes.values()), f"`{one}`", f"`{other}`", *cells]
         for changes in settings
-        for one, other in (
-            ("ema", "adam-0.00167"),
-            ("ma", "adam-0.00167"),
-            ("ema", "adam-0.005"),
-            ("ma", "adam-0.01"),
-            ("ema", "adamw-1"),
-            ("ma", "adamw-1"),
-            ("ma+adamw-1", "adamw-1"),
-        )
+        for one, other in pairs
         if (cells := compared(results, (one, changes), (other, changes)))
     ]
     return "\n" + markdown([*settings[0], "method", "against", *COMPARED], rows) if rows else ""
@@ -185,13 +190,9 @@ def undecayed_table(results: Sequence[Result], folder: Path) -> str:
 def rate_table(results: Sequence[Result], folder: Path) -> str:
     """AdamW at two learning rates, with a filter and without."""
     del folder
-    pairs = [
-        [f"{rate:g}", "`ma+adamw-1`", "`adamw-1`", *cells]
-        for rate in dict.fromkeys(changes["lr"] for _, changes in PARTS["rate"])
-        if (cells := compared(results, ("ma+adamw-1", {"lr": rate}), ("adamw-1", {"lr": rate})))
-    ]
-    table = listed(results, sorted(PARTS["rate"], key=lambda v: v[1]["lr"]), ("lr", "method"))
-    return table + ("\n" + markdown(["lr", "method", "against", *COMPARED], pairs) if pairs else "")
+    table = listed(results, sorted(PARTS["rate"], key=lambda variant: variant[1]["lr"]), ("lr", "method"))
+    settings = [changes for name, changes in PARTS["rate"] if name == "adamw-1"]
+    return table + filters_compared(results, settings, [("ma+adamw-1", "adamw-1")])
 
 
 def tuned_variants(results: Sequence[Result], folder: Path) -> dict[str, Variant]:
@@ -419,7 +420,7 @@ def tables(folder: Path, pictures: Path) -> dict[str, str]:
     results = load_all(folder)
     made = {name: table(results, folder) for name, table in TABLES.items()}
     of_methods = methods_picture(results, {name: (name, {}) for name in METHODS})
-    chosen = tuned_variants(results, folder) if results else {}
+    chosen = tuned_variants(results, folder)
     of_tuned = methods_picture(results, {without_decay(name): variant for name, variant in chosen.items()})
     for name, figure, text in (
         ("study_methods", of_methods, "Steps to 95 % by method, a point a seed"),

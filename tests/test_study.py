@@ -193,8 +193,8 @@ def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
 def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then_the_best_accuracy(tmp_path):
     grid = [variant for variant in PARTS["tuning"] if variant[0] == "muon-1"]
 
-    def write(seed, chosen, steps, best=(0.9,) * 9):
-        for variant, first, accuracy in zip(chosen, steps, best[: len(chosen)], strict=True):
+    def write(seed, chosen, steps, best=None):
+        for variant, first, accuracy in zip(chosen, steps, best or [0.9] * len(chosen), strict=True):
             one = result(variant, seed, first, cap=TUNING_CAP, best=accuracy)
             (tmp_path / f"{cell(variant, seed, TUNING_CAP).name}.json").write_text(json.dumps(one))
 
@@ -225,8 +225,6 @@ def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then
     tables = study_report.tables(tmp_path, tmp_path)
     assert tables["study_tuned"].endswith("(pictures/study_tuned.png)\n")
     assert (tmp_path / "study_tuned.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("one", "other"):
-        (tmp_path / f"{name}.json").unlink()
     write(first, grid, [None] * 9, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3])
     assert study.finalists(tmp_path, "muon-1", 5000) == [grid[7], grid[8], grid[5]]
 
@@ -250,6 +248,13 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     table = study_report.filters_compared(runs, [{"operation": "addition"}, {"operation": "division"}])
     assert table.splitlines()[3:] == ["| division | `ema` | `adamw-1` | 1 | 1 | 0 | 0 | 0.90 (1) |"]
     assert tables["study_tuned"] == "Not measured yet.\n"
+    # With the control that has the same rate.
+    rates = {("ma+adamw-1", 0.003): 500, ("adamw-1", 0.003): 1000, ("adamw-1", 0.001): 100}
+    runs = [result((name, {"lr": rate}), 0, steps) for (name, rate), steps in rates.items()]
+    lines = study_report.rate_table(runs, tmp_path).splitlines()
+    assert [line for line in lines if "`ma+adamw-1` | `adamw-1`" in line] == [
+        "| 0.003 | `ma+adamw-1` | `adamw-1` | 1 | 1 | 0 | 0 | 0.50 (1) |"
+    ]
     for name in ("methods", "ablations"):
         assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"(pictures/study_{name}.png)" in tables[f"study_{name}"]
