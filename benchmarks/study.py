@@ -138,8 +138,8 @@ PARTS: dict[str, list[Variant]] = {
     ],
     # Without decay nothing but the filter differs. What it amplifies it also makes go faster, hence the higher rates.
     "undecayed": [*grid(["adam"], lr=(0.001, 0.003, 0.006)), *grid(["ema+adam", "ema-late+adam", "ma+adam"])],
-    # The rate that is best without a filter, with one, too
-    "rate": grid(["adamw-1", "ma+adamw-1"], lr=(0.001, 0.003)),
+    # At every rate and decay that is best for one of these, the others, too
+    "rate": grid(["adamw-1", "ema-late+adamw-1", "ma+adamw-1"], lr=(0.001, 0.003), weight_decay=(1.0, 3.0)),
     "tuning": [
         variant for name, (rates, decays) in TUNED.items() for variant in grid([name], lr=rates, weight_decay=decays)
     ],

@@ -100,14 +100,19 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def name_of(variant: Variant) -> str:
+    """The name of a variant's method, without its weight decay if the variant may have another."""
+    name, changes = variant
+    return re.sub(r"-[\d.]+$", "", name) if "weight_decay" in changes else name
+
+
 def listed(results: Sequence[Result], chosen: Sequence[Variant], titles: Sequence[str] = ("method",)) -> str:
     """A table of variants, a row each; those without a result are left out."""
     rows = []
     for variant in chosen:
         if mine := of(results, variant):
-            name, changes = variant
-            config = cell(variant, 0, 1).config
-            first = {"method": f"`{name}`", "what": described(config)}
+            changes, config = variant[1], cell(variant, 0, 1).config
+            first = {"method": f"`{name_of(variant)}`", "what": described(config)}
             rows.append([*(first.get(t) or str(changes.get(t, getattr(config, t, ""))) for t in titles), *row(mine)])
     return markdown([*titles, *TITLES], rows) if rows else "Not measured yet.\n"
 
@@ -144,7 +149,7 @@ def filters_compared(
 ) -> str:
     """A table of filters against controls, setting by setting; empty if nothing can be compared."""
     rows = [
-        [*map(str, changes.values()), f"`{one}`", f"`{other}`", *cells]
+        [*map(str, changes.values()), *(f"`{name_of((name, changes))}`" for name in (one, other)), *cells]
         for changes in settings
         for one, other in pairs
         if (cells := compared(results, (one, changes), (other, changes)))
@@ -188,11 +193,12 @@ def undecayed_table(results: Sequence[Result], folder: Path) -> str:
 
 
 def rate_table(results: Sequence[Result], folder: Path) -> str:
-    """AdamW at two learning rates, with a filter and without."""
+    """AdamW with two learning rates and decays, with a filter and without."""
     del folder
-    table = listed(results, sorted(PARTS["rate"], key=lambda variant: variant[1]["lr"]), ("lr", "method"))
     settings = [changes for name, changes in PARTS["rate"] if name == "adamw-1"]
-    return table + filters_compared(results, settings, [("ma+adamw-1", "adamw-1")])
+    variants = sorted(PARTS["rate"], key=lambda variant: settings.index(variant[1]))
+    table = listed(results, variants, ("lr", "weight_decay", "method"))
+    return table + filters_compared(results, settings, [(one, "adamw-1") for one in ("ema-late+adamw-1", "ma+adamw-1")])
 
 
 def tuned_variants(results: Sequence[Result], folder: Path) -> dict[str, Variant]:
@@ -205,11 +211,6 @@ def tuned_variants(results: Sequence[Result], folder: Path) -> dict[str, Variant
     return {name: tuned(folder, name, cap_of(results)) for name in TUNED if runs[name] == needed[name]}
 
 
-def without_decay(name: str) -> str:
-    """The name of a method without its weight decay, of which it has another when it is tuned."""
-    return re.sub(r"-[\d.]+$", "", name)
-
-
 def tuned_table(results: Sequence[Result], folder: Path) -> str:
     """All methods with a learning rate and weight decay from a grid, and those with a filter against those without."""
     chosen = tuned_variants(results, folder)
@@ -220,11 +221,11 @@ def tuned_table(results: Sequence[Result], folder: Path) -> str:
             numbers = []
             for value, values in zip((config.lr, config.weight_decay), TUNED[name], strict=True):
                 numbers.append(f"{value:g}" + " (edge)" * (value in (values[0], values[-1])))
-            rows.append([f"`{without_decay(name)}`", *numbers, *row(mine)])
+            rows.append([f"`{name_of(variant)}`", *numbers, *row(mine)])
     if not rows:
         return "Not measured yet.\n"
     pairs = [
-        [f"`{without_decay(one)}`", f"`{without_decay(other)}`", *cells]
+        [f"`{name_of(chosen[one])}`", f"`{name_of(chosen[other])}`", *cells]
         for one, other in TUNED_PAIRS
         if one in chosen and other in chosen and (cells := compared(results, chosen[one], chosen[other]))
     ]
@@ -421,7 +422,7 @@ def tables(folder: Path, pictures: Path) -> dict[str, str]:
     made = {name: table(results, folder) for name, table in TABLES.items()}
     of_methods = methods_picture(results, {name: (name, {}) for name in METHODS})
     chosen = tuned_variants(results, folder)
-    of_tuned = methods_picture(results, {without_decay(name): variant for name, variant in chosen.items()})
+    of_tuned = methods_picture(results, {name_of(variant): variant for variant in chosen.values()})
     for name, figure, text in (
         ("study_methods", of_methods, "Steps to 95 % by method, a point a seed"),
         ("study_tuned", of_tuned, "Steps to 95 % by tuned method, a point a seed"),

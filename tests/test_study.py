@@ -248,12 +248,15 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     table = study_report.filters_compared(runs, [{"operation": "addition"}, {"operation": "division"}])
     assert table.splitlines()[3:] == ["| division | `ema` | `adamw-1` | 1 | 1 | 0 | 0 | 0.90 (1) |"]
     assert tables["study_tuned"] == "Not measured yet.\n"
-    # With the control that has the same rate.
-    rates = {("ma+adamw-1", 0.003): 500, ("adamw-1", 0.003): 1000, ("adamw-1", 0.001): 100}
-    runs = [result((name, {"lr": rate}), 0, steps) for (name, rate), steps in rates.items()]
+    # With the control that has the same rate and decay.
+    rates = {("ma+adamw-1", 0.003, 3.0): 500, ("adamw-1", 0.003, 3.0): 1000, ("adamw-1", 0.001, 3.0): 100}
+    rates |= {("adamw-1", 0.003, 1.0): 200}
+    runs = [
+        result((name, {"lr": rate, "weight_decay": decay}), 0, steps) for (name, rate, decay), steps in rates.items()
+    ]
     lines = study_report.rate_table(runs, tmp_path).splitlines()
-    assert [line for line in lines if "`ma+adamw-1` | `adamw-1`" in line] == [
-        "| 0.003 | `ma+adamw-1` | `adamw-1` | 1 | 1 | 0 | 0 | 0.50 (1) |"
+    assert [line for line in lines if "`ma+adamw` | `adamw`" in line] == [
+        "| 0.003 | 3.0 | `ma+adamw` | `adamw` | 1 | 1 | 0 | 0 | 0.50 (1) |"
     ]
     for name in ("methods", "ablations"):
         assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
