@@ -157,44 +157,23 @@ def filters_compared(
     return "\n" + markdown([*settings[0], "method", "against", *COMPARED], rows) if rows else ""
 
 
-def methods_table(results: Sequence[Result], folder: Path) -> str:
-    """All methods with the learning rate of 1e-3."""
-    del folder
-    return listed(results, PARTS["methods"], ("method", "what"))
-
-
-def operations_table(results: Sequence[Result], folder: Path) -> str:
+def operations_table(results: Sequence[Result]) -> str:
     """The main methods on all operations."""
-    del folder
     every = [*PARTS["operations"], *((name, {"operation": "multiplication"}) for name in ELSEWHERE)]
     table = listed(results, sorted(every, key=lambda v: v[1]["operation"]), ("operation", "method"))
     return table + filters_compared(results, [changes for name, changes in PARTS["operations"] if name == "ema"])
 
 
-def start_table(results: Sequence[Result], folder: Path) -> str:
+def start_table(results: Sequence[Result]) -> str:
     """The main methods over initial scale and training fraction."""
-    del folder
     key = lambda variant: [-variant[1][name] for name in ("embedding_std", "train_fraction")]
     variants = sorted(PARTS["start"], key=key)
     table = listed(results, variants, ("embedding_std", "train_fraction", "method"))
     return table + filters_compared(results, [changes for name, changes in variants if name == "ema"])
 
 
-def early_table(results: Sequence[Result], folder: Path) -> str:
-    """The first steps of the filters."""
-    del folder
-    return listed(results, PARTS["early"], ("method", "what"))
-
-
-def undecayed_table(results: Sequence[Result], folder: Path) -> str:
-    """Adam without decay, behind each filter, and alone with higher learning rates."""
-    del folder
-    return listed(results, PARTS["undecayed"], ("method", "what", "lr"))
-
-
-def rate_table(results: Sequence[Result], folder: Path) -> str:
+def rate_table(results: Sequence[Result]) -> str:
     """AdamW with two learning rates and decays, with a filter and without."""
-    del folder
     settings = [changes for name, changes in PARTS["rate"] if name == "adamw-1"]
     variants = sorted(PARTS["rate"], key=lambda variant: settings.index(variant[1]))
     table = listed(results, variants, ("lr", "weight_decay", "method"))
@@ -211,9 +190,8 @@ def tuned_variants(results: Sequence[Result], folder: Path) -> dict[str, Variant
     return {name: tuned(folder, name, cap_of(results)) for name in TUNED if runs[name] == needed[name]}
 
 
-def tuned_table(results: Sequence[Result], folder: Path) -> str:
+def tuned_table(results: Sequence[Result], chosen: dict[str, Variant]) -> str:
     """All methods with a learning rate and weight decay from a grid, and those with a filter against those without."""
-    chosen = tuned_variants(results, folder)
     rows = []
     for name, variant in chosen.items():
         if mine := of(results, variant):
@@ -279,9 +257,8 @@ TUNED_PAIRS = [
 ]
 
 
-def pairs_table(results: Sequence[Result], folder: Path) -> str:
+def pairs_table(results: Sequence[Result]) -> str:
     """Methods with a filter against methods without, or with another."""
-    del folder
     rows = []
     for one, other in PAIRS:
         if cells := compared(results, one, other):
@@ -292,15 +269,14 @@ def pairs_table(results: Sequence[Result], folder: Path) -> str:
     return markdown(["method", "against", *COMPARED], rows) if rows else "Not measured yet.\n"
 
 
-TABLES: dict[str, Callable[[Sequence[Result], Path], str]] = {
-    "study_methods": methods_table,
+TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
+    "study_methods": lambda results: listed(results, PARTS["methods"], ("method", "what")),
     "study_pairs": pairs_table,
-    "study_tuned": tuned_table,
     "study_rate": rate_table,
     "study_operations": operations_table,
     "study_start": start_table,
-    "study_early": early_table,
-    "study_undecayed": undecayed_table,
+    "study_early": lambda results: listed(results, PARTS["early"], ("method", "what")),
+    "study_undecayed": lambda results: listed(results, PARTS["undecayed"], ("method", "what", "lr")),
 }
 
 
@@ -419,9 +395,9 @@ def ablation_picture(results: Sequence[Result]) -> Figure | None:
 def tables(folder: Path, pictures: Path) -> dict[str, str]:
     """All tables by name, and what shows the pictures, which are written."""
     results = load_all(folder)
-    made = {name: table(results, folder) for name, table in TABLES.items()}
-    of_methods = methods_picture(results, {name: (name, {}) for name in METHODS})
     chosen = tuned_variants(results, folder)
+    made = {name: table(results) for name, table in TABLES.items()} | {"study_tuned": tuned_table(results, chosen)}
+    of_methods = methods_picture(results, {name: (name, {}) for name in METHODS})
     of_tuned = methods_picture(results, {name_of(variant): variant for variant in chosen.values()})
     for name, figure, text in (
         ("study_methods", of_methods, "Steps to 95 % by method, a point a seed"),

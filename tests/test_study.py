@@ -174,10 +174,10 @@ def test_failures_count_as_later_than_any_step():
     assert study_report.row([cut | {"finite": False}])[-2:] == ["0 of 1", "20%"]
 
 
-def test_methods_are_compared_seed_by_seed(tmp_path):
+def test_methods_are_compared_seed_by_seed():
     by_method = {"ema": [1000, 2000, None, None, 600, 100], "adam-0.005": [2000, 1000, 500, None, 600]}
     runs = [result((n, {}), seed, first) for n, found in by_method.items() for seed, first in enumerate(found)]
-    table = study_report.pairs_table(runs, tmp_path)
+    table = study_report.pairs_table(runs)
     assert table.splitlines()[2:] == ["| `ema` | `adam-0.005` | 5 | 1 | 2 | 2 | 1.00 (3) |"]
 
 
@@ -193,6 +193,9 @@ def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
 def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then_the_best_accuracy(tmp_path):
     grid = [variant for variant in PARTS["tuning"] if variant[0] == "muon-1"]
 
+    def tuned_table(results):
+        return study_report.tuned_table(results, study_report.tuned_variants(results, tmp_path))
+
     def write(seed, chosen, steps, best=None):
         for variant, first, accuracy in zip(chosen, steps, best or [0.9] * len(chosen), strict=True):
             one = result(variant, seed, first, cap=TUNING_CAP, best=accuracy)
@@ -205,20 +208,20 @@ def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then
     with pytest.raises(UserError, match=r"lacks method-muon-1_.*_seed-1001; run python -m benchmarks.study finals"):
         study.tuned(tmp_path, "muon-1", 5000)
     every = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
-    assert study_report.tuned_table(every, tmp_path) == "Not measured yet.\n"
+    assert tuned_table(every) == "Not measured yet.\n"
     write(second, finals, [3000, 1900, None])  # medians 2,000, 1,850 and never
     assert study.tuned(tmp_path, "muon-1", 5000) == grid[2]
     reported = result(grid[2], 0, 1234)
     every = [reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
-    assert "| `muon` | 0.01 (edge) | 0.3 (edge) | 1 |" in study_report.tuned_table(every, tmp_path)
-    assert "against" not in study_report.tuned_table(every, tmp_path)
+    assert "| `muon` | 0.01 (edge) | 0.3 (edge) | 1 |" in tuned_table(every)
+    assert "against" not in tuned_table(every)
     # Compared with a method that is tuned, too, each with its own pair.
     behind = [variant for variant in PARTS["tuning"] if variant[0] == "ema+muon-1"]
     write(first, behind, [100, 200, 300, *[None] * 6])
     write(second, behind[:3], [200, 300, 100])
     other = result(behind[0], 0, 617)
     every = [other, reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
-    lines = study_report.tuned_table(every, tmp_path).splitlines()
+    lines = tuned_table(every).splitlines()
     assert lines[-1] == "| `ema+muon` | `muon` | 1 | 1 | 0 | 0 | 0.50 (1) |"
     (tmp_path / "one.json").write_text(json.dumps(other))
     (tmp_path / "other.json").write_text(json.dumps(reported))
@@ -254,7 +257,7 @@ def test_tables_and_pictures_are_made_from_the_files(tmp_path):
     runs = [
         result((name, {"lr": rate, "weight_decay": decay}), 0, steps) for (name, rate, decay), steps in rates.items()
     ]
-    lines = study_report.rate_table(runs, tmp_path).splitlines()
+    lines = study_report.rate_table(runs).splitlines()
     assert [line for line in lines if "`ma+adamw` | `adamw`" in line] == [
         "| 0.003 | 3.0 | `ma+adamw` | `adamw` | 1 | 1 | 0 | 0 | 0.50 (1) |"
     ]
