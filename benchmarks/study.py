@@ -105,7 +105,11 @@ MUON: Grid = ((1e-2, 3e-2, 1e-1), (0.03, 0.1, 0.3))
 TUNED = {
     "adam-0.005": COUPLED,
     "ema": AMPLIFIED,
+    "ema-0.95": AMPLIFIED,
+    "ema-normalized": COUPLED,  # divided by 1 + λ, so its decay is not weakened
     "ma": AMPLIFIED,
+    "two-stage": AMPLIFIED,
+    "slow-only": AMPLIFIED,
     "adamw-1": DECOUPLED,
     "nadamw-1": DECOUPLED,
     "lion-1": LION,
@@ -115,6 +119,7 @@ TUNED = {
     "ema-late+adamw-1": DECOUPLED,
     "ma+adamw-1": DECOUPLED,
     "ema+muon-1": MUON,
+    "ma+muon-1": MUON,
 }
 
 PARTS: dict[str, list[Variant]] = {

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def name_of(variant: Variant) -> str:
     """The name of a variant's method, without its weight decay if the variant may have another."""
     name, changes = variant
-    return re.sub(r"-[\d.]+$", "", name) if "weight_decay" in changes else name
+    return name.removesuffix(f"-{METHODS[name].weight_decay:g}") if "weight_decay" in changes else name
 
 
 def listed(results: Sequence[Result], chosen: Sequence[Variant], titles: Sequence[str] = ("method",)) -> str:
@@ -246,14 +245,9 @@ PAIRS: list[tuple[Variant, Variant]] = [  # what is compared, and with what
 ]
 
 TUNED_PAIRS = [
-    ("ema", "adam-0.005"),
-    ("ma", "adam-0.005"),
-    ("ema", "adamw-1"),
-    ("ma", "adamw-1"),
-    ("ema+adamw-1", "adamw-1"),
-    ("ema-late+adamw-1", "adamw-1"),
-    ("ma+adamw-1", "adamw-1"),
-    ("ema+muon-1", "muon-1"),
+    *((one, "adam-0.005") for one in ("ema", "ema-0.95", "ema-normalized", "ma", "two-stage", "slow-only")),
+    *((one, "adamw-1") for one in ("ema", "ma", "ema+adamw-1", "ema-late+adamw-1", "ma+adamw-1")),
+    *((one, "muon-1") for one in ("ema+muon-1", "ma+muon-1")),
 ]
 
 

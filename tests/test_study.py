@@ -190,6 +190,13 @@ def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
     assert 180 <= covered <= 199
 
 
+def test_a_method_is_named_without_its_weight_decay_where_that_may_be_another():
+    names = {"adamw-1": "adamw", "ma+muon-1": "ma+muon", "adam-0.00167": "adam", "muon": "muon", "ema-0.95": "ema-0.95"}
+    assert {name: study_report.name_of((name, {"weight_decay": 3.0})) for name in names} == names
+    assert study_report.name_of(("adamw-1", {"lr": 0.003})) == "adamw-1"
+    assert len({study_report.name_of((name, {"weight_decay": 3.0})) for name in TUNED}) == len(TUNED)
+
+
 def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then_the_best_accuracy(tmp_path):
     grid = [variant for variant in PARTS["tuning"] if variant[0] == "muon-1"]
 
