@@ -378,11 +378,12 @@ def ablation_picture(results: Sequence[Result]) -> Figure | None:
                 axes.plot([x] * len(values), np.minimum(values, beyond), ".", color=drawn.get_color(), alpha=0.5)
         axes.axhline(cap, color="grey", linewidth=0.8, linestyle=":")
         seeds = len(next(iter(next(iter(lines.values())).values())))
-        axes.set_title(f"{seeds} seed{'s' * (seeds > 1)}", fontsize="small")
-        axes.set(xlabel=ABLATIONS[part][1], ylabel="steps to 95 %", ylim=(0, 1.12 * cap))
+        seeds_shown = f"{seeds} seed{'s' * (seeds > 1)}"
+        axes.set(xlabel=f"{ABLATIONS[part][1]}, {seeds_shown}", ylabel="steps to 95 %", ylim=(0, 1.12 * cap))
         axes.set_xticks(range(len(settings)), [f"{value:g}" for value in settings])
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="upper center")
+        # Above the axes, for points may lie anywhere within
+        axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(lines), frameon=False)
     return figure
 
 
