@@ -2,11 +2,10 @@
 
 import csv
 import dataclasses
-import functools
 import re
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,14 @@ import optax
 from flax import nnx
 from jax import lax
 
-from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
-from .harness.config import RunConfig
-from .harness.errors import UserError, plain_errors
-from .harness.files import fetch
-from .harness.optimizers import Optimizer
-from .harness.run import main
+from .fast import padded_logits
+from .harness.batches import Batch
+from .harness.cli import main
+from .harness.config import Config, Experiment, Preset, Run
+from .harness.downloads import fetch
+from .harness.errors import UserError, require
+from .harness.optimizers import Filtering, Optimization
+from .harness.task import Data, Task
 from .harness.torch_init import linear, uniform
 
 ARCHIVE = "aclImdb_v1.tar.gz"  # the Large Movie Review Dataset of Maas et al. 2011
@@ -82,37 +83,17 @@ class Classifier(nnx.Module):
         self.head = linear(hidden, 1, rngs=rngs)
         self.hidden = hidden
 
-    def __call__(self, tokens_bl: jax.Array, block: int = 20) -> jax.Array:
-        """Logits of reviews being positive: (b,). Tokens are 0 for padding, on the left; `block` divides their length.
+    def __call__(self, tokens_bl: jax.Array) -> jax.Array:
+        """Logits of reviews being positive: (b,). Tokens are 0 for padding, on the left."""
+        x_lbd = self.embedding[...][tokens_bl.T]
+        for layer, zero in zip(self.layers, self.zero_states(tokens_bl.shape[0]), strict=True):
+            _, x_lbd = layer(zero, x_lbd)
+        return self.head(x_lbd[-1])[:, 0]
 
-        Most positions are padding, and reviews of which only padding was seen so far share one state. So the positions
-        are gone through block by block, the longest reviews first, and a block is computed for the reviews that have
-        words there and one more, which stands for all the rest. Static shapes allow a few numbers of reviews.
-        """
-        b = tokens_bl.shape[0]
-        longest_first = jnp.argsort(-jnp.count_nonzero(tokens_bl, axis=1))
-        blocks_nlb = tokens_bl[longest_first].T.reshape(-1, block, b)
-        sizes = sorted({1, b // 12, b // 4, b // 2, b} - {0})
-
-        # Kept for the backward pass: the states between the blocks. The rest is computed again.
-        @functools.partial(jax.checkpoint, static_argnums=0)
-        def advance(size: int, states: list[State], tokens_lb: jax.Array) -> list[State]:
-            x_lbd = self.embedding[...][tokens_lb[:, :size]]
-            new = []
-            for layer, state in zip(self.layers, states, strict=True):
-                state, x_lbd = layer(jax.tree.map(lambda s_bh: s_bh[:size], state), x_lbd)
-                new.append(state)
-            rest = lambda s_bh: jnp.broadcast_to(s_bh[-1:], (b - size, self.hidden))
-            return jax.tree.map(lambda s_bh: jnp.concatenate([s_bh, rest(s_bh)]), new)
-
-        def step(states: list[State], tokens_lb: jax.Array) -> tuple[list[State], None]:
-            with_words = jnp.count_nonzero(tokens_lb[-1])
-            enough = jnp.searchsorted(jnp.array(sizes[:-1]), with_words + 1)
-            return lax.switch(enough, [functools.partial(advance, size) for size in sizes], states, tokens_lb), None
-
+    def zero_states(self, b: int) -> list[State]:
+        """The states of all layers before the first position."""
         zero = jnp.zeros((b, self.hidden), self.embedding.dtype)
-        states, _ = lax.scan(step, [(zero, zero) for _ in self.layers], blocks_nlb)
-        return jnp.zeros_like(zero[:, 0]).at[longest_first].set(self.head(states[-1][0])[:, 0])
+        return [(zero, zero) for _ in self.layers]
 
 
 def words(review: str) -> list[str]:
@@ -218,81 +199,93 @@ def choose(names: Iterable[str], source: Path) -> tuple[list[str], np.ndarray]:
     return [chosen[i][0] for i in order], np.array([chosen[i][1] for i in order], np.int32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Imdb:
-    """Task: whether a review is positive, a random quarter of either kind being kept for validation.
+def numbered(reviews: Sequence[str]) -> np.ndarray:
+    """The words of each review by number from 1 on, in the order of their first occurrence, then 0: int32."""
+    number: dict[str, int] = {}
+    rows = [[number.setdefault(word, len(number) + 1) for word in words(review)] for review in reviews]
+    table = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Imdb(Task):
+    """Delayed generalisation on IMDb: whether a review is positive, a random quarter of either kind for validation.
 
     The words that the model sees are the most frequent ones of the training reviews, so they depend on the split.
     """
 
-    words: np.ndarray  # (reviews, most words) int32, each review's words by number from 1 on, then 0
-    labels: np.ndarray  # (reviews,) int32, 1 for a positive review
-    vocabulary: int = 1000  # words the model sees; the others are dropped
+    vocabulary: int = 1000
+    """Words that the model sees, the most frequent ones; the others are dropped."""
     length: int = 500
+    """Words of a review that the model sees, from the first on; a multiple of 20."""
     validation_part: float = 0.25
+    """Part of the reviews that is kept for validation."""
     batch_size: int = 50
+    """Reviews per batch."""
     dim: int = 64
+    """Channels of the embedding."""
     hidden: int = 256
+    """Channels of an LSTM's state."""
     init_scale: float = 6.0
-    epochs: int = 1  # between two evaluations
+    """Factor of all initial parameters: what delays generalisation here."""
+    epochs: int = 1
+    """Passes over the training reviews between two evaluations."""
+    data_dir: Path | None = None
+    """Folder with Kaggle's "IMDB Dataset.csv", or with aclImdb_v1.tar.gz or what it unpacks to; None downloads that
+    archive once."""
 
-    @classmethod
-    def of(cls, reviews: Sequence[str], labels: np.ndarray, **options: Any) -> "Imdb":
-        """The task of these reviews."""
-        number: dict[str, int] = {}
-        numbered = [[number.setdefault(word, len(number) + 1) for word in words(review)] for review in reviews]
-        table = np.zeros((len(reviews), max(map(len, numbered))), np.int32)
-        for row, review in zip(table, numbered, strict=True):
-            row[: len(review)] = review
-        return cls(table, labels, **options)
-
-    @property
-    def val_reviews(self) -> tuple[int, int]:
-        """How many negative and positive reviews are kept for validation."""
-        positive = int(self.labels.sum())
-        total = round(len(self.labels) * self.validation_part)
-        from_positive = round(total * positive / len(self.labels))
-        return total - from_positive, from_positive
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        for name in ("vocabulary", "batch_size", "dim", "hidden", "epochs"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.length >= 20 and self.length % 20 == 0, "length", "a multiple of 20", self.length)
+        require(0 < self.validation_part < 1, "validation_part", "in (0, 1)", self.validation_part)
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps between two evaluations."""
-        return self.epochs * steps_per_epoch(len(self.labels) - sum(self.val_reviews), self.batch_size)
+    def val_size(self) -> int:
+        """Number of validation reviews."""
+        return round(REVIEWS * self.validation_part)
+
+    @property
+    def train_size(self) -> int:
+        """Number of training reviews."""
+        return REVIEWS - self.val_size
 
     def model(self, key: jax.Array) -> Classifier:
         """The model, freshly initialised as PyTorch does."""
         return Classifier(self.vocabulary + 1, dim=self.dim, hidden=self.hidden, rngs=nnx.Rngs(params=key))
 
-    @functools.cached_property
-    def graphdef(self) -> nnx.GraphDef[Classifier]:
-        """The model without its parameters."""
-        return nnx.split(nnx.eval_shape(lambda: self.model(jax.random.key(0))))[0]
+    def load(self) -> dict[str, np.ndarray]:
+        """The words of the reviews, (reviews, most words), see `numbered`; and 1 for a positive review, (reviews,)."""
+        reviews, labels = load(self.data_dir)
+        return {"words": numbered(reviews), "labels": labels}
 
-    def init(self, key: jax.Array) -> Any:
-        """The initial parameters, all scaled up: what delays generalisation here."""
-        return jax.tree.map(lambda p: self.init_scale * p, nnx.to_pure_dict(nnx.state(self.model(key))))
-
-    def split(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Tokens and labels of all reviews; the numbers of those for training and of those for validation."""
+    def split(self, shared: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, jax.Array]:
+        """The numbers of the reviews for training and for validation, and the tokens of all reviews."""
+        positive = int(shared["labels"].sum())
+        val_positive = round(self.val_size * positive / len(shared["labels"]))
         train, val = [], []
-        for label, size, part_key in zip((0, 1), self.val_reviews, jax.random.split(key), strict=True):
-            reviews = jax.random.permutation(part_key, jnp.asarray(np.flatnonzero(self.labels == label)))
+        sizes = (self.val_size - val_positive, val_positive)
+        for label, size, part_key in zip((0, 1), sizes, jax.random.split(key), strict=True):
+            reviews = jax.random.permutation(part_key, jnp.asarray(np.flatnonzero(shared["labels"] == label)))
             val.append(reviews[:size])
             train.append(reviews[size:])
-        data = {"labels": jnp.asarray(self.labels), "train": jnp.concatenate(train), "val": jnp.concatenate(val)}
-        return data | {"tokens": self.tokens(data["train"])}
+        parts = {"train": jnp.concatenate(train), "val": jnp.concatenate(val)}
+        return parts | {"tokens": self.tokens(shared["words"], parts["train"])}
 
-    def tokens(self, train: jax.Array) -> jax.Array:
+    def tokens(self, words: np.ndarray, train: jax.Array) -> jax.Array:
         """The reviews as the model sees them, (reviews, length) int32.
 
         Token k is the k-th most frequent word of the training reviews, of equally frequent ones that which occurs first
         in all reviews. A review longer than `length` is cut at its end, a shorter one is padded on the left with 0. One
         without any of these words is padding throughout, and so is classified by what the model makes of that alone.
         """
-        number = jnp.asarray(self.words)
-        frequency = jnp.zeros(int(self.words.max()) + 1, jnp.int32).at[number[train]].add(1).at[0].set(0)
+        number = jnp.asarray(words)
+        frequency = jnp.zeros(int(words.max()) + 1, jnp.int32).at[number[train]].add(1).at[0].set(0)
         frequency, frequent = lax.top_k(frequency, min(self.vocabulary, frequency.shape[0]))
-        token_of = jnp.zeros(int(self.words.max()) + 1, jnp.int32)
+        token_of = jnp.zeros(int(words.max()) + 1, jnp.int32)
         token_of = token_of.at[frequent].set(jnp.where(frequency > 0, 1 + jnp.arange(frequent.shape[0]), 0))
         tokens = token_of[number]
         place = jnp.cumsum(tokens > 0, axis=1) - 1
@@ -301,60 +294,30 @@ class Imdb:
         review = jnp.broadcast_to(jnp.arange(tokens.shape[0])[:, None], tokens.shape)
         return jnp.zeros((tokens.shape[0], self.length), jnp.int32).at[review, place].set(tokens, mode="drop")
 
-    def batches(self, data: dict[str, jax.Array], key: jax.Array) -> Batch:
-        """Epochs of shuffled training reviews."""
-        return shuffled_epochs(key, data["train"], self.batch_size, self.epochs)
-
-    def validation(self, data: dict[str, jax.Array]) -> Batch:
-        """The validation reviews."""
-        return in_batches(data["val"], self.batch_size)
-
-    def measure(self, params: Any, data: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """Sums of binary cross-entropy and correct answers over a batch."""
-        logits = nnx.merge(self.graphdef, params)(data["tokens"][batch["index"]])
+    def metrics(self, params: Any, data: Data, batch: Batch) -> dict[str, jax.Array]:
+        """Binary cross-entropy and accuracy of each review of a batch."""
+        # The same as self.with_params(params)(tokens), in a fraction of the time.
+        logits = padded_logits(self.with_params(params), data["tokens"][batch["index"]])
         label = data["labels"][batch["index"]]
         loss = optax.sigmoid_binary_cross_entropy(logits, label.astype(logits.dtype))
-        correct = ((logits > 0) == (label == 1)).astype(loss.dtype)
-        weight = batch["weight"].astype(loss.dtype)
-        return {"count": weight.sum(), "loss": weight @ loss, "accuracy": weight @ correct}
+        return {"loss": loss, "accuracy": ((logits > 0) == (label == 1)).astype(loss.dtype)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
-    """Delayed generalisation on IMDb."""
-
-    clip_norm: float | None = 5.0
-    """Scale gradients down to this global norm before the filter; None for no clipping."""
-    optimizer: Optimizer = "adamw"
-    """adam has coupled L2, the decay being added to the filtered gradient; the others have decoupled weight decay."""
-    lr: float = 3e-4
-    """Learning rate."""
-    weight_decay: float = 10.0
-    """Weight decay."""
-    beta2: float = 0.999
-    """Adam's decay of the second moment."""
-    lr_warmup: int = 0
-    """Steps over which the learning rate rises from 0; 0 for none."""
-    stop_at: float | None = None
-    """Stop when the validation accuracy reaches this; None to use the whole budget."""
-    data_dir: Path | None = None
-    """Folder with Kaggle's "IMDB Dataset.csv", or with aclImdb_v1.tar.gz or what it unpacks to; None downloads that
-    archive once."""
-
-    def task(self) -> Imdb:
-        """The task of this run: 1,000 reviews."""
-        return Imdb.of(*load(self.data_dir))
-
-
-THRESHOLDS = (0.75, 0.80)  # validation accuracies whose first crossing is reported
-
+PAPER = Config(
+    Imdb(),
+    Filtering(filter="ema"),
+    Optimization(optimizer="adamw", lr=3e-4, weight_decay=10.0, beta2=0.999, lr_warmup=0, clip_norm=5.0),
+    Run(budget=10_000),
+)
 PRESETS = {
-    # The paper's two runs, and what tells the effect of the filter from that of the weight decay
-    "baseline": Config(filter="none", weight_decay=1.0),
-    "filter-only": Config(weight_decay=1.0),
-    "decay-only": Config(filter="none"),
-    "paper": Config(),
+    "baseline": Preset(PAPER.replace(filter="none", weight_decay=1.0), "The paper's baseline"),
+    "filter-only": Preset(
+        PAPER.replace(weight_decay=1.0), "The paper's filter with the baseline's decay", ("baseline",)
+    ),
+    "decay-only": Preset(PAPER.replace(filter="none"), "The paper's decay without its filter"),
+    "paper": Preset(PAPER, "The paper's filter and decay", ("decay-only",)),
 }
+EXPERIMENT = Experiment("imdb", PRESETS, default="paper", thresholds=(0.75, 0.80))
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main("imdb", PRESETS, default="paper")))
+    sys.exit(main(EXPERIMENT))

@@ -1,23 +1,24 @@
 """Delayed generalisation of an MLP on 1,000 MNIST images: `python -m examples.mnist`."""
 
 import dataclasses
-import functools
 import gzip
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .harness.batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
-from .harness.config import RunConfig
-from .harness.errors import plain_errors
-from .harness.files import fetch
-from .harness.optimizers import Optimizer
-from .harness.run import main
+from .harness.batches import Batch
+from .harness.cli import main
+from .harness.config import Config, Experiment, Preset, Run
+from .harness.downloads import fetch
+from .harness.errors import require
+from .harness.optimizers import Filtering, Optimization
+from .harness.task import Data, Task
 from .harness.torch_init import linear
 
 SOURCES = (
@@ -61,100 +62,71 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Mnist:
-    """Task: regression of one-hot classes on the first images, validated on the others."""
+@dataclasses.dataclass(frozen=True)
+class Mnist(Task):
+    """Delayed generalisation on MNIST: regression of one-hot classes on a few images, validated on the test images."""
 
-    images: np.ndarray  # (examples, 784) float32 in [0, 1], training images first
-    labels: np.ndarray  # (examples,) int32
     train_images: int = 1000
+    """Training images that are trained on, from the first on."""
     batch_size: int = 200
+    """Images per batch."""
     init_scale: float = 8.0
-    epochs: int = 50  # between two evaluations
+    """Factor of all initial parameters: what delays generalisation here."""
+    epochs: int = 50
+    """Passes over the training images between two evaluations."""
+    data_dir: Path | None = None
+    """Folder with the four files of MNIST; None downloads them once."""
+
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        require(1 <= self.train_images <= 60_000, "train_images", "from 1 to 60,000", self.train_images)
+        for name in ("batch_size", "epochs"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps between two evaluations."""
-        return self.epochs * steps_per_epoch(self.train_images, self.batch_size)
+    def train_size(self) -> int:
+        """Number of training images."""
+        return self.train_images
 
     def model(self, key: jax.Array) -> MLP:
         """The model, freshly initialised as PyTorch does."""
         return MLP(rngs=nnx.Rngs(params=key))
 
-    @functools.cached_property
-    def graphdef(self) -> nnx.GraphDef[MLP]:
-        """The model without its parameters."""
-        return nnx.split(nnx.eval_shape(lambda: self.model(jax.random.key(0))))[0]
+    def load(self) -> dict[str, np.ndarray]:
+        """Pixels and classes of the training images, then of all test images."""
+        images, labels = load(self.data_dir)
+        keep = np.r_[0 : self.train_images, 60_000:70_000]
+        return {"images": images[keep], "labels": labels[keep]}
 
-    def init(self, key: jax.Array) -> Any:
-        """The initial parameters, all scaled up: what delays generalisation here."""
-        return jax.tree.map(lambda p: self.init_scale * p, nnx.to_pure_dict(nnx.state(self.model(key))))
-
-    def split(self, key: jax.Array) -> dict[str, jax.Array]:
-        """The images and labels; the same for every key."""
+    def split(self, shared: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, jax.Array]:
+        """The images to train on and to validate on, the same for every key."""
         del key
-        return {"images": jnp.asarray(self.images), "labels": jnp.asarray(self.labels)}
+        images = jnp.arange(shared["labels"].shape[0])
+        return {"train": images[: self.train_images], "val": images[self.train_images :]}
 
-    def batches(self, data: dict[str, jax.Array], key: jax.Array) -> Batch:
-        """Epochs of shuffled training images."""
-        del data
-        return shuffled_epochs(key, jnp.arange(self.train_images), self.batch_size, self.epochs)
-
-    def validation(self, data: dict[str, jax.Array]) -> Batch:
-        """The test images."""
-        return in_batches(jnp.arange(self.train_images, data["labels"].shape[0]), self.batch_size)
-
-    def measure(self, params: Any, data: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """Sums of squared error (mean over the classes) and correct answers over a batch."""
-        output = nnx.merge(self.graphdef, params)(data["images"][batch["index"]])
+    def metrics(self, params: Any, data: Data, batch: Batch) -> dict[str, jax.Array]:
+        """Squared error (mean over the classes) and accuracy of each image of a batch."""
+        output = self.with_params(params)(data["images"][batch["index"]])
         label = data["labels"][batch["index"]]
         loss = jnp.mean((output - jax.nn.one_hot(label, CLASSES, dtype=output.dtype)) ** 2, axis=-1)
-        correct = (jnp.argmax(output, axis=-1) == label).astype(loss.dtype)
-        weight = batch["weight"].astype(loss.dtype)
-        return {"count": weight.sum(), "loss": weight @ loss, "accuracy": weight @ correct}
+        return {"loss": loss, "accuracy": (jnp.argmax(output, axis=-1) == label).astype(loss.dtype)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
-    """Delayed generalisation on MNIST."""
-
-    filter: Literal["none", "ema", "ma"] = "ema"
-    """Low-pass filter whose output is amplified."""
-    alpha: float = 0.8
-    """EMA: weight of the past, in [0, 1)."""
-    lamb: float = 0.1
-    """Amplification of the slow part of the gradients."""
-    optimizer: Optimizer = "adamw"
-    """adam has coupled L2, the decay being added to the filtered gradient; the others have decoupled weight decay."""
-    weight_decay: float = 2.0
-    """Weight decay."""
-    beta2: float = 0.999
-    """Adam's decay of the second moment."""
-    lr_warmup: int = 0
-    """Steps over which the learning rate rises from 0; 0 for none."""
-    budget: int = 100_000
-    """Optimizer steps at most, rounded up to whole evaluations."""
-    stop_at: float | None = None
-    """Stop when the validation accuracy reaches this; None to use the whole budget."""
-    data_dir: Path | None = None
-    """Folder with the four files of MNIST; None downloads them once."""
-
-    def task(self) -> Mnist:
-        """The task of this run: 1,000 training images, and all test images to validate on."""
-        images, labels = load(self.data_dir)
-        keep = np.r_[0:1000, 60_000:70_000]
-        return Mnist(images[keep], labels[keep])
-
-
-THRESHOLDS = (0.80, 0.85, 0.88)  # validation accuracies whose first crossing is reported
-
+PAPER = Config(
+    Mnist(),
+    Filtering(filter="ema", alpha=0.8, lamb=0.1),
+    Optimization(optimizer="adamw", weight_decay=2.0, beta2=0.999, lr_warmup=0),
+    Run(budget=100_000),
+)
 PRESETS = {
-    # The paper's two runs, and what tells the effect of the filter from that of the weight decay
-    "baseline": Config(filter="none", weight_decay=0.01),
-    "filter-only": Config(weight_decay=0.01),
-    "decay-only": Config(filter="none"),
-    "paper": Config(),
+    "baseline": Preset(PAPER.replace(filter="none", weight_decay=0.01), "The paper's baseline"),
+    "filter-only": Preset(
+        PAPER.replace(weight_decay=0.01), "The paper's filter with the baseline's decay", ("baseline",)
+    ),
+    "decay-only": Preset(PAPER.replace(filter="none"), "The paper's decay without its filter"),
+    "paper": Preset(PAPER, "The paper's filter and decay", ("decay-only",)),
 }
+EXPERIMENT = Experiment("mnist", PRESETS, default="paper", thresholds=(0.80, 0.85, 0.88))
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main("mnist", PRESETS, default="paper")))
+    sys.exit(main(EXPERIMENT))

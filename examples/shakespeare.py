@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ import optax
 from flax import nnx
 from jax import lax
 
-from .harness.batches import in_batches
-from .harness.config import RunConfig
-from .harness.errors import plain_errors
-from .harness.files import fetch
-from .harness.optimizers import Optimizer
-from .harness.run import main
+from .harness.batches import Batch, in_batches
+from .harness.cli import main
+from .harness.config import Config, Experiment, Preset, Run
+from .harness.downloads import fetch
+from .harness.errors import require
+from .harness.optimizers import Filtering, Optimization
+from .harness.task import Data, Task
 
 SOURCES = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",)
 FILES = {"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}  # SHA-256
 TRAIN_FRACTION = 0.9
+ALPHABET = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # all characters of the text, sorted
+CHARACTERS = len(ALPHABET)
 
 # Suffixes name the axes: b window, l position, m position that is attended to, t window and position in one, d channel,
 # h head, k channel of a head, c query, key or value, v character.
@@ -103,110 +106,30 @@ def load(data_dir: Path | None) -> str:
     return fetch(FILES, SOURCES, data_dir)["input.txt"].read_text("ascii")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shakespeare:
-    """Task: the next character, at every position of a window of text; the last tenth of the text is for validation."""
+def encode(text: str) -> np.ndarray:
+    """The numbers of characters in ALPHABET, uint8."""
+    codes, sought = (np.frombuffer(part.encode("ascii"), np.uint8) for part in (ALPHABET, text))
+    return np.searchsorted(codes, sought).astype(np.uint8)
 
-    text: str
-    layers: int
-    heads: int
-    width: int
-    context: int
-    dropout: float
-    batch_size: int
-    steps: int = 10  # optimizer steps between two evaluations
-    val_windows: int = 60
 
-    @functools.cached_property
-    def characters(self) -> str:
-        """The different characters in their order: number k of the model is the k-th of them."""
-        return "".join(sorted(set(self.text)))
-
-    @property
-    def train_size(self) -> int:
-        """Characters that are trained on."""
-        return int(TRAIN_FRACTION * len(self.text))
-
-    def model(self, key: jax.Array) -> GPT:
-        """The model, freshly initialised."""
-        return GPT(
-            len(self.characters),
-            context=self.context,
-            layers=self.layers,
-            heads=self.heads,
-            width=self.width,
-            dropout=self.dropout,
-            rngs=nnx.Rngs(params=key),
-        )
-
-    @functools.cached_property
-    def graphdef(self) -> nnx.GraphDef[GPT]:
-        """The model without its parameters."""
-        return nnx.split(nnx.eval_shape(lambda: self.model(jax.random.key(0))))[0]
-
-    def init(self, key: jax.Array) -> Any:
-        """The initial parameters, a nested dict."""
-        return nnx.to_pure_dict(nnx.state(self.model(key)))
-
-    def encode(self, text: str) -> np.ndarray:
-        """The numbers of characters, uint8."""
-        codes, sought = (np.frombuffer(part.encode("ascii"), np.uint8) for part in (self.characters, text))
-        return np.searchsorted(codes, sought).astype(np.uint8)
-
-    def split(self, key: jax.Array) -> jax.Array:
-        """The text as numbers; the same for every key."""
-        del key
-        return jnp.asarray(self.encode(self.text))
-
-    def batches(self, data: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        """Random windows of the training part, given by their first character, and a dropout key for each batch."""
-        del data
-        window_key, dropout_key = jax.random.split(key)
-        # The window's targets reach one character further than the window.
-        first = jax.random.randint(window_key, (self.steps, self.batch_size), 0, self.train_size - self.context)
-        keys = jax.random.split(dropout_key, self.steps)
-        return {"index": first, "weight": jnp.ones(first.shape, jnp.float32), "dropout": keys}
-
-    def validation(self, data: jax.Array) -> dict[str, jax.Array]:
-        """Windows evenly spaced over the validation part; without a dropout key."""
-        last = data.shape[0] - self.context - 1
-        first = np.linspace(self.train_size, last, self.val_windows).astype(np.int32)
-        batch = in_batches(jnp.asarray(first), self.batch_size)
-        return {"index": batch["index"], "weight": batch["weight"]}
-
-    def measure(self, params: Any, data: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Sum over the windows of a batch of their cross-entropy, the mean over a window's positions, in nats."""
-        place_bl = batch["index"][:, None] + jnp.arange(self.context + 1, dtype=jnp.int32)[None]
-        text_bl = data[place_bl].astype(jnp.int32)
-        rngs = nnx.Rngs(dropout=batch["dropout"]) if self.dropout and "dropout" in batch else None
-        logits = nnx.merge(self.graphdef, params)(text_bl[:, :-1], rngs)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, text_bl[:, 1:]).mean(axis=-1)
-        weight = batch["weight"].astype(loss.dtype)
-        return {"count": weight.sum(), "loss": weight @ loss}
-
-    def sample(self, params: Any, key: jax.Array, length: int) -> str:
-        """Text that the model writes after the first window of the validation part."""
-        model = nnx.merge(self.graphdef, params)
-
-        def write(text_l: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            character = jax.random.categorical(key, model(text_l[None])[0, -1])
-            return jnp.append(text_l[1:], character), character
-
-        prompt = jnp.asarray(self.encode(self.text[self.train_size :][: self.context]), jnp.int32)
-        _, written = jax.jit(functools.partial(lax.scan, write))(prompt, jax.random.split(key, length))
-        return "".join(self.characters[k] for k in np.asarray(written))
+def train_part(size: int) -> int:
+    """How many characters of a text are trained on, from the first on."""
+    return int(TRAIN_FRACTION * size)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
-    """A character GPT on tiny Shakespeare."""
+class Shakespeare(Task):
+    """A character GPT on tiny Shakespeare: the next character, at every position of a window of text.
 
-    has_accuracy = False
+    The last tenth of the text is for validation. The loss is in nats per character.
+    """
+
+    metric = "loss"
 
     layers: int = 4
     """Transformer blocks."""
     heads: int = 4
-    """Attention heads of a block; they divide the width."""
+    """Attention heads per block; they divide the width."""
     width: int = 64
     """Channels of the residual stream."""
     context: int = 64
@@ -214,62 +137,78 @@ class Config(RunConfig):
     dropout: float = 0.0
     """Part of the activations that is dropped in training, in [0, 1)."""
     batch_size: int = 12
-    """Windows a batch."""
-    optimizer: Optimizer = "adamw"
-    """adam has coupled L2, the decay being added to the filtered gradient; the others have decoupled weight decay."""
-    weight_decay: float = 0.1
-    """Weight decay."""
-    beta2: float = 0.99
-    """Adam's decay of the second moment."""
-    lr_warmup: int = 100
-    """Steps over which the learning rate rises from 0; 0 for none."""
-    budget: int = 1_500
-    """Optimizer steps at most, rounded up to whole evaluations."""
-    stop_at: float | None = None
-    """Stop when the validation loss is at most this; None to use the whole budget."""
+    """Windows per batch."""
+    eval_every: int = 10
+    """Optimizer steps between two evaluations."""
+    val_windows: int = 60
+    """Windows of the validation part, evenly spaced, on which the loss is taken."""
     data_dir: Path | None = None
     """Folder with input.txt, tiny Shakespeare; None downloads it once."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can be made of."""
-        super().__post_init__()
-        for name in ("layers", "heads", "width", "context", "batch_size"):
-            self.require(getattr(self, name) >= 1, name, "at least 1")
-        self.require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})")
-        self.require(self.context <= 100_000, "context", "at most 100,000, for the validation part to hold a window")
-        self.require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
+        """Validate the numbers."""
+        for name in ("layers", "heads", "width", "context", "batch_size", "eval_every", "val_windows"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})", self.width)
+        limit = "at most 100,000, for the validation part to hold a window"
+        require(self.context <= 100_000, "context", limit, self.context)
+        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
 
-    def task(self) -> Shakespeare:
-        """The task of this run."""
-        return Shakespeare(
-            load(self.data_dir), self.layers, self.heads, self.width, self.context, self.dropout, self.batch_size
-        )
+    @property
+    def steps(self) -> int:
+        """Optimizer steps between two evaluations: one chunk."""
+        return self.eval_every
 
+    def model(self, key: jax.Array) -> GPT:
+        """The model, freshly initialised."""
+        shape = {"context": self.context, "layers": self.layers, "heads": self.heads, "width": self.width}
+        return GPT(CHARACTERS, **shape, dropout=self.dropout, rngs=nnx.Rngs(params=key))
 
-THRESHOLDS = ()  # of the validation accuracy, which is not measured here
+    def load(self) -> dict[str, np.ndarray]:
+        """The text as numbers of characters, (characters,) uint8."""
+        return {"text": encode(load(self.data_dir))}
 
+    def split(self, shared: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, jax.Array]:
+        """First characters of the validation windows, the same for every key."""
+        del key
+        size = shared["text"].shape[0]
+        return {
+            "val": jnp.asarray(np.linspace(train_part(size), size - self.context - 1, self.val_windows, dtype=np.int32))
+        }
 
-def variants(config: Config, *steps: int) -> dict[str, Config]:
-    """`config` with the filter from the first step on and without it; switched on at other steps, collecting or not."""
-    presets = {"baseline": dataclasses.replace(config, filter="none"), "ema": config}
-    for step in steps:
-        late = dataclasses.replace(config, filter_from=step)
-        presets |= {f"ema-{step}": late, f"ema-{step}-empty": dataclasses.replace(late, collect=False)}
-    return presets
+    def batches(self, data: Data, key: jax.Array) -> Batch:
+        """Random windows of the training part, given by their first character, and a dropout key for each batch."""
+        window_key, dropout_key = jax.random.split(key)
+        # The window's targets reach one character further than the window.
+        last = train_part(data["text"].shape[0]) - self.context
+        first = jax.random.randint(window_key, (self.steps, self.batch_size), 0, last)
+        keys = jax.random.split(dropout_key, self.steps)
+        return Batch(index=first, weight=jnp.ones(first.shape, jnp.float32), dropout=keys)
 
+    def validation(self, data: Data) -> Batch:
+        """Windows of the validation part; without a dropout key."""
+        return in_batches(data["val"], self.batch_size)
 
-# nanoGPT's model for this text. Its weight decay leaves the LayerNorms out, its learning rate falls, its gradients are
-# clipped: not so here.
-GPT_10M = Config(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64, budget=6_000)
+    def metrics(self, params: Any, data: Data, batch: Batch) -> dict[str, jax.Array]:
+        """Cross-entropy of each window of a batch, the mean over the window's positions, in nats."""
+        place_bl = batch["index"][:, None] + jnp.arange(self.context + 1, dtype=jnp.int32)[None]
+        text_bl = data["text"][place_bl].astype(jnp.int32)
+        rngs = nnx.Rngs(dropout=batch["dropout"]) if self.dropout and "dropout" in batch else None
+        logits = self.with_params(params)(text_bl[:, :-1], rngs)
+        return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, text_bl[:, 1:]).mean(axis=-1)}
 
-PRESETS = {
-    **variants(Config(), 500, 1000),
-    # What else changes when the filter is switched on: the size of the updates. Without it, and it alone
-    "ema-1000-empty-mean": Config(filter_from=1000, collect=False, fast=1 / 3, lamb=2 / 3),
-    "tripled-1000": Config(filter_from=1000, fast=3.0, lamb=0.0),
-    # The published variants at their size, for a GPU
-    **{f"10m-{name}": config for name, config in variants(GPT_10M, 1000, 2000, 5000).items()},
-}
+    def sample(self, params: Any, key: jax.Array, length: int) -> str:
+        """Text that the model writes after the first window of the validation part."""
+        model = self.with_params(params)
+        text = self.load()["text"]
+
+        def write(text_l: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            character = jax.random.categorical(key, model(text_l[None])[0, -1])
+            return jnp.append(text_l[1:], character), character
+
+        prompt = jnp.asarray(text[train_part(len(text)) :][: self.context], jnp.int32)
+        _, written = jax.jit(functools.partial(lax.scan, write))(prompt, jax.random.split(key, length))
+        return "".join(ALPHABET[k] for k in np.asarray(written))
 
 
 def show(task: Shakespeare, params: Any) -> str:
@@ -277,5 +216,43 @@ def show(task: Shakespeare, params: Any) -> str:
     return f"\nIt writes:\n{task.sample(params, jax.random.key(0), 300)}"
 
 
+def presets() -> dict[str, Preset]:
+    """The filter from the first step on, switched on later (having collected, or empty), and never, in two sizes."""
+    small = Config(
+        Shakespeare(),
+        Filtering(filter="ema"),
+        Optimization(optimizer="adamw", weight_decay=0.1, beta2=0.99, lr_warmup=100),
+        Run(budget=1_500),
+    )
+    # nanoGPT's model for this text. Its weight decay leaves the LayerNorms out, its learning rate falls, its gradients
+    # are clipped: not so here.
+    large = small.replace(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64, budget=6_000)
+    found = {}
+    for prefix, about, base, steps in (
+        ("", "", small, (500, 1000)),
+        ("10m-", "nanoGPT's size, ", large, (1000, 2000, 5000)),
+    ):
+        control = (f"{prefix}baseline",)
+        found[f"{prefix}baseline"] = Preset(base.replace(filter="none"), f"{about}no filter")
+        found[f"{prefix}ema"] = Preset(base, f"{about}the EMA from the first step on", control)
+        for step in steps:
+            late = base.replace(filter_from=step)
+            found[f"{prefix}ema-{step}"] = Preset(late, f"{about}the EMA from step {step:,} on", control)
+            empty = f"{about}the same, empty when it is switched on"
+            found[f"{prefix}ema-{step}-empty"] = Preset(late.replace(collect=False), empty, control)
+        if (
+            not prefix
+        ):  # what else changes when the filter is switched on, the size of the updates: without it, and alone
+            mean = base.replace(filter_from=1000, collect=False, fast=1 / 3, lamb=2 / 3)
+            found["ema-1000-empty-mean"] = Preset(
+                mean, "ema-1000-empty with updates of the same size as before", control
+            )
+            tripled = base.replace(filter_from=1000, fast=3.0, lamb=0.0)
+            found["tripled-1000"] = Preset(tripled, "gradients tripled from step 1,000 on, nothing filtered", control)
+    return found
+
+
+EXPERIMENT = Experiment("shakespeare", presets(), default="ema", show=show)
+
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main("shakespeare", PRESETS, default="ema", show=show)))
+    sys.exit(main(EXPERIMENT))

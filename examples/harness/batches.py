@@ -1,6 +1,6 @@
 """Batches of static shape."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ class Batch(TypedDict):
 
     index: jax.Array  # (..., batch_size) int32
     weight: jax.Array  # (..., batch_size) float32
+    dropout: NotRequired[jax.Array]  # (...,) a key for each batch that is trained on, where the model has dropout
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -1,59 +1,137 @@
-"""What every experiment can be told on the command line."""
+"""The configuration of one run, and what an experiment is."""
 
 import dataclasses
+import importlib
 import math
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
-from .errors import UserError
-from .optimizers import OptimizerConfig
-from .train import Task
+from .errors import UsageError, require
+from .optimizers import Filtering, Hyper, Optimization, describe
+from .task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(OptimizerConfig):
-    """One run: how it is optimised, and for how long."""
-
-    has_accuracy: ClassVar[bool] = True  # False: the task has a loss alone, and `stop_at` is one
+class Run:
+    """Which run it is, how long it may take, and where it is trained."""
 
     seed: int = 0
     """Seed of the initial parameters, the data split and the order of the batches."""
     budget: int = 10_000
     """Optimizer steps at most, rounded up to whole evaluations."""
-    stop_at: float | None = 0.95
-    """Stop when the validation accuracy reaches this; None to use the whole budget."""
+    stop_at: float | None = None
+    """Validation accuracy (or loss, where the task has no accuracy) at which to stop; None to use the whole budget."""
     hold: int = 0
-    """How many further evaluations it must stay there before the run stops."""
+    """Further evaluations at stop_at before the run stops."""
+    devices: int = 1
+    """Devices among which every batch is divided; the batch size must be a multiple of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A task, what is done to its gradients, and a run of it. Field names are unique over the four parts."""
+
+    task: Task
+    filtering: Filtering = dataclasses.field(default_factory=Filtering)
+    optimization: Optimization = dataclasses.field(default_factory=Optimization)
+    run: Run = dataclasses.field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        """Refuse what no run can be made of."""
-        self.require(0 <= self.alpha < 1, "alpha", "in [0, 1)")
-        self.require(math.isfinite(self.lamb), "lamb", "a finite number")
-        self.require(math.isfinite(self.fast), "fast", "a finite number")
-        self.require(self.window_size >= 1, "window_size", "at least 1")
-        divides = self.stride >= 1 and self.window_size % self.stride == 0
-        self.require(divides or self.filter != "ma", "stride", f"a divisor of --window-size ({self.window_size})")
-        self.require(0 <= self.lr < math.inf, "lr", "a finite number of at least 0")
-        self.require(0 <= self.weight_decay < math.inf, "weight_decay", "a finite number of at least 0")
-        self.require(0 <= self.beta1 < 1, "beta1", "in [0, 1)")
-        self.require(0 <= self.beta2 < 1, "beta2", "in [0, 1)")
-        self.require(self.lr_warmup >= 0, "lr_warmup", "at least 0")
-        self.require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)")
-        self.require(self.budget >= 1, "budget", "at least 1")
-        highest = 1.0 if self.has_accuracy else math.inf
-        self.require(self.stop_at is None or 0 < self.stop_at <= highest, "stop_at", f"in (0, {highest:g}], or None")
-        self.require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive, or None for no clipping")
-        self.require(self.filter_from >= 0, "filter_from", "at least 0")
-        self.require(self.hold >= 0, "hold", "at least 0")
+        """Validate the numbers."""
+        f, o, r = self.filtering, self.optimization, self.run
+        require(0 <= f.alpha < 1, "alpha", "in [0, 1)", f.alpha)
+        require(math.isfinite(f.lamb), "lamb", "a finite number", f.lamb)
+        require(math.isfinite(f.fast), "fast", "a finite number", f.fast)
+        require(f.window_size >= 1, "window_size", "at least 1", f.window_size)
+        divides = f.stride >= 1 and f.window_size % f.stride == 0
+        require(divides or f.filter != "ma", "stride", f"a divisor of --window-size ({f.window_size})", f.stride)
+        require(f.filter_from >= 0, "filter_from", "at least 0", f.filter_from)
+        require(0 <= o.lr < math.inf, "lr", "a finite number of at least 0", o.lr)
+        require(0 <= o.weight_decay < math.inf, "weight_decay", "a finite number of at least 0", o.weight_decay)
+        require(0 <= o.beta1 < 1, "beta1", "in [0, 1)", o.beta1)
+        require(0 <= o.beta2 < 1, "beta2", "in [0, 1)", o.beta2)
+        require(o.lr_warmup >= 0, "lr_warmup", "at least 0", o.lr_warmup)
+        clip = o.clip_norm is None or o.clip_norm > 0
+        require(clip, "clip_norm", "positive, or None for no clipping", o.clip_norm)
+        require(0 <= r.seed < 2**32, "seed", "in [0, 2**32)", r.seed)
+        require(r.budget >= 1, "budget", "at least 1", r.budget)
+        highest = 1.0 if self.task.metric == "accuracy" else math.inf
+        require(r.stop_at is None or 0 < r.stop_at <= highest, "stop_at", f"in (0, {highest:g}], or None", r.stop_at)
+        require(r.hold >= 0, "hold", "at least 0", r.hold)
+        divides = r.devices >= 1 and self.task.batch_size % r.devices == 0
+        require(divides, "devices", f"a divisor of the batch size ({self.task.batch_size})", r.devices)
 
-    def task(self) -> Task:
-        """The task of this run; UserError if its data cannot be had."""
-        raise NotImplementedError
+    @property
+    def hyper(self) -> Hyper:
+        """What `make_tx` takes: a pytree whose leaves are the numbers that may differ within one compiled program."""
+        return self.filtering, self.optimization
 
-    def require(self, ok: bool, name: str, allowed: str) -> None:
-        """Raise UserError with the flag's name, what it allows and its value unless `ok`."""
-        if not ok:
-            raise UserError(f"--{name.replace('_', '-')} must be {allowed}, got {getattr(self, name)}")
+    def flat(self) -> dict[str, Any]:
+        """All fields by name."""
+        parts = (getattr(self, part.name) for part in dataclasses.fields(self))
+        return {field.name: getattr(part, field.name) for part in parts for field in dataclasses.fields(part)}
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """All that the results depend on but the data, for files; not where these lie on this machine."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "data_dir"}
+        return {name: value for name, value in self.flat().items() if name not in ("data_dir", "devices")}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values of some fields, named as by `flat`."""
+        parts = {}
+        for field in dataclasses.fields(self):
+            part = getattr(self, field.name)
+            names = {one.name for one in dataclasses.fields(part)} & changes.keys()
+            parts[field.name] = dataclasses.replace(part, **{name: changes.pop(name) for name in names})
+        if changes:
+            raise TypeError(f"a configuration has no field {', '.join(changes)}")
+        return dataclasses.replace(self, **parts)
+
+
+class Preset(NamedTuple):
+    """A configuration with a name: a published run, a control, a method of the study."""
+
+    config: Config
+    about: str  # in a few words, for --help
+    controls: tuple[str, ...] = ()  # presets that tell what the filter adds, the fairest first
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that the commands know of an experiment; a module that has one as `EXPERIMENT` is a task to all of them."""
+
+    name: str
+    presets: Mapping[str, Preset]
+    default: str  # the preset of a command line without --preset
+    thresholds: tuple[float, ...] = ()  # values of the metric whose first crossing is reported
+    show: Callable[[Any, Any], str] | None = None  # task and trained parameters to what is printed at the end
+
+    @property
+    def base(self) -> Config:
+        """The configuration of the default preset."""
+        return self.presets[self.default].config
+
+    def preset(self, name: str) -> Config:
+        """The configuration of a preset."""
+        if name not in self.presets:
+            raise UsageError(f"--preset must be one of {', '.join(self.presets)}, got {name!r}")
+        return self.presets[name].config
+
+
+TASKS = ("modular", "mnist", "qm9", "imdb", "shakespeare")
+
+
+def find_experiment(name: str) -> Experiment:
+    """The `EXPERIMENT` of a task of this package, or of any importable module."""
+    module = f"examples.{name}" if name in TASKS else name
+    try:
+        return importlib.import_module(module).EXPERIMENT
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the experiment must be one of {', '.join(TASKS)}, or an importable module that has an EXPERIMENT, "
+            f"got {name!r} ({error})"
+        ) from error
+
+
+def title(name: str, config: Config) -> str:
+    """A run in words, for its picture."""
+    return f"{name}: {describe(*config.hyper)}, seed {config.run.seed}"

@@ -1,51 +1,49 @@
-"""Data files: from a folder that the user names, or downloaded once into a cache; hashes that are known are checked."""
+"""Files that are there in whole or not at all, and where results come from."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import pooch
-import requests
+import jax
 
-from .errors import UserError
-
-
-def fetch(files: Mapping[str, str | None], sources: Sequence[str], data_dir: Path | None) -> dict[str, Path]:
-    """Paths of the named files.
-
-    Args:
-      files: Hash of each file, by name: its SHA-256, or another after the name of the algorithm and a colon, or None
-        for no check.
-      sources: Addresses of folders that hold the files, tried in turn.
-      data_dir: Folder with files already there; None downloads what the cache lacks.
-
-    Raises:
-      UserError: A file is missing, does not have its hash, or could not be downloaded.
-    """
-    return {name: _fetch_one(name, known, sources, data_dir) for name, known in files.items()}
+import grokfast_jax
 
 
-def _fetch_one(name: str, known: str | None, sources: Sequence[str], data_dir: Path | None) -> Path:
-    algorithm, _, digest = (known or "").rpartition(":")
-    algorithm = algorithm or "sha256"
-    if data_dir is not None:
-        path = data_dir / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
-        if known is not None and pooch.file_hash(str(path), alg=algorithm) != digest:
-            title = {"sha256": "SHA-256", "md5": "MD5"}.get(algorithm, algorithm)
-            raise UserError(f"{path} is damaged (its {title} is not {digest}); get it again from {sources[0]}{name}")
-        return path
-    cache = pooch.os_cache("grokfast_jax")
-    known_hash = None if known is None else f"{algorithm}:{digest}"
-    problems = []
-    for source in sources:
-        try:
-            return Path(pooch.retrieve(source + name, known_hash=known_hash, fname=name, path=cache))
-        except requests.RequestException as error:
-            problems.append(f"  {source}{name}: no connection ({type(error).__name__})")
-        except ValueError as error:  # another hash
-            problems.append(f"  {source}{name}: {error}")
-    raise UserError(
-        f"could not download {name}:\n" + "\n".join(problems) + "\nWithout a network, get the files of "
-        f"{sources[0]} on another machine, copy them into a folder here and pass --data-dir FOLDER."
-    )
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there in whole or not at all."""
+    with contextlib.ExitStack() as stack:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        stack.callback(Path(name).unlink, missing_ok=True)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+
+
+def provenance() -> dict[str, Any]:
+    """Device, versions and, in a checkout, the commit, for files that hold results."""
+    device = jax.devices()[0]
+    # Those that the process may use: XLA's rounding on a CPU depends on their number.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores} CPU cores",
+        "versions": {"grokfast_jax": grokfast_jax.__version__}
+        | {name: version(name) for name in ("jax", "jaxlib", "optax", "flax")},
+        "commit": commit(Path(__file__).parents[2]),
+    }
+
+
+def commit(checkout: Path) -> str | None:
+    """The commit that is checked out, with "-dirty" if files differ from it; None where there is none, or no Git."""
+    git = shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return None
+    command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .files import write_whole
 from .records import Row
-from .run_folder import write_whole
 
 Logger = Callable[[Row], None]
 

@@ -1,18 +1,16 @@
-"""The optimizer of a run, from its command-line arguments: a filter, then Adam or another."""
+"""What is done to the gradients: clipping, then the Grokfast filter, then an optimizer."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from grokfast_jax import amplify, ema, moving_average
+from grokfast_jax import grokfast_ema, grokfast_ma
 
-from .train import Hyper
-
-Optimizer = Literal["adam", "adamw", "nadamw", "lion", "ademamix", "muon"]
-NAMES: dict[Optimizer, str] = {
+OPTIMIZERS = {
     "adam": "Adam",
     "adamw": "AdamW",
     "nadamw": "NAdamW",
@@ -22,23 +20,34 @@ NAMES: dict[Optimizer, str] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """What is done to the gradients, in this order: clipping, filter, optimizer."""
+Class = TypeVar("Class", bound=type)
 
-    clip_norm: float | None = None
-    """Scale gradients down to this global norm before the filter; None for no clipping."""
+
+def traced(*names: str) -> Callable[[Class], Class]:
+    """Make a dataclass a pytree whose leaves are these fields: runs that differ in nothing else share one program."""
+
+    def register(cls: Class) -> Class:
+        static = [field.name for field in dataclasses.fields(cls) if field.name not in names]
+        return jax.tree_util.register_dataclass(cls, names, static)
+
+    return register
+
+
+@traced("alpha", "lamb", "fast")
+@dataclasses.dataclass(frozen=True)
+class Filtering:
+    """Which slow part of the gradients is amplified, and how much."""
+
     filter: Literal["none", "ema", "ma"] = "ema"
-    """Low-pass filter whose output is amplified."""
+    """Low-pass filter: grokfast_ema or grokfast_ma."""
     alpha: float = 0.98
     """EMA: weight of the past, in [0, 1)."""
     start: Literal["gradient", "zero", "debiased"] = "gradient"
-    """EMA: what it holds before the first gradient: that gradient, as the authors' code does; nothing; or nothing, and
-    the average is over the gradients seen."""
+    """EMA: value before the first gradient: that gradient (the authors' code), zero, or zero with bias correction."""
     window_size: int = 100
     """MA: number of gradients in the window."""
     stride: int = 1
-    """MA: successive gradients that share a slot of the ring buffer; divides window_size, and the buffer's memory."""
+    """MA: successive gradients per slot of the ring buffer; divides window_size, and the buffer's memory."""
     buffer_dtype: Literal["bfloat16"] | None = None
     """MA: dtype of the ring buffer; None for that of the parameters."""
     lamb: float = 2.0
@@ -46,14 +55,20 @@ class OptimizerConfig:
     fast: float = 1.0
     """Weight of the gradient itself; 0 leaves the slow part alone."""
     normalize: bool = False
-    """Divide the mixture by fast + lamb."""
+    """Divide the sum by fast + lamb."""
     filter_from: int = 0
-    """Steps before the filter is switched on; the paper's two-stage variant takes 500."""
+    """Step at which the filter is switched on; the paper's two-stage variant takes 500."""
     collect: bool = True
     """Whether the filter collects before it is switched on; if not, it then starts empty."""
-    optimizer: Optimizer = "adam"
-    """adam: Adam with coupled L2, the decay being added to the filtered gradient. The others have decoupled weight
-    decay: adamw; nadamw; lion; ademamix; muon, which takes Nesterov's AdamW for all that is no matrix."""
+
+
+@traced("lr", "weight_decay")
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """What takes the filtered gradients."""
+
+    optimizer: Literal["adam", "adamw", "nadamw", "lion", "ademamix", "muon"] = "adam"
+    """adam has coupled L2 decay, the others decoupled decay; muon trains all that is no matrix by Nesterov's AdamW."""
     lr: float = 1e-3
     """Learning rate."""
     weight_decay: float = 0.005
@@ -64,61 +79,78 @@ class OptimizerConfig:
     """Adam's decay of the second moment."""
     lr_warmup: int = 10
     """Steps over which the learning rate rises from 0; 0 for none."""
-
-    def hyper(self) -> dict[str, float]:
-        """The numbers that may differ between the runs of one compiled program."""
-        return {name: getattr(self, name) for name in HYPER}
+    clip_norm: float | None = None
+    """Global norm to which gradients are scaled down before the filter; None for no clipping."""
 
 
-HYPER = ("alpha", "lamb", "fast", "lr", "weight_decay")
+Hyper = tuple[Filtering, Optimization]  # a pytree: its numbers may be traced, or stacked, one for each run
 
 
-def make_tx(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformation:
-    """The chain of `config`, with the numbers in `hyper` (which may be traced) in place of its own."""
-    lr, decay = hyper["lr"], hyper["weight_decay"]
-    betas = config.beta1, config.beta2
-    warmup = optax.linear_schedule(0.0, 1.0, config.lr_warmup) if config.lr_warmup else optax.constant_schedule(1.0)
-    rate = lambda step: lr * warmup(step)
-    filtered = (
-        optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
-        make_filter(config, hyper),
-    )
-    if config.optimizer == "muon":  # which must see what is a matrix
-        b1, b2 = betas
-        muon = optax.contrib.muon(rate, weight_decay=decay, adam_b1=b1, adam_b2=b2, adam_weight_decay=decay)
-        return optax.chain(optax.flatten(optax.chain(*filtered)), muon)
-    match config.optimizer:
-        case "adam" | "adamw":
-            scale = optax.scale_by_adam(*betas)
-        case "nadamw":
-            scale = optax.scale_by_adam(*betas, nesterov=True)
-        case "lion":
-            scale = optax.scale_by_lion()
-        case "ademamix":
-            scale = optax.contrib.scale_by_ademamix(*betas)
-    decayed = optax.add_decayed_weights(decay)
-    rule = (decayed, scale) if config.optimizer == "adam" else (scale, decayed)
-    # One long vector: the same numbers, but fewer operations to compile and to start.
-    return optax.flatten(optax.chain(*filtered, *rule, optax.scale_by_learning_rate(rate)))
+def make_tx(hyper: Hyper) -> optax.GradientTransformation:
+    """The chain of clipping, filter and optimizer."""
+    filtering, optimization = hyper
+    clip = optax.identity() if optimization.clip_norm is None else optax.clip_by_global_norm(optimization.clip_norm)
+    front = optax.chain(clip, make_filter(filtering))
+    # One long vector: the same numbers, but fewer operations to compile and to start. Muon must see what is a matrix.
+    if optimization.optimizer == "muon":
+        return optax.chain(optax.flatten(front), make_optimizer(optimization))
+    return optax.flatten(optax.chain(front, make_optimizer(optimization)))
 
 
-def make_filter(config: OptimizerConfig, hyper: Hyper) -> optax.GradientTransformation:
-    """The amplified filter of `config`."""
-    if config.filter == "none":
-        return optax.identity()
-    if config.filter == "ema":
-        lowpass = ema(hyper["alpha"], start=config.start)
-    else:
-        lowpass = moving_average(config.window_size, stride=config.stride, buffer_dtype=config.buffer_dtype)
+def make_filter(c: Filtering) -> optax.GradientTransformation:
+    """The Grokfast filter."""
 
     def on(step: jax.typing.ArrayLike, **_: object) -> jax.Array:
-        return jnp.asarray(step) >= config.filter_from
+        return jnp.asarray(step) >= c.filter_from
 
-    if config.filter_from == 0:
-        return amplify(lowpass, hyper["lamb"], fast=hyper["fast"], normalize=config.normalize)
-    if config.collect:
-        lamb = lambda step: jnp.where(on(step), hyper["lamb"], 0.0)
-        fast = lambda step: jnp.where(on(step), hyper["fast"], 1.0)
-        return amplify(lowpass, lamb, fast=fast, normalize=config.normalize)
-    now = amplify(lowpass, hyper["lamb"], fast=hyper["fast"], normalize=config.normalize)
-    return optax.conditionally_transform(now, on)
+    late = c.filter_from > 0 and c.collect  # the filter collects from the first step on, and is amplified later
+    lamb = (lambda step: jnp.where(on(step), c.lamb, 0.0)) if late else c.lamb
+    fast = (lambda step: jnp.where(on(step), c.fast, 1.0)) if late else c.fast
+    match c.filter:
+        case "none":
+            return optax.identity()
+        case "ema":
+            tx = grokfast_ema(c.alpha, lamb, fast=fast, normalize=c.normalize, start=c.start)
+        case "ma":
+            ring = {"stride": c.stride, "buffer_dtype": c.buffer_dtype}
+            tx = grokfast_ma(c.window_size, lamb, fast=fast, normalize=c.normalize, **ring)
+    return optax.conditionally_transform(tx, on) if c.filter_from > 0 and not c.collect else tx
+
+
+def make_optimizer(c: Optimization) -> optax.GradientTransformation:
+    """The optimizer, with its weight decay and learning rate."""
+    warmup = optax.linear_schedule(0.0, 1.0, c.lr_warmup) if c.lr_warmup else optax.constant_schedule(1.0)
+    rate = lambda step: c.lr * warmup(step)
+    b1, b2 = c.beta1, c.beta2
+    decay, step_size = optax.add_decayed_weights(c.weight_decay), optax.scale_by_learning_rate(rate)
+    match c.optimizer:
+        case "adam":
+            return optax.chain(decay, optax.scale_by_adam(b1, b2), step_size)
+        case "adamw":
+            return optax.chain(optax.scale_by_adam(b1, b2), decay, step_size)
+        case "nadamw":
+            return optax.chain(optax.scale_by_adam(b1, b2, nesterov=True), decay, step_size)
+        case "lion":
+            return optax.chain(optax.scale_by_lion(), decay, step_size)
+        case "ademamix":
+            return optax.chain(optax.contrib.scale_by_ademamix(b1, b2), decay, step_size)
+        case "muon":
+            return optax.contrib.muon(
+                rate, adam_b1=b1, adam_b2=b2, weight_decay=c.weight_decay, adam_weight_decay=c.weight_decay
+            )
+
+
+def describe(filtering: Filtering, optimization: Optimization) -> str:
+    """Filter and optimizer in words."""
+    f = filtering
+    text = {
+        "none": "no filter",
+        "ema": f"Grokfast-EMA α {f.alpha:g} λ {f.lamb:g}",
+        "ma": f"Grokfast-MA w {f.window_size} λ {f.lamb:g}",
+    }[f.filter]
+    if f.filter == "ema" and f.start != "gradient":
+        text += f" start {f.start}"
+    if f.filter != "none":
+        text += f" fast {f.fast:g}" * (f.fast != 1) + " normalized" * f.normalize
+        text += f" from step {f.filter_from:,}" * (f.filter_from > 0) + " (empty)" * (not f.collect)
+    return f"{text}, {OPTIMIZERS[optimization.optimizer]} weight decay {optimization.weight_decay:g}"

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
-from .records import Row, judged_by
-from .run_folder import write_whole
+from .files import write_whole
+from .records import Row, selection_metric
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -25,7 +25,7 @@ def curves(rows: Sequence[Row], title: str) -> Figure:
     """What one run is judged by, on its training and validation examples, over its steps."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = _axes(figure, rows[0], "{}", title)
-    metric, steps = judged_by(rows[0]), [row["step"] for row in rows]
+    metric, steps = selection_metric(rows[0]), [row["step"] for row in rows]
     scale = _scale(metric)
     axes.plot(steps, [scale * row[f"train_{metric}"] for row in rows], label="training", color="tab:red")
     axes.plot(steps, [scale * row[f"val_{metric}"] for row in rows], label="validation", color="tab:green")
@@ -46,7 +46,7 @@ def bands(
     axes = _axes(figure, first, "validation {}", title)
     if between != (0, math.inf):
         axes.set(xscale="linear", yscale="linear", xlim=between)
-    metric = judged_by(first)
+    metric = selection_metric(first)
     for label, runs in groups.items():
         steps = np.unique([row["step"] for rows in runs for row in rows])
         steps = steps[(between[0] <= steps) & (steps <= between[1])]
@@ -73,7 +73,7 @@ def _number(axes: Axes, steps: Sequence[float] | np.ndarray) -> None:
 def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
     """Axes for metrics over steps: accuracies from 0 to 100 %, losses on a logarithmic scale."""
     axes = figure.subplots()
-    metric = judged_by(row)
+    metric = selection_metric(row)
     if metric == "accuracy":
         axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 101))
     else:

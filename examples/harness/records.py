@@ -1,9 +1,11 @@
-"""What a run has recorded: one row an evaluation, `step` and the metrics."""
+"""What a run has recorded: one row per evaluation, with `step` and the metrics."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from .task import Metric
 
 Row = Mapping[str, float]
 
@@ -15,29 +17,29 @@ def to_row(step: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {"step": step} | {name: float(str(np.asarray(metrics[name])[()])) for name in names}
 
 
-def judged_by(row: Row) -> str:
-    """What a run is judged by, on its validation examples: "accuracy", or "loss" where its task has no accuracy."""
+def selection_metric(row: Row) -> Metric:
+    """The metric that runs are selected by: the accuracy, or the loss where the task has no accuracy."""
     return "accuracy" if "val_accuracy" in row else "loss"
 
 
 def best(rows: Sequence[Row]) -> float:
-    """The highest validation accuracy of a run, or its lowest validation loss where its task has no accuracy."""
-    better = {"accuracy": max, "loss": min}[judged_by(rows[0])]
-    return better(row[f"val_{judged_by(row)}"] for row in rows)
+    """The highest validation accuracy of a run, or its lowest validation loss where the task has no accuracy."""
+    metric = selection_metric(rows[0])
+    return {"accuracy": max, "loss": min}[metric](row[f"val_{metric}"] for row in rows)
 
 
-def told(metric: str, value: float) -> str:
-    """A metric as people read it: an accuracy in per cent, a loss in four digits."""
+def format_metric(metric: Metric, value: float) -> str:
+    """A metric as people read it: an accuracy in per cent, a loss with four digits."""
     return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"
 
 
 def step_reached(rows: Sequence[Row], threshold: float, hold: int = 0) -> int | None:
-    """The first step at which a run is at `threshold` or better, and is so for `hold` evaluations more."""
-    run = 0
+    """The first step at which a run is at `threshold` or better, and stays so for `hold` evaluations more."""
+    streak = 0
     for i, row in enumerate(rows):
-        there = row["val_accuracy"] >= threshold if "val_accuracy" in row else row["val_loss"] <= threshold
-        run = run + 1 if there else 0
-        if run == hold + 1:
+        reached = row["val_accuracy"] >= threshold if "val_accuracy" in row else row["val_loss"] <= threshold
+        streak = streak + 1 if reached else 0
+        if streak == hold + 1:
             return int(rows[i - hold]["step"])
     return None
 

@@ -2,82 +2,65 @@
 
 import contextlib
 import csv
+import hashlib
 import json
+import math
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+import filelock
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-import grokfast_jax
-
-from .errors import UserError
+from .errors import UsageError, UserError
+from .files import provenance, write_whole
+from .processes import is_primary_process
 from .records import Row
 
 
-def provenance() -> dict[str, Any]:
-    """Device, versions and, in a checkout, the commit, for files that hold results."""
-    device = jax.devices()[0]
-    # Those that the process may use: XLA's rounding on a CPU depends on their number.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}), {cores} CPU cores",
-        "versions": {"grokfast_jax": grokfast_jax.__version__}
-        | {name: version(name) for name in ("jax", "jaxlib", "optax", "flax")},
-        "commit": commit(Path(__file__).parents[2]),
-    }
-
-
-def commit(checkout: Path) -> str | None:
-    """The commit that is checked out, with "-dirty" if files differ from it; None where there is none, or no Git."""
-    git = shutil.which("git")
-    if git is None or not (checkout / ".git").exists():
-        return None
-    command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there in whole or not at all."""
-    with contextlib.ExitStack() as stack:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        stack.callback(Path(name).unlink, missing_ok=True)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-
-
-def leads() -> bool:
-    """Whether this process is the one, of all that train together, that writes what all of them know."""
-    return jax.process_index() == 0
+def fingerprint(arrays: Any) -> str:
+    """A hash of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, jax.tree.leaves(arrays)):
+        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 class RunFolder:
     """A run folder: config.json, metrics.csv, checkpoints/ and pictures.
 
-    Processes that train together call its methods together. One of them writes the files; checkpoints are Orbax's.
+    Processes that train together call its methods together. One of them writes the files; checkpoints are Orbax's. A
+    folder is locked while its object lives, and the system frees the lock of a process that ends.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[Row] = []
+        self.seconds = 0.0  # of the whole run, up to the checkpoint it was resumed from
+        self._lock = filelock.FileLock(path / ".lock")
+        if is_primary_process():
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout as error:
+                raise UserError(
+                    f"another process trains the run in {path}; wait for it, or choose another --out"
+                ) from error
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
         """A new folder that holds `config`; it appears in whole or not at all."""
-        if not leads():
+        if not is_primary_process():
             return cls(path)
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise UserError(f"{path} exists already; go on with it by --resume {path}, or choose another --out")
+        occupied = f"{path} exists already; continue its run with --resume {path}, or choose another --out"
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file; choose another --out")
+        if path.exists() and any(path.iterdir()):
+            raise UsageError(occupied)
         with contextlib.ExitStack() as stack:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,27 +68,29 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
             stack.callback(shutil.rmtree, new, ignore_errors=True)
-            write_whole(new / "config.json", json.dumps({**config, **provenance()}, indent=2, default=str) + "\n")
+            write_whole(new / "config.json", to_json({**config, **provenance()}))
             new.chmod(0o755)
-            new.replace(path)
+            try:
+                new.replace(path)
+            except OSError as error:  # another process was faster
+                raise UsageError(occupied) from error
         return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """The folder of an earlier run."""
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} is no run folder (it has no config.json); start a run there by --out {path}")
+        read_config(path)
         return cls(path)
 
     @property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return json.loads((self.path / "config.json").read_text())
+        return read_config(self.path)
 
     def update_config(self, changes: Mapping[str, Any]) -> None:
         """Change entries of config.json."""
-        if leads():
-            write_whole(self.path / "config.json", json.dumps({**self.config, **changes}, indent=2, default=str) + "\n")
+        if is_primary_process():
+            write_whole(self.path / "config.json", to_json({**self.config, **changes}))
 
     @property
     def _metrics(self) -> Path:
@@ -115,51 +100,119 @@ class RunFolder:
         """Add a record to metrics.csv."""
         # NumPy prints the shortest decimal that reads back as the same number.
         lines = [",".join(map(str, row.values()))] if self.rows else [",".join(row), ",".join(map(str, row.values()))]
-        if leads():
+        if is_primary_process():
             with self._metrics.open("a") as file:
                 file.write("\n".join(lines) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         self.rows.append({name: float(value) for name, value in row.items()})
 
-    def save(self, state: Any) -> None:
-        """Keep a checkpoint of the state after the last record, in place of the one before."""
+    def save(self, state: Any, seconds: float) -> None:
+        """Keep a checkpoint of the state after the last record, `seconds` into the run, in place of the one before."""
         step = int(self.rows[-1]["step"])
+        about = {"seconds": seconds, "state": fingerprint(state), "rows": fingerprint_rows(self.rows)}
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        kept = "the one before is kept" if self._latest_step() else "there is none yet"
         try:
             with self._checkpoints() as manager:
-                manager.save(step, args=ocp.args.StandardSave(state), force=True)
+                manager.save(step, args=saved, force=True)
         except (OSError, ValueError) as error:  # Orbax turns a full disk into a ValueError
             reason = str(error).splitlines()[0][:200]
             raise UserError(
-                f"the checkpoint of step {step:,} could not be written ({reason}); the one before is kept. "
-                f"Free space and go on with --resume {self.path}"
+                f"the checkpoint of step {step:,} could not be written ({reason}); {kept}. "
+                f"Free space and continue with --resume {self.path}"
             ) from error
 
-    def restore(self, like: Any) -> Any:
-        """The state of the last checkpoint, None if there is none; records after it are dropped."""
-        step, state = 0, None
-        if (self.path / "checkpoints").exists():
-            with self._checkpoints() as manager:
-                if (latest := manager.latest_step()) is not None:
-                    step = latest
-                    state = manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-        # A line that was cut short when the run was killed has no end.
-        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
-        lines = [line for line in lines if line.endswith("\n")]
-        kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= step]
-        self.rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(kept)]
+    def restore(self, state: Any) -> Any:
+        """The state of the last checkpoint, `state` itself if there is none; records after it are dropped."""
+        step, about = 0, None
+        latest = self._latest_step()
+        if latest is not None:
+            like = ocp.args.StandardRestore(jax.tree.map(_abstract, state))
+            try:
+                with self._checkpoints() as manager:
+                    saved = manager.restore(latest, args=ocp.args.Composite(state=like, about=ocp.args.JsonRestore()))
+                step, state, about = latest, saved["state"], saved["about"]
+                self.seconds = float(about["seconds"])
+                whole = about["state"] == fingerprint(state)
+            except Exception as error:  # whatever Orbax makes of a damaged file
+                reason = f" ({type(error).__name__}: {str(error).splitlines()[0][:120]})" if str(error) else ""
+                raise self._damaged(f"the checkpoint of step {latest:,}", reason) from error
+            if not whole:
+                raise self._damaged(f"the checkpoint of step {latest:,}")
+        lines = self._complete_lines()
+        kept = lines[:1] + [line for line in lines[1:] if _step_of(line) <= step]
+        self.rows = self._parse(kept)
         if step != (self.rows[-1]["step"] if self.rows else 0):
             raise UserError(
                 f"{self._metrics} lacks records before step {step:,}, that of the checkpoint; "
                 "put the file back, or start a new run"
             )
-        if leads():
+        if about is not None and about["rows"] != fingerprint_rows(self.rows):
+            raise self._damaged(str(self._metrics))
+        if is_primary_process():
             write_whole(self._metrics, "".join(kept) if self.rows else "")
         return state
+
+    def _complete_lines(self) -> list[str]:
+        """The lines of metrics.csv, but for one that was cut short when the run was killed."""
+        try:
+            lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
+        except UnicodeDecodeError as error:
+            raise self._damaged(str(self._metrics)) from error
+        return [line for line in lines if line.endswith("\n")]
+
+    def _parse(self, lines: list[str]) -> list[Row]:
+        rows: list[Row] = []
+        for number, record in enumerate(csv.DictReader(lines), 2):
+            try:
+                rows.append({name: float(value) for name, value in record.items()})
+            except (TypeError, ValueError) as error:
+                raise self._damaged(f"line {number} of {self._metrics}") from error
+        return rows
+
+    def _damaged(self, what: str, reason: str = "") -> UserError:
+        return UserError(f"{what} in {self.path} is damaged{reason}; put it back from a copy, or start a new run")
+
+    def _latest_step(self) -> int | None:
+        if not (self.path / "checkpoints").exists():
+            return None
+        with self._checkpoints() as manager:
+            return manager.latest_step()
 
     def _checkpoints(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         return ocp.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of the config.json in a run folder."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{path} is no run folder (it has no config.json); start a run there by --out {path}")
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
+        config = json.loads(file.read_bytes())
+        if file.read_text() == to_json(config):
+            return config
+    raise UserError(f"{file} is damaged; put it back from a copy, or start a new run")
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """JSON for people to read, with a checksum of all else as its last entry."""
+    content = {name: value for name, value in config.items() if name != "checksum"}
+    checksum = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+    return json.dumps({**content, "checksum": checksum}, indent=2, default=str) + "\n"
+
+
+def fingerprint_rows(rows: list[Row]) -> str:
+    """A hash of records."""
+    return hashlib.sha256(repr([list(row.items()) for row in rows]).encode()).hexdigest()[:16]
+
+
+def _step_of(line: str) -> float:
+    """The step of a record; 0 for a line that is none, which is told of when it is parsed."""
+    number = line.split(",")[0]
+    return int(number) if number.isdecimal() else -math.inf
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

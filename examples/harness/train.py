@@ -1,45 +1,34 @@
-"""One training loop for every task: a pure function of task, optimizer factory, hyperparameters and key."""
+"""Training as pure functions of task, hyperparameters, key and data, and as one compiled program."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-Hyper = Mapping[str, jax.Array | float]
-MakeTx = Callable[[Hyper], optax.GradientTransformation]
+from .errors import UsageError
+from .optimizers import make_tx
+from .task import Data, Task
+
+MakeTx = Callable[[Any], optax.GradientTransformation]
 
 
-class Task(Protocol):
-    """An experiment's model and data. All methods are pure and have outputs of static shape."""
+class Keys(NamedTuple):
+    """What is random in a run."""
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps between two evaluations: one chunk."""
-        ...
+    init: jax.Array  # the initial parameters
+    split: jax.Array  # the data split
+    batch: jax.Array  # the order of the batches, folded with the number of the chunk
 
-    def init(self, key: jax.Array) -> Any:
-        """The initial parameters."""
-        ...
 
-    def split(self, key: jax.Array) -> Any:
-        """The data, divided into what is trained on and what is not; the division may depend on the key."""
-        ...
-
-    def batches(self, data: Any, key: jax.Array) -> Any:
-        """The batches of one chunk: arrays whose leading axis has length `steps`."""
-        ...
-
-    def validation(self, data: Any) -> Any:
-        """The batches of validation examples: arrays with any leading axis."""
-        ...
-
-    def measure(self, params: Any, data: Any, batch: Any) -> dict[str, jax.Array]:
-        """Sums over the examples of a batch: `count`, `loss` and what else is of interest (`accuracy`)."""
-        ...
+def keys(key: jax.Array) -> Keys:
+    """The keys of a run, from that of its seed."""
+    return Keys(*jax.random.split(key, 3))
 
 
 class TrainState(NamedTuple):
@@ -50,26 +39,35 @@ class TrainState(NamedTuple):
     chunk: jax.Array  # () int32, chunks trained so far
 
 
-def init(task: Task, make_tx: MakeTx, hyper: Hyper, key: jax.Array) -> TrainState:
+def init(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """The state before the first step."""
-    params = task.init(_keys(key)[0])
-    return TrainState(params, make_tx(hyper).init(params), jnp.zeros((), jnp.int32))
+    params = task.init(keys(key).init)
+    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 
 def advance(
-    task: Task, make_tx: MakeTx, hyper: Hyper, key: jax.Array, state: TrainState
+    task: Task,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    data: Data,
+    state: TrainState,
+    divide: Callable[[Any], Any] = lambda batches: batches,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Train one chunk, then evaluate.
 
     Returns the new state and the metrics: `train_*` are means over the chunk's examples, each taken before the update
-    it led to; `val_*` are taken after the chunk; `losses` holds the loss of each step.
+    it led to; `val_*` are taken after the chunk; `losses` holds the loss of each step. `divide` may say where the
+    batches are kept.
     """
-    _, split_key, batch_key = _keys(key)
-    tx = optax.with_extra_args_support(make_tx(hyper))
-    data = task.split(split_key)
+    tx = optax.with_extra_args_support(tx)
+
+    def weighted_sums(params: Any, batch: Any) -> dict[str, jax.Array]:
+        values = task.metrics(params, data, batch)
+        weight = batch["weight"].astype(values["loss"].dtype)
+        return {"count": weight.sum()} | {name: weight @ value for name, value in values.items()}
 
     def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        sums = task.measure(params, data, batch)
+        sums = weighted_sums(params, batch)
         return sums["loss"] / sums["count"], sums
 
     def step(carry: tuple[Any, optax.OptState], batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
@@ -78,11 +76,10 @@ def advance(
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), (loss, sums)
 
-    batches = task.batches(data, jax.random.fold_in(batch_key, state.chunk))
+    batches = divide(task.batches(data, jax.random.fold_in(keys(key).batch, state.chunk)))
     (params, opt_state), (losses, sums) = lax.scan(step, (state.params, state.opt_state), batches)
     train = jax.tree.map(jnp.sum, sums)
-    evaluate = functools.partial(task.measure, params, data)
-    val = jax.tree.map(jnp.sum, lax.map(evaluate, task.validation(data)))
+    val = jax.tree.map(jnp.sum, lax.map(functools.partial(weighted_sums, params), divide(task.validation(data))))
     metrics = {
         f"{part}_{name}": total / part_sums["count"]
         for part, part_sums in (("train", train), ("val", val))
@@ -93,32 +90,37 @@ def advance(
 
 
 class Program(NamedTuple):
-    """`init` and `advance` of one task and optimizer, compiled."""
+    """A task and its optimizer, compiled, for one run or many at once."""
 
-    init: Callable[[Hyper, jax.Array], TrainState]
-    advance: Callable[[Hyper, jax.Array, TrainState], tuple[TrainState, dict[str, jax.Array]]]  # donates the state
+    task: Task
+    draw: Callable[[jax.Array], tuple[Data, Data]]  # by key: the arrays that all runs share, and those of each run
+    init: Callable[[Any, jax.Array], TrainState]  # by hyperparameters and key
+    # By hyperparameters, key, both kinds of data and state, which is donated.
+    advance: Callable[[Any, jax.Array, Data, Data, TrainState], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def program(
-    task: Task,
-    make_tx: MakeTx,
-    *,
-    example: tuple[Hyper, jax.Array] | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    task: Task, make_tx: MakeTx = make_tx, *, example: tuple[Any, jax.Array] | None = None, devices: int = 1
 ) -> Program:
-    """Compile `init` and `advance`; given an example of many hyperparameters and keys, vmapped over their first axis.
+    """Load the data and compile `init` and `advance`; given an example of many runs, vmapped over their first axis.
 
-    `sharding` says where state and metrics are kept; None is the first device.
+    An example is hyperparameters and keys, each leaf with a place for each run. Step counters are the same in all runs
+    of a vmapped program. They stay unbatched, which keeps ring buffers updated in place: a counter for each run would
+    turn a slice update into a scatter.
 
-    Step counters are the same in all runs of a vmapped program. They stay unbatched, which keeps ring buffers updated
-    in place: a counter for each run would turn a slice update into a scatter.
+    Each batch is divided among `devices`; all else is the same on each.
     """
+    shared = task.load()
+    whole, divide = _placement(devices)
 
-    def init_fn(hyper: Hyper, key: jax.Array) -> TrainState:
-        return init(task, make_tx, hyper, key)
+    def split_fn(key: jax.Array) -> dict[str, jax.Array]:
+        return task.split(shared, keys(key).split)
 
-    def advance_fn(hyper: Hyper, key: jax.Array, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-        return advance(task, make_tx, hyper, key, state)
+    def init_fn(hyper: Any, key: jax.Array) -> TrainState:
+        return init(task, make_tx(hyper), key)
+
+    def advance_fn(hyper: Any, key: jax.Array, shared: Data, own: Data, state: TrainState) -> Any:
+        return advance(task, make_tx(hyper), key, {**shared, **own}, state, divide)
 
     if example is not None:
         one = jax.tree.map(lambda x: x[0], example)
@@ -126,13 +128,39 @@ def program(
             lambda x: None if x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer) else 0,
             jax.eval_shape(init_fn, *one),
         )
+        split_fn = jax.vmap(split_fn)
         init_fn = jax.vmap(init_fn, out_axes=axes)
-        advance_fn = jax.vmap(advance_fn, in_axes=(0, 0, axes), out_axes=(axes, 0))
+        advance_fn = jax.vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
+    jit = functools.partial(jax.jit, out_shardings=whole, compiler_options=_compiler_options())
+    draw_fn = jit(split_fn)
     return Program(
-        jax.jit(init_fn, out_shardings=sharding), jax.jit(advance_fn, out_shardings=sharding, donate_argnums=2)
+        task,
+        lambda key: (jax.device_put(shared, whole), draw_fn(key)),
+        jit(init_fn),
+        jit(advance_fn, donate_argnums=4),
     )
 
 
-def _keys(key: jax.Array) -> jax.Array:
-    """The keys of the parameters, of the data split and of the batches."""
-    return jax.random.split(key, 3)
+def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]]:
+    """Where state and metrics are kept, and what divides batches, (steps, batch_size, ...), among the devices."""
+    if devices == 1:
+        return None, lambda batches: batches
+    if devices > jax.device_count():
+        raise UsageError(
+            f"--devices must be at most {jax.device_count()}, the number of devices here, got {devices}; "
+            f"JAX_NUM_CPU_DEVICES={devices} in the environment makes as many of a CPU"
+        )
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    divided = NamedSharding(mesh, P(None, "data"))
+
+    def divide(batches: Any) -> Any:
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, divided) if x.ndim > 1 else x, batches)
+
+    return NamedSharding(mesh, P()), divide
+
+
+def _compiler_options() -> dict[str, bool] | None:
+    """On a CPU, XLA else runs independent operations concurrently: up to ten times as slow, for small models."""
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}

@@ -1,0 +1,51 @@
+"""Data files: from a folder that the user names, or downloaded once into a cache; hashes that are known are checked."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pooch
+import requests
+
+from .errors import UserError
+
+
+def fetch(files: Mapping[str, str | None], sources: Sequence[str], data_dir: Path | None) -> dict[str, Path]:
+    """Paths of the named files.
+
+    Args:
+      files: Hash of each file, by name: its SHA-256, or another after the name of the algorithm and a colon, or None
+        for no check.
+      sources: Addresses of folders that hold the files, tried in turn.
+      data_dir: Folder with files already there; None downloads what the cache lacks.
+
+    Raises:
+      UserError: A file is missing, does not have its hash, or could not be downloaded.
+    """
+    return {name: _fetch_one(name, known, sources, data_dir) for name, known in files.items()}
+
+
+def _fetch_one(name: str, known: str | None, sources: Sequence[str], data_dir: Path | None) -> Path:
+    algorithm, _, digest = (known or "").rpartition(":")
+    algorithm = algorithm or "sha256"
+    if data_dir is not None:
+        path = data_dir / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
+        if known is not None and pooch.file_hash(str(path), alg=algorithm) != digest:
+            title = {"sha256": "SHA-256", "md5": "MD5"}.get(algorithm, algorithm)
+            raise UserError(f"{path} is damaged (its {title} is not {digest}); get it again from {sources[0]}{name}")
+        return path
+    cache = pooch.os_cache("grokfast_jax")
+    known_hash = None if known is None else f"{algorithm}:{digest}"
+    problems = []
+    for source in sources:
+        try:
+            return Path(pooch.retrieve(source + name, known_hash=known_hash, fname=name, path=cache))
+        except requests.RequestException as error:
+            problems.append(f"  {source}{name}: no connection ({type(error).__name__})")
+        except ValueError as error:  # another hash
+            problems.append(f"  {source}{name}: {error}")
+    raise UserError(
+        f"could not download {name}:\n" + "\n".join(problems) + "\nWithout a network, get the files of "
+        f"{sources[0]} on another machine, copy them into a folder here and pass --data-dir FOLDER."
+    )

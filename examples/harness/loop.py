@@ -1,0 +1,60 @@
+"""The one host loop: chunk after chunk of a compiled program, as records. All that trains a model consumes it."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .records import Row, is_finite, to_row
+from .train import Data, Program, TrainState
+
+
+class Evaluation(NamedTuple):
+    """Where all runs of a program stand after a chunk."""
+
+    step: int
+    rows: Sequence[Row]  # one for each run
+    diverged_at: list[int | None]  # for each run, the first step of the chunk whose loss is not finite, None if all are
+    state: TrainState  # of all runs; donated to the next chunk
+
+
+def evaluations(
+    program: Program,
+    hyper: Any,
+    key: jax.Array,
+    *,
+    data: tuple[Data, Data] | None = None,
+    state: TrainState | None = None,
+) -> Iterator[Evaluation]:
+    """Train for ever, and yield what each chunk came to.
+
+    `hyper` and `key` are those of one run, or stacked ones of many. Data and state are drawn from them unless given,
+    for a run that is resumed.
+    """
+    shared, own = program.draw(key) if data is None else data
+    state = program.init(hyper, key) if state is None else state
+    steps, many = program.task.steps, key.ndim > 0
+    for chunk in itertools.count(int(state.chunk) + 1):
+        state, metrics = program.advance(hyper, key, shared, own, state)
+        metrics = jax.device_get(metrics)
+        runs = [metrics] if not many else [{k: v[i] for k, v in metrics.items()} for i in range(len(key))]
+        step = steps * chunk
+        rows = [to_row(step, {name: value for name, value in run.items() if name != "losses"}) for run in runs]
+        diverged_at = [
+            _first_bad_step(row, step - steps + 1, run["losses"]) for row, run in zip(rows, runs, strict=True)
+        ]
+        yield Evaluation(step, rows, diverged_at, state)
+
+
+def _first_bad_step(row: Row, first: int, losses: np.ndarray) -> int | None:
+    """The first step whose loss is not finite; the last one if but the evaluation is not."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    return first + int(bad[0]) if bad.size else None if is_finite(row) else int(row["step"])
+
+
+def stack(runs: Sequence[Any]) -> Any:
+    """Hyperparameters or keys of many runs, each leaf with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *runs)

@@ -1,0 +1,172 @@
+"""One run in a run folder: train, record, checkpoint, draw; resume."""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import jax
+import tqdm
+
+from . import loggers, plots
+from .config import Config, Experiment, title
+from .errors import RunInterruptedError, UsageError, UserError
+from .loop import evaluations
+from .processes import in_any_process, is_primary_process
+from .records import Row, best, format_metric, selection_metric, step_reached
+from .run_folder import RunFolder, fingerprint
+from .train import program
+
+MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "devices")  # when a run is resumed
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What is kept of a run, and where."""
+
+    out: Path | None = None
+    """Run folder, a new one; None makes runs/EXPERIMENT-FILTER-seedN-TIME."""
+    resume: Path | None = None
+    """Continue the run in this folder, with its flags."""
+    checkpoint_every: int = 50
+    """Records between two checkpoints."""
+    tensorboard: bool = False
+    """Log to TensorBoard too (extra "tensorboard")."""
+    wandb: bool = False
+    """Log to Weights & Biases too (extra "wandb"; WANDB_MODE=offline needs no account)."""
+
+    def __post_init__(self) -> None:
+        """Validate the flags."""
+        if self.checkpoint_every < 1:
+            raise UsageError(f"--checkpoint-every must be at least 1, got {self.checkpoint_every}")
+        if self.out is not None and self.resume is not None:
+            raise UsageError("--out starts a run and --resume continues one; pass one of them")
+
+
+def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
+    """Train one run to its end, or continue it; then print what came out."""
+    started = time.perf_counter()
+    compiled = program(config.task, devices=config.run.devices)
+    key = jax.random.key(config.run.seed)
+    data = compiled.draw(key)
+    folder = open_folder(experiment, config, output, fingerprint(data))
+    state = compiled.init(config.hyper, key)
+    if output.resume is not None:
+        state = folder.restore(state)
+    started -= folder.seconds
+    run = config.run
+
+    def finished() -> bool:
+        reached = run.stop_at is not None and step_reached(folder.rows, run.stop_at, run.hold) is not None
+        return reached or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
+
+    def draw() -> None:
+        if folder.rows and is_primary_process():
+            plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")
+
+    with contextlib.ExitStack() as stack:
+        step = int(folder.rows[-1]["step"]) if folder.rows else 0
+        logs = []
+        if output.tensorboard and is_primary_process():
+            logs.append(loggers.tensorboard(stack, folder.path, step + 1))
+        if output.wandb and is_primary_process():
+            logs.append(loggers.wandb(stack, folder.path, folder.config))
+        stack.callback(draw)
+        interrupts = stack.enter_context(deferred_interrupts())
+        bar = stack.enter_context(progress_bar(run.budget, step))
+        records = evaluations(compiled, config.hyper, key, data=data, state=state)
+        while not finished():
+            evaluation = next(records)
+            (row,), (diverged_at,), state = evaluation.rows, evaluation.diverged_at, evaluation.state
+            if diverged_at is not None:
+                raise UserError(
+                    f"the loss is no longer finite at step {diverged_at:,}; the records before it are in "
+                    f"{folder.path}. Try a smaller --lr or --lamb."
+                )
+            folder.append(row)
+            for log in logs:
+                log(row)
+            show_progress(bar, row)
+            interrupted = in_any_process(bool(interrupts))
+            if len(folder.rows) % output.checkpoint_every == 0 or interrupted or finished():
+                folder.save(state, time.perf_counter() - started)
+            if interrupted and not finished():
+                raise RunInterruptedError(
+                    f"interrupted after step {evaluation.step:,}; continue with --resume {folder.path}"
+                )
+    print(summary(config, folder, time.perf_counter() - started))
+    if experiment.show is not None:
+        print(experiment.show(config.task, state.params))
+    return folder
+
+
+def open_folder(experiment: Experiment, config: Config, output: Output, data: str) -> RunFolder:
+    """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
+    if output.resume is None:
+        name = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = output.out or Path("runs") / name
+        return RunFolder.create(path, {"experiment": experiment.name, **config.flat(), "data": data})
+    folder = RunFolder.open(output.resume)
+    if folder.config.get("data", data) != data:
+        raise UsageError(
+            f"the data are not those that the run in {output.resume} was started with; "
+            "pass the --data-dir that holds them, or start a new run"
+        )
+    folder.update_config({name: value for name, value in config.flat().items() if name in MAY_CHANGE})
+    return folder
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[list[int]]:
+    """Put the first Ctrl-C (or SIGTERM) into a list, so that the chunk is finished; a second one strikes at once."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        restore()
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def progress_bar(budget: int, step: int = 0) -> tqdm.tqdm:
+    """A bar over optimizer steps; in a file a line every ten seconds."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm.tqdm(total=budget, initial=step, unit="step", mininterval=interval, desc="compiling")
+
+
+def show_progress(bar: tqdm.tqdm, row: Row) -> None:
+    """Move the bar to a record."""
+    metric = selection_metric(row)
+    train_now, val_now = (format_metric(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
+    bar.set_description(f"{metric}: train {train_now:>6}, val {val_now:>6}", refresh=False)
+    bar.update(int(row["step"]) - bar.n)
+
+
+def summary(config: Config, folder: RunFolder, seconds: float) -> str:
+    """What came out, in one line, and where it lies."""
+    last, stop_at = folder.rows[-1], config.run.stop_at
+    steps, metric = int(last["step"]), selection_metric(last)
+    if stop_at is None:
+        text = f"The best validation {metric} was {format_metric(metric, best(folder.rows))} in {steps:,} steps"
+    elif (reached := step_reached(folder.rows, stop_at, config.run.hold)) is not None:
+        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {reached:,} steps"
+    else:
+        text = f"Validation {metric} did not reach {format_metric(metric, stop_at)}: "
+        text += f"it is {format_metric(metric, last[f'val_{metric}'])} after {steps:,} steps"
+    text += f" and {seconds:.0f} seconds, compilation included."
+    return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."

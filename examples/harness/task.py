@@ -1,0 +1,75 @@
+"""What an experiment is: a model, its data and its numbers, in one frozen dataclass."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from .batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
+
+Metric = Literal["accuracy", "loss"]
+Data = Mapping[str, jax.Array]
+
+
+class Task:
+    """Model and data of an experiment; the fields of a subclass are flags of the command line.
+
+    A subclass is a frozen dataclass and gives `model`, `load`, `split`, `train_size` and `metrics`; batches and
+    validation follow from the arrays `train` and `val` of `split`. All methods but `load` are pure, with outputs of
+    static shape.
+    """
+
+    metric: ClassVar[Metric] = "accuracy"  # what runs are selected by, on the validation examples
+    batch_size: int
+    epochs = 1  # passes over the training examples between two evaluations
+    init_scale = 1.0  # factor of all initial parameters
+
+    @property
+    def train_size(self) -> int:
+        """Number of training examples."""
+        raise NotImplementedError
+
+    def model(self, key: jax.Array) -> nnx.Module:
+        """The model, freshly initialised."""
+        raise NotImplementedError
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Arrays that all runs share, read from files; UserError if they cannot be had."""
+        return {}
+
+    def split(self, shared: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, jax.Array]:
+        """Arrays that depend on the seed: the examples of `train` and `val` by number, and what follows from these."""
+        raise NotImplementedError
+
+    def metrics(self, params: Any, data: Data, batch: Batch) -> dict[str, jax.Array]:
+        """`loss`, and what else is of interest (`accuracy`), of each example of a batch: (batch_size,) each."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps between two evaluations: one chunk."""
+        return self.epochs * steps_per_epoch(self.train_size, self.batch_size)
+
+    def batches(self, data: Data, key: jax.Array) -> Batch:
+        """The batches of one chunk: arrays whose leading axis has length `steps`."""
+        return shuffled_epochs(key, data["train"], self.batch_size, self.epochs)
+
+    def validation(self, data: Data) -> Batch:
+        """The batches of validation examples: arrays with any leading axis."""
+        return in_batches(data["val"], self.batch_size)
+
+    def init(self, key: jax.Array) -> Any:
+        """The initial parameters, a nested dict."""
+        params = nnx.to_pure_dict(nnx.state(self.model(key)))
+        return params if self.init_scale == 1 else jax.tree.map(lambda p: self.init_scale * p, params)
+
+    def with_params(self, params: Any) -> Any:
+        """The model with these parameters."""
+        return nnx.merge(self._graphdef, params)
+
+    @functools.cached_property
+    def _graphdef(self) -> nnx.GraphDef[nnx.Module]:
+        return nnx.split(nnx.eval_shape(lambda: self.model(jax.random.key(0))))[0]

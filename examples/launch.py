@@ -1,0 +1,104 @@
+"""An experiment trained by several processes: `python -m examples.launch 2 modular --preset ema`.
+
+Each batch is divided among the processes (the flag --devices); parameters and optimizer state are the same in all. This
+command starts them on this machine, on its CPU. On a cluster, whose nodes are each started by its scheduler,
+`jax.distributed.initialize()` takes the place of what this command does; all else is the same.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import jax
+
+from .harness.cli import parse
+from .harness.config import Config, find_experiment
+from .harness.errors import UsageError, UserError, plain_errors
+from .harness.runner import Output, deferred_interrupts, train
+
+
+def work(address: str, process: int, name: str, config: Config, output: Output) -> None:
+    """What each process does; the first one shows the progress."""
+    os.setsid()  # Ctrl-C is for the process that started this one
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, config.run.devices, process)
+    with contextlib.ExitStack() as stack:
+        if process > 0:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        train(find_experiment(name), config, output)
+    jax.distributed.shutdown()
+
+
+def launch(processes: int, name: str, argv: Sequence[str]) -> None:
+    """Start the processes and wait for them; if one ends before its time, end them all."""
+    experiment = find_experiment(name)
+    config, output = parse(experiment, ["--devices", str(processes), *argv])
+    if output.out is None and output.resume is None:
+        folder = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        output = dataclasses.replace(output, out=Path("runs") / folder)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        deferred_interrupts() as interrupts,
+        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
+    ):
+        futures = [pool.submit(work, address, process, name, config, output) for process in range(processes)]
+        workers = multiprocessing.active_children()
+        asked = killed = False
+        while True:
+            done, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+            errors = [error for future in done if (error := future.exception()) is not None]
+            if errors or not waiting:
+                break
+            if interrupts and not asked:
+                asked = True
+                for worker in workers:
+                    worker.terminate()  # that is SIGTERM, at which they stop together after the chunk at hand
+        if errors:
+            wait(waiting, timeout=10)  # the one that failed is not always the one that draws the picture
+            # What the others say when one is killed, of a lost connection or a checkpoint, is but a consequence.
+            killed = any(isinstance(future.exception(), BrokenProcessPool) for future in futures if future.done())
+            for worker in workers:
+                worker.kill()
+    if killed and interrupts:  # it had hardly begun
+        raise KeyboardInterrupt
+    if killed:
+        raise UserError(
+            f"a process was killed, so the others were ended; continue with --resume {output.out or output.resume}"
+        )
+    if errors:
+        raise errors[0]
+
+
+def main() -> None:
+    """Launch what the command line says."""
+    usage = "usage: python -m examples.launch PROCESSES EXPERIMENT [its flags]"
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
+        raise UsageError(f"{usage}, with a positive number of processes")
+    launch(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(plain_errors(main))
