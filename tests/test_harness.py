@@ -1,7 +1,6 @@
 """The training loop, the run folder, and the surprises a run must survive."""
 
 import dataclasses
-import functools
 import gc
 import os
 import resource
@@ -18,14 +17,16 @@ import numpy as np
 import optax
 import pytest
 
-from examples.harness import plots
-from examples.harness import run as run_module
-from examples.harness.errors import UserError, plain_errors
-from examples.harness.optimizers import make_filter, make_tx
+from examples.harness import loop, plots
+from examples.harness.cli import main, parse
+from examples.harness.errors import RunInterruptedError, UsageError, UserError, plain_errors
+from examples.harness.files import commit, write_whole
+from examples.harness.loop import evaluations, stack
+from examples.harness.optimizers import Filtering, Optimization, describe, make_filter, make_tx
 from examples.harness.records import step_reached, to_row
-from examples.harness.run import described, main
-from examples.harness.run_folder import RunFolder, commit, write_whole
-from examples.harness.train import program
+from examples.harness.run_folder import RunFolder, read_config
+from examples.harness.runner import train
+from examples.harness.train import keys, program
 from grokfast_jax import grokfast_ma
 
 from . import toy
@@ -33,16 +34,15 @@ from . import toy
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
-def toy_main(*argv):
-    main("toy", toy.PRESETS, "ema", [str(word) for word in argv])
+def toy_main(*argv, experiment=toy.EXPERIMENT):
+    train(experiment, *parse(experiment, [str(word) for word in argv]))
 
 
 def parameters(folder):
     """What the last checkpoint of a run folder holds."""
-    config = toy.PRESETS["ema"]
-    known = {name: value for name, value in RunFolder.open(folder).config.items() if hasattr(config, name)}
-    config = toy.Config(**known)
-    state = program(config.task(), functools.partial(make_tx, config)).init(config.hyper(), jax.random.key(config.seed))
+    base = toy.EXPERIMENT.base
+    config = base.replace(**{name: value for name, value in read_config(folder).items() if name in base.flat()})
+    state = program(config.task).init(config.hyper, jax.random.key(config.run.seed))
     return RunFolder.open(folder).restore(state)
 
 
@@ -64,10 +64,12 @@ def test_a_run_leaves_its_configuration_metrics_picture_and_checkpoint(undisturb
     assert lines[0] == "step,train_loss,train_accuracy,val_loss,val_accuracy"
     assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(4, 84, 4))
     assert (undisturbed / "curves.png").read_bytes().startswith(b"\x89PNG")
-    config = RunFolder.open(undisturbed).config
+    config = read_config(undisturbed)
     assert (config["filter"], config["window_size"], config["experiment"]) == ("ma", 7, "toy")
     assert config["versions"]["jax"] == jax.__version__
     assert parameters(undisturbed).chunk == 20
+    files = {"config.json", "metrics.csv", "curves.png", "checkpoints", "checkpoints.json"}
+    assert {path.name for path in undisturbed.iterdir()} == files | {".lock"}
     assert not [path for path in undisturbed.parent.iterdir() if path.name.startswith(".")]
 
 
@@ -110,17 +112,16 @@ def test_a_killed_run_is_resumed_bit_for_bit(records, torn, undisturbed, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_resumed_bit_for_bit(number, undisturbed, tmp_path, monkeypatch):
     folder = tmp_path / "interrupted"
-    to_row_ = run_module.to_row
 
     def to_row_and_interrupt(step, metrics):
         if step == 28:
             os.kill(os.getpid(), number)
-        return to_row_(step, metrics)
+        return to_row(step, metrics)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "to_row", to_row_and_interrupt)
-        with pytest.raises(UserError, match=f"interrupted after step 28; go on with --resume {folder}"):
+        patch.setattr(loop, "to_row", to_row_and_interrupt)
+        with pytest.raises(RunInterruptedError, match=f"interrupted after step 28; continue with --resume {folder}"):
             toy_main("--preset", "ma", "--out", folder)
     assert signal.getsignal(number) is before
     assert (folder / "curves.png").exists()
@@ -138,14 +139,13 @@ def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_pat
     assert (undisturbed / "metrics.csv").stat().st_size > 600
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     toy_main("--preset", "ma", "--out", folder, "--budget", 80, "--stop-at", 0.01)
-    rewritten = (folder / "config.json").read_text().replace('"stop_at": 0.01', '"stop_at": null')
-    (folder / "config.json").write_text(rewritten)
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RunFolder, "update_config", lambda self, changes: None)
-            status = plain_errors(lambda: toy_main("--resume", folder, "--checkpoint-every", checkpoint_every))
+            flags = ["--resume", folder, "--stop-at", "None", "--checkpoint-every", checkpoint_every]
+            status = plain_errors(lambda: toy_main(*flags))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
@@ -154,14 +154,14 @@ def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_pat
     assert "Traceback" not in messages
     assert "ile too large" in messages
     assert "--resume" in messages
-    toy_main("--resume", folder, "--budget", 80)
+    toy_main("--resume", folder, "--stop-at", "None")
     assert_same_run(folder, undisturbed)
     gc.collect()
 
 
 def test_an_existing_folder_is_left_alone(undisturbed, tmp_path):
     content = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"whole exists already; go on with it by --resume .*whole, or choose another"):
+    with pytest.raises(UserError, match=r"whole exists already; continue its run with --resume .*whole, or"):
         toy_main("--out", undisturbed)
     assert content == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     (tmp_path / "empty").mkdir()
@@ -171,6 +171,8 @@ def test_an_existing_folder_is_left_alone(undisturbed, tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file is a file; choose another --out"):
+        toy_main("--out", tmp_path / "file")
     with pytest.raises(UserError, match=r"cannot make .*run: (Not a directory|File exists); choose another --out"):
         toy_main("--out", tmp_path / "file" / "run")
 
@@ -183,9 +185,9 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
 
 
 def test_resume_refuses_what_it_cannot_go_on_with(undisturbed, tmp_path):
-    with pytest.raises(UserError, match=r"whole holds a run of toy; go on with it by python -m examples.toy --resume"):
-        main("other", toy.PRESETS, "ema", ["--resume", str(undisturbed)])
-    with pytest.raises(UserError, match="--preset starts a run and --resume goes on with one"):
+    with pytest.raises(UserError, match=r"whole holds a run of toy; continue it by python -m examples.toy --resume"):
+        toy_main("--resume", undisturbed, experiment=dataclasses.replace(toy.EXPERIMENT, name="other"))
+    with pytest.raises(UsageError, match="--preset starts a run and --resume continues one"):
         toy_main("--resume", undisturbed, "--preset", "none")
     shutil.copytree(undisturbed, tmp_path / "short")
     metrics = tmp_path / "short" / "metrics.csv"
@@ -199,7 +201,7 @@ def test_resume_refuses_other_data(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path / "run")
     split = toy.Toy.split
     with monkeypatch.context() as patch:
-        patch.setattr(toy.Toy, "split", lambda self, key: split(self, key) | {"y": 1 - split(self, key)["y"]})
+        patch.setattr(toy.Toy, "split", lambda *a: split(*a) | {"y": 1 - split(*a)["y"]})
         with pytest.raises(UserError, match=r"the data are not those that the run in .*run was started with; pass the"):
             toy_main("--resume", tmp_path / "run", "--budget", 120)
     assert_same_run(tmp_path / "run", undisturbed)
@@ -210,7 +212,7 @@ def test_what_may_change_on_resume_is_kept(undisturbed, tmp_path):
     toy_main("--preset", "ma", "--out", tmp_path / "run", "--budget", 8)
     toy_main("--resume", tmp_path / "run", "--budget", 80)
     toy_main("--resume", tmp_path / "run")
-    assert RunFolder.open(tmp_path / "run").config == RunFolder.open(undisturbed).config
+    assert read_config(tmp_path / "run") == read_config(undisturbed)
     assert_same_run(tmp_path / "run", undisturbed)
 
 
@@ -219,7 +221,7 @@ def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):
         toy_main("--resume", undisturbed, "--lamb", 3)
     with pytest.raises(UserError, match=r"is no run folder \(it has no config.json\)"):
         toy_main("--resume", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="--out starts a run and --resume goes on with one"):
+    with pytest.raises(UserError, match="--out starts a run and --resume continues one"):
         toy_main("--resume", undisturbed, "--out", tmp_path / "x")
     toy_main("--preset", "ma", "--out", tmp_path / "longer", "--budget", 120)
     shutil.copytree(undisturbed, tmp_path / "resumed")
@@ -241,10 +243,15 @@ def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):
         (["--seed", "-1"], r"--seed must be in \[0, 2\*\*32\), got -1"),
         (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1, got 0"),
         (["--lamb", "nan"], "--lamb must be a finite number, got nan"),
+        (["--devices", "4"], r"--devices must be a divisor of the batch size \(6\), got 4"),
+        (["--filter", "none", "--lamb", "3"], "--lamb has no effect with --filter none; leave it out, or choose"),
+        (["--filter", "ma", "--alpha", "0.5", "--start", "zero"], "--alpha, --start has no effect with --filter ma"),
+        (["--stride", "2"], "--stride has no effect with --filter ema; leave it out, or choose --filter ma"),
+        (["--no-collect"], "--collect has no effect without --filter-from; leave it out"),
     ],
 )
 def test_bad_values_make_no_folder(flags, message, tmp_path):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         toy_main("--out", tmp_path / "run", *flags)
     assert not list(tmp_path.iterdir())
 
@@ -253,10 +260,31 @@ def test_bad_values_make_no_folder(flags, message, tmp_path):
     "flags", [["--filter", "foo"], ["--preset", "foo"], ["--lamb", "x"], ["--preset"], ["--x", "1"]]
 )
 def test_flags_that_cannot_be_read_name_themselves(flags, capsys):
-    with pytest.raises(SystemExit):
-        toy_main(*flags)
+    try:
+        status = main(toy.EXPERIMENT, flags)
+    except SystemExit as error:
+        status = error.code
     text = capsys.readouterr()
+    assert status == 2
     assert flags[0] in text.out + text.err
+
+
+def test_help_says_what_each_preset_is_and_groups_the_flags(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(toy.EXPERIMENT, ["--help"])
+    text = capsys.readouterr().out
+    assert "Example: python -m examples.toy --preset none" in text
+    assert "ma    The MA: Grokfast-MA w 7 λ 5, Adam weight decay 0.005" in text
+    groups = [text.index(f"{name} options") for name in ("task", "filtering", "optimization", "run", "output")]
+    assert groups == sorted(groups)
+
+
+def test_another_filter_says_which_numbers_it_keeps(capsys):
+    parse(toy.EXPERIMENT, ["--filter", "ma"])
+    assert "note: --filter ma keeps --lamb 2 and --weight-decay 0.005 of the preset ema" in capsys.readouterr().err
+    for flags in (["--filter", "ma", "--lamb", "5"], ["--filter", "none"], ["--preset", "ma"]):
+        parse(toy.EXPERIMENT, flags)
+        assert not capsys.readouterr().err
 
 
 def test_plain_errors_give_a_message_and_a_status(capsys):
@@ -267,8 +295,11 @@ def test_plain_errors_give_a_message_and_a_status(capsys):
     assert capsys.readouterr().err == "error: what to do\n"
     assert plain_errors(lambda: fail(OSError(28, "No space left on device", "x.csv"))) == 1
     assert "x.csv: No space left on device" in capsys.readouterr().err
-    assert plain_errors(lambda: fail(KeyboardInterrupt())) == 1
-    assert "interrupted" in capsys.readouterr().err
+    assert plain_errors(lambda: fail(UsageError("how to"))) == 2
+    for error in (KeyboardInterrupt(), RunInterruptedError("interrupted after step 3")):
+        capsys.readouterr()
+        assert plain_errors(lambda error=error: fail(error)) == 130
+        assert capsys.readouterr().err.startswith("interrupted")
     assert plain_errors(lambda: None) == 0
     with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
         plain_errors(lambda: fail(ZeroDivisionError()))
@@ -307,7 +338,7 @@ def test_step_reached():
 def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, _: drawn.append(figure.axes[0]))
-    loss_main = lambda *argv: main("toy", {"loss": toy.LossConfig()}, "loss", [str(word) for word in argv])
+    loss_main = lambda *argv: toy_main(*argv, experiment=toy.LOSS)
     loss_main("--out", tmp_path / "whole")
     rows = [line.split(",") for line in (tmp_path / "whole" / "metrics.csv").read_text().splitlines()]
     assert rows[0] == ["step", "train_loss", "val_loss"]
@@ -326,10 +357,8 @@ def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch)
 
 
 def test_stride_and_dtype_of_the_ring_reach_the_filter():
-    config = toy.Config(filter="ma", window_size=6, stride=3, buffer_dtype="bfloat16")
-    filtered, expected = (
-        tx.init(jnp.zeros(2)) for tx in (make_filter(config, config.hyper()), grokfast_ma(6, stride=3))
-    )
+    filtering = Filtering(filter="ma", window_size=6, stride=3, buffer_dtype="bfloat16")
+    filtered, expected = (tx.init(jnp.zeros(2)) for tx in (make_filter(filtering), grokfast_ma(6, stride=3)))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.uint16 else x, filtered)
     chex.assert_trees_all_equal_shapes_and_dtypes(wide, expected)
     assert filtered.lowpass.ring.dtype == jnp.uint16  # the bits of bfloat16
@@ -337,29 +366,28 @@ def test_stride_and_dtype_of_the_ring_reach_the_filter():
 
 @pytest.mark.parametrize(("start", "second"), [("gradient", 1 / 2), ("zero", 1 / 4), ("debiased", 1 / 3)])
 def test_the_start_of_the_average_reaches_the_filter(start, second):
-    config = toy.Config(filter="ema", alpha=0.5, lamb=1.0, start=start)
-    tx = make_filter(config, config.hyper())
+    filtering = Filtering(filter="ema", alpha=0.5, lamb=1.0, start=start)
+    tx = make_filter(filtering)
     _, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
     out, _ = tx.update(jnp.zeros(2), state)
     np.testing.assert_allclose(out, second, rtol=1e-6)
-    told = "" if start == "gradient" else f" start {start}"
-    assert described(config) == f"Grokfast-EMA α 0.5 λ 1{told}, Adam weight decay 0.005"
+    named = "" if start == "gradient" else f" start {start}"
+    assert describe(filtering, Optimization()) == f"Grokfast-EMA α 0.5 λ 1{named}, Adam weight decay 0.005"
 
 
 @pytest.mark.parametrize("gradient_filter", ["ema", "ma"])
 @pytest.mark.parametrize("collect", [True, False])
 def test_a_filter_switched_on_late_has_collected_or_is_empty(gradient_filter, collect):
-    config = toy.Config(
-        filter=gradient_filter, window_size=5, alpha=0.9, lamb=3.0, fast=0.5, filter_from=20, collect=collect
-    )
-    tx = make_filter(config, config.hyper())
+    numbers = {"window_size": 5, "alpha": 0.9, "lamb": 3.0, "fast": 0.5}
+    filtering = Filtering(filter=gradient_filter, **numbers, filter_from=20, collect=collect)
+    tx = make_filter(filtering)
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(40, 2)), jnp.float32)
 
     def updates(tx, grads):
         step = lambda state, g: tx.update(g, state)[::-1]
         return jax.lax.scan(step, tx.init(grads[0]), grads)[1]
 
-    always = make_filter(dataclasses.replace(config, filter_from=0), config.hyper())
+    always = make_filter(dataclasses.replace(filtering, filter_from=0))
     out = updates(tx, grads)
     np.testing.assert_array_equal(out[:20], grads[:20])
     expected = updates(always, grads)[20:] if collect else updates(always, grads[20:])
@@ -367,8 +395,8 @@ def test_a_filter_switched_on_late_has_collected_or_is_empty(gradient_filter, co
 
 
 def test_clipping_comes_before_the_filter():
-    config = toy.Config(filter="ema", alpha=0.5, lamb=1.0, clip_norm=5.0, optimizer="adamw", weight_decay=0.0)
-    tx = make_tx(config, config.hyper())
+    filtering = Filtering(filter="ema", alpha=0.5, lamb=1.0)
+    tx = make_tx((filtering, Optimization(clip_norm=5.0, optimizer="adamw", weight_decay=0.0)))
     params = jnp.zeros(2)
     _, state = tx.update(jnp.array([30.0, 40.0]), tx.init(params), params)
     np.testing.assert_allclose(optax.tree_utils.tree_get(state, "slow"), [3.0, 4.0], rtol=1e-6)
@@ -395,46 +423,48 @@ def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "old"
 
 
-@pytest.mark.parametrize("preset", toy.PRESETS)
+@pytest.mark.parametrize("preset", toy.EXPERIMENT.presets)
 def test_vmapped_runs_equal_single_runs_in_one_compilation(preset):
     """Eight seeds and as many hyperparameters; floating-point sums may be ordered differently, hence 1e-5."""
-    config = toy.PRESETS[preset]
-    task, make = config.task(), functools.partial(make_tx, config)
-    keys = [jax.random.key(seed) for seed in range(8)]
-    hypers = [config.hyper() | {"lamb": 0.5 * seed, "weight_decay": 0.01 * seed} for seed in range(8)]
-    together = {name: jnp.array([hyper[name] for hyper in hypers]) for name in hypers[0]}, jnp.stack(keys)
-    many = program(task, make, example=together)
-    states = many.init(*together)
-    losses = []
-    for _ in range(10):
-        states, metrics = many.advance(*together, states)
-        losses.append(metrics["losses"])
+    config = toy.EXPERIMENT.preset(preset)
+    each = [jax.random.key(seed) for seed in range(8)]
+    hypers = [config.replace(lamb=0.5 * seed, weight_decay=0.01 * seed).hyper for seed in range(8)]
+    hyper, key = stack(hypers), stack(each)
+    many = program(config.task, example=(hyper, key))
+    together = [evaluation for evaluation, _ in zip(evaluations(many, hyper, key), range(10), strict=False)]
     assert many.advance._cache_size() == 1
-    one = program(task, make)
-    for i, (hyper, key) in enumerate(zip(hypers, keys, strict=True)):
-        state = one.init(hyper, key)
-        for step in range(10):
-            state, metrics = one.advance(hyper, key, state)
-            np.testing.assert_allclose(losses[step][i], metrics["losses"], rtol=1e-5, atol=1e-6)
+    one = program(config.task)
+    for i in range(8):
+        for expected, found in zip(evaluations(one, hypers[i], each[i]), together, strict=False):
+            assert found.step == expected.step
+            for name, value in expected.rows[0].items():
+                np.testing.assert_allclose(found.rows[i][name], value, rtol=1e-5, atol=1e-6)
         chex.assert_trees_all_close(
-            jax.tree.map(lambda p, i=i: p[i], states.params), state.params, rtol=1e-5, atol=1e-6
+            jax.tree.map(lambda p, i=i: p[i], together[-1].state.params), expected.state.params, rtol=1e-5, atol=1e-6
         )
     assert one.advance._cache_size() == 1
 
 
+def test_a_run_that_diverges_leaves_the_others_of_its_program_alone():
+    config = toy.EXPERIMENT.preset("none").replace(optimizer="adamw", lr_warmup=0)
+    hypers = [config.hyper, config.replace(lr=3e38).hyper]
+    hyper, key = stack(hypers), stack([jax.random.key(0)] * 2)
+    evaluation = next(evaluations(program(config.task, example=(hyper, key)), hyper, key))
+    assert evaluation.diverged_at == [None, 2]
+    alone = next(evaluations(program(config.task), hypers[0], jax.random.key(0)))
+    assert alone.diverged_at == [None]
+    np.testing.assert_allclose(evaluation.rows[0]["val_loss"], alone.rows[0]["val_loss"], rtol=1e-5)
+
+
 def test_a_chunk_is_the_plain_loop():
     """The loop against ten lines of Python that do the same."""
-    config = toy.PRESETS["ma"]
-    task, key, tx = config.task(), jax.random.key(3), make_tx(config, config.hyper())
-    compiled = program(task, functools.partial(make_tx, config))
-    state = compiled.init(config.hyper(), key)
-    init_key, split_key, batch_key = jax.random.split(key, 3)
-    params, data = task.init(init_key), task.split(split_key)
+    config = toy.EXPERIMENT.preset("ma")
+    task, key, tx = config.task, jax.random.key(3), make_tx(config.hyper)
+    params, data = task.init(keys(key).init), task.split({}, keys(key).split)
     opt_state = tx.init(params)
-    for chunk in range(3):
-        state, metrics = compiled.advance(config.hyper(), key, state)
-        batches = task.batches(data, jax.random.fold_in(batch_key, chunk))
-        correct = []
+    for chunk, evaluation in zip(range(3), evaluations(program(task), config.hyper, key), strict=False):
+        batches = task.batches(data, jax.random.fold_in(keys(key).batch, chunk))
+        correct, losses = [], []
         for step in range(task.steps):
             batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
             x, y = data["x"][batch["index"]], data["y"][batch["index"]]
@@ -446,16 +476,17 @@ def test_a_chunk_is_the_plain_loop():
 
             correct += list(((x @ params["w"] + params["b"] > 0) == (y > 0))[weight > 0])
             loss, grads = jax.value_and_grad(loss_fn)(params)
-            np.testing.assert_allclose(metrics["losses"][step], loss, rtol=1e-5)
+            losses.append(loss * weight.sum())
             updates, opt_state = tx.update(grads, opt_state, params)
             params = jax.tree.map(jnp.add, params, updates)
         assert len(correct) == 20
-        np.testing.assert_allclose(metrics["train_accuracy"], np.mean(correct), rtol=1e-6)
+        (row,) = evaluation.rows
+        np.testing.assert_allclose(row["train_accuracy"], np.mean(correct), rtol=1e-6)
+        np.testing.assert_allclose(row["train_loss"], np.sum(losses) / 20, rtol=1e-5)
         x, y = data["x"][:10], data["y"][:10]
-        np.testing.assert_allclose(
-            metrics["val_accuracy"], np.mean((x @ params["w"] + params["b"] > 0) == (y > 0)), rtol=1e-6
-        )
-    chex.assert_trees_all_close(state.params, params, rtol=1e-5, atol=1e-6)
+        accuracy = np.mean((x @ params["w"] + params["b"] > 0) == (y > 0))
+        np.testing.assert_allclose(row["val_accuracy"], accuracy, rtol=1e-6)
+        chex.assert_trees_all_close(evaluation.state.params, params, rtol=1e-5, atol=1e-6)
 
 
 def test_tensorboard_gets_the_records(tmp_path):
@@ -469,10 +500,10 @@ def test_tensorboard_gets_the_records(tmp_path):
 def test_wandb_gets_the_records_offline_and_on_resume(tmp_path):
     pytest.importorskip("wandb", reason="extra wandb is not installed")
     run = f"""
-from examples.harness.run import main
+from examples.harness.cli import main
 from tests import toy
-main("toy", toy.PRESETS, "ema", ["--out", {str(tmp_path / "run")!r}, "--budget", "8", "--wandb"])
-main("toy", toy.PRESETS, "ema", ["--resume", {str(tmp_path / "run")!r}, "--budget", "16", "--wandb"])
+main(toy.EXPERIMENT, ["--out", {str(tmp_path / "run")!r}, "--budget", "8", "--wandb"])
+main(toy.EXPERIMENT, ["--resume", {str(tmp_path / "run")!r}, "--budget", "16", "--wandb"])
 """
     # In a process of its own: wandb leaves threads and sockets whose warnings would fail whatever test comes next.
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB__SERVICE_WAIT": "120"}

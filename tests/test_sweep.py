@@ -3,29 +3,26 @@
 import csv
 import json
 import math
-import types
 
 import numpy as np
 import pytest
 
 from examples import sweep
 from examples.harness import plots
-from examples.harness.errors import UserError
-from examples.sweep import Sweep, spread
+from examples.harness import sweep as groups
+from examples.harness.config import Preset, find_experiment
+from examples.harness.errors import UsageError, UserError
+from examples.harness.tables import median_and_range
+from examples.sweep import Sweep
 
 from . import toy
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setitem(sweep.EXPERIMENTS, "toy", toy)
-
-
 def make(out, **changes):
     arguments = {"presets": ("ema", "none"), "seeds": (0, 1), "grid": ("lr=0.01,0.1", "budget=40")}
-    return Sweep("toy", out, **(arguments | changes))
+    return Sweep("tests.toy", out, **(arguments | changes))
 
 
 def table(path):
@@ -67,7 +64,7 @@ def test_groups_give_what_single_runs_give(tmp_path):
 
 def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
     sweep.run(make(tmp_path / "whole"))
-    train_group, calls = sweep.train_group, []
+    train_group, calls = groups.train_group, []
 
     def stop_at_the_fourth(group, *rest):
         calls.append(group)
@@ -75,7 +72,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train_group(group, *rest)
 
-    monkeypatch.setattr(sweep, "train_group", stop_at_the_fourth)
+    monkeypatch.setattr(groups, "train_group", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(make(tmp_path / "s"))
     assert len(list((tmp_path / "s" / "runs").iterdir())) == 3
@@ -101,7 +98,7 @@ def test_another_sweep_does_not_overwrite(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"presets": ("foo",)}, "--presets must be among ema, ma, none, got 'foo'"),
+        ({"presets": ("foo",)}, "--presets must be among none, ema, ma, got 'foo'"),
         ({"grid": ("lamb",)}, "--grid must be FLAG=VALUE,VALUE .* got 'lamb'"),
         ({"grid": ("foo=1",)}, "--grid must be FLAG=VALUE,VALUE .* got 'foo=1'"),
         ({"grid": ("alpha=2",)}, r"--alpha must be in \[0, 1\), got 2.0"),
@@ -127,7 +124,7 @@ def test_a_run_that_diverges_is_kept_as_such(tmp_path):
     good, bad = table(tmp_path / "s" / "runs.csv")
     assert (good["finite"], bad["finite"]) == ("True", "False")
     assert int(bad["last_step"]) == 4
-    assert "never" in (tmp_path / "s" / "table.md").read_text().splitlines()[3]
+    assert "fails" in (tmp_path / "s" / "table.md").read_text().splitlines()[3]
 
 
 def test_two_numeric_axes_make_a_heat_map(tmp_path, monkeypatch):
@@ -151,15 +148,15 @@ def test_two_numeric_axes_make_a_heat_map(tmp_path, monkeypatch):
 
 
 def test_a_task_with_a_loss_alone_is_reported_by_it(tmp_path, monkeypatch):
-    module = types.SimpleNamespace(Config=toy.LossConfig, PRESETS={"loss": toy.LossConfig()}, THRESHOLDS=())
-    monkeypatch.setitem(sweep.EXPERIMENTS, "toy", module)
+    monkeypatch.setattr(toy, "EXPERIMENT", toy.LOSS)
     figures = []
     monkeypatch.setattr(plots, "save", lambda figure, _: figures.append(figure.axes[0]))
     sweep.run(make(tmp_path / "curves", presets=("loss",), grid=("budget=40",)))
     lines = (tmp_path / "curves" / "table.md").read_text().splitlines()
-    assert lines[0] == "| preset | seeds | lowest val. loss |"
-    losses = [float(run["min_val_loss"]) for run in table(tmp_path / "curves" / "runs.csv")]
-    assert lines[2] == f"| loss | 2 | {spread(losses, '.3g')} |"
+    assert [cell.strip() for cell in lines[0].split("|")] == ["", "preset", "seeds", "lowest val. loss", ""]
+    losses = np.array([float(run["min_val_loss"]) for run in table(tmp_path / "curves" / "runs.csv")])
+    cells = [cell.strip() for cell in lines[2].split("|")]
+    assert cells == ["", "loss", "2", median_and_range(losses, ".3g"), ""]
     assert figures[0].get_ylabel() == "validation loss"
     sweep.run(make(tmp_path / "map", presets=("loss",), grid=("lr=0.01,0.1", "lamb=0,2", "budget=40")))
     assert "lowest loss" in figures[1].get_title()
@@ -171,7 +168,7 @@ def test_a_run_of_another_configuration_is_not_taken_for_this_one(tmp_path, monk
     table = (tmp_path / "s" / "table.md").read_text()
     (tmp_path / "s" / "runs" / "preset-ema_lr-0.1_seed-1.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setitem(toy.PRESETS, "ema", toy.Config(alpha=0.5))
+        patch.setitem(toy.EXPERIMENT.presets, "ema", Preset(toy.BASE.replace(alpha=0.5), ""))
         with pytest.raises(UserError, match=r"seed-0.json was made with another alpha; delete it, or choose another"):
             sweep.run(make(tmp_path / "s"))
     assert not (tmp_path / "s" / "runs" / "preset-ema_lr-0.1_seed-1.json").exists()
@@ -179,11 +176,29 @@ def test_a_run_of_another_configuration_is_not_taken_for_this_one(tmp_path, monk
     assert (tmp_path / "s" / "table.md").read_text() == table
 
 
-def test_spread():
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1, 2]", b'{"records": {}, "config": {}}', b"\xff"])
+def test_a_damaged_result_is_named_with_its_cure(damage, tmp_path):
+    sweep.run(make(tmp_path / "s"))
+    file = tmp_path / "s" / "runs" / "preset-ema_lr-0.1_seed-1.json"
+    file.write_bytes(damage)
+    with pytest.raises(UserError, match=r"seed-1.json (is damaged|was made with another).*; delete it"):
+        sweep.run(make(tmp_path / "s"))
+
+
+def test_an_experiment_is_a_name_or_an_importable_module():
+    assert find_experiment("modular").name == "modular"
+    assert find_experiment("tests.toy") is toy.EXPERIMENT
+    for name in ("foo", "json"):
+        with pytest.raises(UsageError, match=rf"must be one of modular, .*, or an importable module .* got '{name}'"):
+            find_experiment(name)
+
+
+def test_a_failure_counts_as_the_worst_value():
+    nan = math.nan
+    spread = lambda values, *rest: median_and_range(np.array(values, float), *rest)
     assert spread([3, 1, 2], ",.0f") == "2 (1 to 3)"
     assert spread([1000.0], ",.0f") == "1,000"
-    assert spread([None, None], ",.0f") == "never"
-    assert spread([3, None, 1], ",.0f") == "3 (1 to never), 1 of 3 missed"
-    assert spread([None, None, 1], ",.0f") == "never (1 to never), 2 of 3 missed"
-    assert spread([float("nan"), 1, 2], ",.0f") == "2 (1 to never), 1 of 3 missed"
-    assert spread([88.1, 90.2, float("nan")], ".1f", worst=-math.inf) == "88.1 (never to 90.2), 1 of 3 missed"
+    assert spread([nan, nan], ",.0f") == "fails"
+    assert spread([3, nan, 1], ",.0f") == "3 (1 to fails), 1 of 3 failed"
+    assert spread([nan, nan, 1], ",.0f") == "fails (1 to fails), 2 of 3 failed"
+    assert spread([88.1, 90.2, nan], ".1f", -math.inf) == "88.1 (fails to 90.2), 1 of 3 failed"

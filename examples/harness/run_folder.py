@@ -92,74 +92,91 @@ class RunFolder:
         if is_primary_process():
             write_whole(self.path / "config.json", to_json({**self.config, **changes}))
 
-    @property
-    def _metrics(self) -> Path:
-        return self.path / "metrics.csv"
-
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a record to metrics.csv."""
         # NumPy prints the shortest decimal that reads back as the same number.
         lines = [",".join(map(str, row.values()))] if self.rows else [",".join(row), ",".join(map(str, row.values()))]
         if is_primary_process():
-            with self._metrics.open("a") as file:
-                file.write("\n".join(lines) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with self._metrics.open("a") as file:
+                    file.write("\n".join(lines) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise UserError(
+                    f"step {row['step']:,} could not be recorded in {self._metrics} ({error.strerror}). "
+                    f"Free space and continue with --resume {self.path}"
+                ) from error
         self.rows.append({name: float(value) for name, value in row.items()})
 
     def save(self, state: Any, seconds: float) -> None:
         """Keep a checkpoint of the state after the last record, `seconds` into the run, in place of the one before."""
-        step = int(self.rows[-1]["step"])
-        about = {"seconds": seconds, "state": fingerprint(state), "rows": fingerprint_rows(self.rows)}
-        saved = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
-        kept = "the one before is kept" if self._latest_step() else "there is none yet"
+        step, before = int(self.rows[-1]["step"]), self._latest_step()
+        about = {str(step): {"seconds": seconds, "state": fingerprint(state), "rows": fingerprint_rows(self.rows)}}
+        if before is not None:  # which is the checkpoint still if the process is killed now
+            about[str(before)] = read_json(self._about)[str(before)]
         try:
+            if is_primary_process():
+                write_whole(self._about, to_json(about))
             with self._checkpoints() as manager:
-                manager.save(step, args=saved, force=True)
-        except (OSError, ValueError) as error:  # Orbax turns a full disk into a ValueError
-            reason = str(error).splitlines()[0][:200]
+                manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # Orbax turns a full disk into a ValueError, whose text ends in the reason
+            reason = str(error).splitlines()[0].rpartition(": ")[-1]
             raise UserError(
-                f"the checkpoint of step {step:,} could not be written ({reason}); {kept}. "
+                f"the checkpoint of step {step:,} could not be written ({reason}); "
+                f"{'there was none before' if before is None else 'the one before is kept'}. "
                 f"Free space and continue with --resume {self.path}"
             ) from error
 
     def restore(self, state: Any) -> Any:
         """The state of the last checkpoint, `state` itself if there is none; records after it are dropped."""
-        step, about = 0, None
-        latest = self._latest_step()
-        if latest is not None:
+        step = self._latest_step()
+        if step is not None:
             like = ocp.args.StandardRestore(jax.tree.map(_abstract, state))
             try:
                 with self._checkpoints() as manager:
-                    saved = manager.restore(latest, args=ocp.args.Composite(state=like, about=ocp.args.JsonRestore()))
-                step, state, about = latest, saved["state"], saved["about"]
-                self.seconds = float(about["seconds"])
-                whole = about["state"] == fingerprint(state)
+                    state = manager.restore(step, args=like)
             except Exception as error:  # whatever Orbax makes of a damaged file
-                reason = f" ({type(error).__name__}: {str(error).splitlines()[0][:120]})" if str(error) else ""
-                raise self._damaged(f"the checkpoint of step {latest:,}", reason) from error
-            if not whole:
-                raise self._damaged(f"the checkpoint of step {latest:,}")
+                raise _damaged(f"the checkpoint of step {step:,} in {self.path}") from error
         lines = self._complete_lines()
-        kept = lines[:1] + [line for line in lines[1:] if _step_of(line) <= step]
+        kept = lines[:1] + [line for line in lines[1:] if _step_of(line) <= (step or 0)]
         self.rows = self._parse(kept)
-        if step != (self.rows[-1]["step"] if self.rows else 0):
+        if (step or 0) != (self.rows[-1]["step"] if self.rows else 0):
             raise UserError(
-                f"{self._metrics} lacks records before step {step:,}, that of the checkpoint; "
+                f"{self._metrics} lacks records before step {step or 0:,}, that of the checkpoint; "
                 "put the file back, or start a new run"
             )
-        if about is not None and about["rows"] != fingerprint_rows(self.rows):
-            raise self._damaged(str(self._metrics))
+        if step is not None:
+            about = read_json(self._about).get(str(step))
+            if about is None:
+                raise _damaged(str(self._about))
+            self.seconds = float(about["seconds"])
+            if about["state"] != fingerprint(state):
+                raise _damaged(f"the checkpoint of step {step:,} in {self.path}")
+            if about["rows"] != fingerprint_rows(self.rows):
+                raise _damaged(str(self._metrics))
         if is_primary_process():
             write_whole(self._metrics, "".join(kept) if self.rows else "")
         return state
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def _about(self) -> Path:
+        """What must hold of a checkpoint and of the records before it, by step, for the last two."""
+        return self.path / "checkpoints.json"
 
     def _complete_lines(self) -> list[str]:
         """The lines of metrics.csv, but for one that was cut short when the run was killed."""
         try:
             lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         except UnicodeDecodeError as error:
-            raise self._damaged(str(self._metrics)) from error
+            raise _damaged(str(self._metrics)) from error
         return [line for line in lines if line.endswith("\n")]
 
     def _parse(self, lines: list[str]) -> list[Row]:
@@ -168,11 +185,8 @@ class RunFolder:
             try:
                 rows.append({name: float(value) for name, value in record.items()})
             except (TypeError, ValueError) as error:
-                raise self._damaged(f"line {number} of {self._metrics}") from error
+                raise _damaged(f"line {number} of {self._metrics}") from error
         return rows
-
-    def _damaged(self, what: str, reason: str = "") -> UserError:
-        return UserError(f"{what} in {self.path} is damaged{reason}; put it back from a copy, or start a new run")
 
     def _latest_step(self) -> int | None:
         if not (self.path / "checkpoints").exists():
@@ -187,14 +201,22 @@ class RunFolder:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The content of the config.json in a run folder."""
-    file = path / "config.json"
-    if not file.is_file():
+    if not (path / "config.json").is_file():
         raise UsageError(f"{path} is no run folder (it has no config.json); start a run there by --out {path}")
-    with contextlib.suppress(AttributeError, TypeError, ValueError):
-        config = json.loads(file.read_bytes())
-        if file.read_text() == to_json(config):
-            return config
-    raise UserError(f"{file} is damaged; put it back from a copy, or start a new run")
+    return read_json(path / "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The content of a file made by `to_json`, whose checksum must be right."""
+    with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
+        content = json.loads(file.read_bytes())
+        if file.read_text() == to_json(content):
+            return content
+    raise _damaged(str(file))
+
+
+def _damaged(what: str) -> UserError:
+    return UserError(f"{what} is damaged; put it back from a copy, or start a new run")
 
 
 def to_json(config: Mapping[str, Any]) -> str:

@@ -64,9 +64,16 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
         reached = run.stop_at is not None and step_reached(folder.rows, run.stop_at, run.hold) is not None
         return reached or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
 
-    def draw() -> None:
-        if folder.rows and is_primary_process():
-            plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")
+    def draw(kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if folder.rows and is_primary_process():
+                plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")
+        except OSError as error:
+            if kind is None:  # else what went wrong before is told
+                raise UserError(
+                    f"{folder.path / 'curves.png'} could not be written ({error.strerror}). "
+                    f"Free space and continue with --resume {folder.path}"
+                ) from error
 
     with contextlib.ExitStack() as stack:
         step = int(folder.rows[-1]["step"]) if folder.rows else 0
@@ -75,7 +82,7 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
             logs.append(loggers.tensorboard(stack, folder.path, step + 1))
         if output.wandb and is_primary_process():
             logs.append(loggers.wandb(stack, folder.path, folder.config))
-        stack.callback(draw)
+        stack.push(draw)
         interrupts = stack.enter_context(deferred_interrupts())
         bar = stack.enter_context(progress_bar(run.budget, step))
         records = evaluations(compiled, config.hyper, key, data=data, state=state)
