@@ -119,15 +119,15 @@ def draw(accuracies, picture):
     for label, colour in [(ALONE, "#D55E00"), (FILTERED, "#0072B2")]:
         train_es, fresh_es = accuracies[label]
         step_e = STEPS_PER_CHUNK * (1 + np.arange(len(fresh_es)))
-        axes.plot(step_e, 100 * fresh_es, color=colour, linewidth=0.5, alpha=0.4)
+        axes.plot(step_e, 100 * fresh_es, color=colour, linewidth=0.5, alpha=0.4, antialiased=False)
         axes.plot(step_e, 100 * np.median(fresh_es, axis=1), color=colour, linewidth=2.5, label=label)
         axes.plot(step_e, 100 * np.median(train_es, axis=1), color=colour, linestyle="--")
     tuned_step = np.median(steps_to_goal(accuracies[TUNED][1]))
     axes.axvline(tuned_step, color="black", linestyle=":", label=f"{TUNED}: the median seed reaches 95 %")
     axes.set(xlabel="training step", ylabel="accuracy (%)", xlim=(0, step_e[-1]), ylim=(45, 101))
     axes.set_title("At a small learning rate, AdamW needs Grokfast to generalise")
-    figure.legend(loc="outside lower center", title="thick: median seed; thin: each seed; dashed: training points")
-    figure.savefig(picture, dpi=200)
+    figure.legend(loc="outside lower center", title="solid: fresh points; dashed: training points; thin: single seeds")
+    figure.savefig(picture, dpi=180)
 
 
 def main(picture="quickstart.png", num_seeds=16, num_steps=5_000):
