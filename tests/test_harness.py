@@ -431,16 +431,18 @@ def test_vmapped_runs_equal_single_runs_in_one_compilation(preset):
     hypers = [config.replace(lamb=0.5 * seed, weight_decay=0.01 * seed).hyper for seed in range(8)]
     hyper, key = stack(hypers), stack(each)
     many = program(config.task, example=(hyper, key))
-    together = [evaluation for evaluation, _ in zip(evaluations(many, hyper, key), range(10), strict=False)]
+    rows = []
+    for _, evaluation in zip(range(10), evaluations(many, hyper, key), strict=False):
+        rows.append((evaluation.step, evaluation.rows))
     assert many.advance._cache_size() == 1
     one = program(config.task)
     for i in range(8):
-        for expected, found in zip(evaluations(one, hypers[i], each[i]), together, strict=False):
-            assert found.step == expected.step
+        for (step, found), expected in zip(rows, evaluations(one, hypers[i], each[i]), strict=False):
+            assert step == expected.step
             for name, value in expected.rows[0].items():
-                np.testing.assert_allclose(found.rows[i][name], value, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(found[i][name], value, rtol=1e-5, atol=1e-6)
         chex.assert_trees_all_close(
-            jax.tree.map(lambda p, i=i: p[i], together[-1].state.params), expected.state.params, rtol=1e-5, atol=1e-6
+            jax.tree.map(lambda p, i=i: p[i], evaluation.state.params), expected.state.params, rtol=1e-5, atol=1e-6
         )
     assert one.advance._cache_size() == 1
 

@@ -62,7 +62,7 @@ def test_two_processes_one_killed_and_the_job_resumed_train_what_one_does(tmp_pa
 def test_several_devices_train_what_one_does(task):
     hyper, key = toy.EXPERIMENT.preset("ma").hyper, jax.random.key(0)
     runs = [evaluations(program(task, devices=devices), hyper, key) for devices in (1, 3)]
-    for one, many, _ in zip(*runs, range(3), strict=False):
+    for _, one, many in zip(range(3), *runs, strict=False):
         for name, value in one.rows[0].items():
             np.testing.assert_allclose(many.rows[0][name], value, rtol=1e-4)
     assert all(leaf.sharding.num_devices == 3 for leaf in jax.tree.leaves(many.state))

@@ -120,7 +120,8 @@ def about(experiment: Experiment) -> str:
     module = f"python -m examples.{experiment.name}"
     presets: Mapping[str, Any] = experiment.presets
     width = max(map(len, presets))
-    lines = [f"  {name:<{width}}  {preset.about or describe(*preset.config.hyper)}" for name, preset in presets.items()]
+    in_words = lambda preset: f"{preset.about}: " * bool(preset.about) + describe(*preset.config.hyper)
+    lines = [f"  {name:<{width}}  {in_words(preset)}" for name, preset in presets.items()]
     example = next((name for name in presets if name != experiment.default), experiment.default)
     return "\n".join(
         [

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,22 +34,13 @@ def fingerprint(arrays: Any) -> str:
 class RunFolder:
     """A run folder: config.json, metrics.csv, checkpoints/ and pictures.
 
-    Processes that train together call its methods together. One of them writes the files; checkpoints are Orbax's. A
-    folder is locked while its object lives, and the system frees the lock of a process that ends.
+    Processes that train together call its methods together. One of them writes the files; checkpoints are Orbax's.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[Row] = []
         self.seconds = 0.0  # of the whole run, up to the checkpoint it was resumed from
-        self._lock = filelock.FileLock(path / ".lock")
-        if is_primary_process():
-            try:
-                self._lock.acquire(timeout=0)
-            except filelock.Timeout as error:
-                raise UserError(
-                    f"another process trains the run in {path}; wait for it, or choose another --out"
-                ) from error
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
@@ -81,6 +72,17 @@ class RunFolder:
         """The folder of an earlier run."""
         read_config(path)
         return cls(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; the system frees the lock of a process that ends."""
+        with contextlib.ExitStack() as stack:
+            if is_primary_process():
+                try:
+                    stack.enter_context(filelock.FileLock(self.path / ".lock", timeout=0))
+                except filelock.Timeout as error:
+                    raise UserError(f"another process trains the run in {self.path}; wait for it to end") from error
+            yield
 
     @property
     def config(self) -> dict[str, Any]:

@@ -54,10 +54,6 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     key = jax.random.key(config.run.seed)
     data = compiled.draw(key)
     folder = open_folder(experiment, config, output, fingerprint(data))
-    state = compiled.init(config.hyper, key)
-    if output.resume is not None:
-        state = folder.restore(state)
-    started -= folder.seconds
     run = config.run
 
     def finished() -> bool:
@@ -76,6 +72,11 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
                 ) from error
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        state = compiled.init(config.hyper, key)
+        if output.resume is not None:
+            state = folder.restore(state)
+        started -= folder.seconds
         step = int(folder.rows[-1]["step"]) if folder.rows else 0
         logs = []
         if output.tensorboard and is_primary_process():
