@@ -1,10 +1,20 @@
-"""List the tasks: `python -m examples`."""
+"""List the experiments: `python -m examples`."""
 
 import importlib
+import sys
 
 from .harness.config import TASKS
+from .harness.errors import plain_errors
 
-print("The experiments; each takes --help, and python -m examples.sweep trains many runs of one:\n")
-for name in TASKS:
-    summary = (importlib.import_module(f"examples.{name}").__doc__ or "").splitlines()[0]
-    print(f"  python -m examples.{name:<12} {summary.partition(':')[0]}")
+
+def main() -> None:
+    """Print a line for each experiment."""
+    print("The experiments; each takes --help, and python -m examples.sweep trains many runs of one:\n")
+    for name in TASKS:
+        summary = (importlib.import_module(f"examples.{name}").__doc__ or "").splitlines()[0]
+        print(f"  python -m examples.{name:<12} {summary.partition(':')[0]}")
+    print("\npython -m examples.quickstart shows the filter and its control in one file, in half a minute.")
+
+
+if __name__ == "__main__":
+    sys.exit(plain_errors(main))

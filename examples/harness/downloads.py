@@ -1,5 +1,6 @@
 """Data files: from a folder that the user names, or downloaded once into a cache; hashes that are known are checked."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def _fetch_one(name: str, known: str | None, sources: Sequence[str], data_dir: P
             raise UserError(f"{path} is damaged (its {title} is not {digest}); get it again from {sources[0]}{name}")
         return path
     cache = pooch.os_cache("grokfast_jax")
+    if known is None and not (cache / name).exists():
+        print(f"note: no checksum of {name} is known, so what arrives is not checked by one", file=sys.stderr)
     known_hash = None if known is None else f"{algorithm}:{digest}"
     problems = []
     for source in sources:

@@ -19,7 +19,7 @@ from .loop import evaluations
 from .processes import in_any_process, is_primary_process
 from .records import Row, best, format_metric, selection_metric, step_reached
 from .run_folder import RunFolder, fingerprint
-from .train import program
+from .train import check_memory, program
 
 MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "devices")  # when a run is resumed
 
@@ -52,6 +52,7 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     started = time.perf_counter()
     compiled = program(config.task, devices=config.run.devices)
     key = jax.random.key(config.run.seed)
+    check_memory(compiled, config.hyper, key)
     data = compiled.draw(key)
     folder = open_folder(experiment, config, output, fingerprint(data))
     run = config.run

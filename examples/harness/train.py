@@ -1,6 +1,7 @@
 """Training as pure functions of task, hyperparameters, key and data, and as one compiled program."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,14 +132,36 @@ def program(
         split_fn = jax.vmap(split_fn)
         init_fn = jax.vmap(init_fn, out_axes=axes)
         advance_fn = jax.vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
-    jit = functools.partial(jax.jit, out_shardings=whole, compiler_options=_compiler_options())
+    jit = functools.partial(jax.jit, out_shardings=whole)
     draw_fn = jit(split_fn)
     return Program(
         task,
         lambda key: (jax.device_put(shared, whole), draw_fn(key)),
         jit(init_fn),
-        jit(advance_fn, donate_argnums=4),
+        jit(advance_fn, donate_argnums=4, compiler_options=_compiler_options()),
     )
+
+
+def check_memory(program: Program, hyper: Any, key: jax.Array) -> None:
+    """Raise UsageError if data and state need more memory than there is."""
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.dtype != key.dtype) / 1e9
+    data = size(jax.eval_shape(program.draw, key))
+    state = size(jax.eval_shape(program.init, hyper, key))
+    needed = 3 * data + 2 * state  # the order of the batches and its sorting; gradients and updates
+    limit = _memory()
+    if needed > limit:
+        raise UsageError(
+            f"this run needs about {needed:,.3g} GB of memory ({3 * data:,.3g} for the data, {2 * state:,.3g} for "
+            f"parameters and optimizer state), and there are {limit:,.3g}; choose a smaller model, data set or window"
+        )
+
+
+def _memory() -> float:
+    """Gigabytes of the first device, or of this machine."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else float("inf")
 
 
 def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]]:
