@@ -189,7 +189,7 @@ def test_an_experiment_is_a_name_or_an_importable_module():
     assert find_experiment("modular").name == "modular"
     assert find_experiment("tests.toy") is toy.EXPERIMENT
     for name in ("foo", "json"):
-        with pytest.raises(UsageError, match=rf"must be one of modular, .*, or an importable module .* got '{name}'"):
+        with pytest.raises(UsageError, match=rf"must be one of imdb, .*, or an importable module .* got '{name}'"):
             find_experiment(name)
 
 

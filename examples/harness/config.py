@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from .errors import UsageError, require
@@ -117,17 +118,20 @@ class Experiment:
         return self.presets[name].config
 
 
-TASKS = ("modular", "mnist", "qm9", "imdb", "shakespeare")
+def task_names() -> list[str]:
+    """The experiments of this package: its modules that have an EXPERIMENT."""
+    files = sorted(Path(__file__).parents[1].glob("*.py"))
+    return [file.stem for file in files if "\nEXPERIMENT = " in file.read_text()]
 
 
 def find_experiment(name: str) -> Experiment:
     """The `EXPERIMENT` of a task of this package, or of any importable module."""
-    module = f"examples.{name}" if name in TASKS else name
+    names = task_names()
     try:
-        return importlib.import_module(module).EXPERIMENT
+        return importlib.import_module(f"examples.{name}" if name in names else name).EXPERIMENT
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"the experiment must be one of {', '.join(TASKS)}, or an importable module that has an EXPERIMENT, "
+            f"the experiment must be one of {', '.join(names)}, or an importable module that has an EXPERIMENT, "
             f"got {name!r} ({error})"
         ) from error
 
