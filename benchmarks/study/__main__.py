@@ -1,7 +1,8 @@
 """Does a filter help, and by how much? `python -m benchmarks.study methods --seeds 0 1 2 3 4 5 6 7`.
 
-Results are appended to OUT/PART.jsonl, each as soon as its run is done. What OUT holds is not trained again.
-`python -m benchmarks.report` makes the tables and pictures.
+Results are appended to OUT/PART.jsonl, each as soon as its run is done. What OUT holds is not trained again. Several
+commands may write into one OUT at once; give each its own methods or seeds. `python -m benchmarks.report` makes the
+tables and pictures.
 """
 
 import dataclasses

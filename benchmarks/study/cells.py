@@ -21,38 +21,17 @@ from examples.harness.errors import UserError
 from examples.harness.files import provenance
 
 SCHEMA = 1  # to be raised when runs of a configuration no longer give the results that they gave before
+# fmt: off
 BASE: dict[str, Any] = {
-    "p": 97,
-    "operation": "multiplication",
-    "train_fraction": 0.5,
-    "batch_size": 512,
-    "dim": 128,
-    "depth": 2,
-    "heads": 4,
-    "embedding_std": 1.0,
-    "filter": "none",
-    "alpha": 0.98,
-    "start": "gradient",
-    "window_size": 100,
-    "stride": 1,
-    "buffer_dtype": None,
-    "lamb": 2.0,
-    "fast": 1.0,
-    "normalize": False,
-    "filter_from": 0,
-    "collect": True,
-    "optimizer": "adam",
-    "lr": 0.001,
-    "weight_decay": 0.005,
-    "beta1": 0.9,
-    "beta2": 0.98,
-    "lr_warmup": 10,
+    "p": 97, "operation": "multiplication", "train_fraction": 0.5, "batch_size": 512,
+    "dim": 128, "depth": 2, "heads": 4, "embedding_std": 1.0,
+    "filter": "none", "alpha": 0.98, "start": "gradient", "window_size": 100, "stride": 1, "buffer_dtype": None,
+    "lamb": 2.0, "fast": 1.0, "normalize": False, "filter_from": 0, "collect": True,
+    "optimizer": "adam", "lr": 0.001, "weight_decay": 0.005, "beta1": 0.9, "beta2": 0.98, "lr_warmup": 10,
     "clip_norm": None,
-    "seed": 0,
-    "budget": 5_000,
-    "stop_at": 0.95,
-    "hold": 0,
+    "seed": 0, "budget": 5_000, "stop_at": 0.95, "hold": 0,
 }
+# fmt: on
 
 Cell = tuple[tuple[str, Any], ...]
 
