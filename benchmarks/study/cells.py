@@ -20,7 +20,7 @@ from examples.harness.config import Config
 from examples.harness.errors import UserError
 from examples.harness.files import provenance
 
-SCHEMA = 1  # to be raised when runs of a configuration no longer give the results that they gave before
+SCHEMA = 1  # to be raised when runs of a configuration no longer give what they gave before, rounding apart
 # fmt: off
 BASE: dict[str, Any] = {
     "p": 97, "operation": "multiplication", "train_fraction": 0.5, "batch_size": 512,
