@@ -131,6 +131,8 @@ def test_a_cell_is_what_was_run_however_it_is_called():
     every = {variant.run(3, 100): cell(variant) for part in PARTS.values() for variant in part}
     assert len(set(every.values())) == len(every)
     assert methods.method_of(dict(cell(Variant("ma+muon-1", {}), 7, 50))) == "ma+muon-1"
+    with pytest.raises(UserError, match=r"no method is configured as {'lr': 0.5} any more; delete its results"):
+        methods.method_of({"lr": 0.5, "seed": 3})
 
 
 def test_fields_of_the_configuration_and_of_the_base_are_compared_strictly(monkeypatch):
@@ -492,7 +494,7 @@ def test_streamed_paths_give_the_principal_axes_of_all_points():
 
 
 def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
-    arguments = trajectories.Arguments((0, 1), ("ema", "adamw-1"), cap=400, every=8, out=tmp_path / "paths.jsonl")
+    arguments = trajectories.Arguments((0, 1, 0), ("ema", "adamw-1"), cap=400, every=8, out=tmp_path / "paths.jsonl")
     trajectories.main(arguments)
     before = arguments.out.read_text()
     assert before.count("\n") == 1 + 2
@@ -568,7 +570,7 @@ def test_sampling_noise_has_little_slow_power():
 
 
 def test_spectra_are_measured_window_by_window(tmp_path, toys):
-    arguments = spectra.Arguments((0,), ("adam", "ema"), windows=2, parameters=4, out=tmp_path / "spectra.jsonl")
+    arguments = spectra.Arguments((0, 0), ("adam", "ema"), windows=2, parameters=4, out=tmp_path / "spectra.jsonl")
     spectra.main(arguments)
     before = arguments.out.read_text()
     spectra.main(arguments)

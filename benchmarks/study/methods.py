@@ -53,7 +53,10 @@ def without_decay(method: str) -> str:
 def method_of(cell: Mapping[str, Any]) -> str:
     """The name of the method that a cell is a run of."""
     settings = lambda changes: {k: v for k, v in changes.items() if k not in ("seed", "budget", "stop_at")}
-    return next(name for name, one in METHODS.items() if settings(differences(one.config)) == settings(cell))
+    names = [name for name, one in METHODS.items() if settings(differences(one.config)) == settings(cell)]
+    if not names:
+        raise UserError(f"no method is configured as {settings(cell)} any more; delete its results")
+    return names[0]
 
 
 def check_among(flag: str, values: Sequence[str], known: Iterable[str] = METHODS) -> None:

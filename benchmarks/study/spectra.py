@@ -6,6 +6,7 @@ memorised, and after. `python -m benchmarks.report` draws it, with the responses
 """
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -182,7 +183,8 @@ def main(arguments: Arguments) -> None:
                 f"{line.place} was made with another --windows or --parameters; delete it, or choose another --out"
             )
         done.add(as_cell(cell))
-    configs = [METHODS[name].config.replace(seed=seed, **run) for seed in arguments.seeds for name in arguments.methods]
+    pairs = dict.fromkeys(itertools.product(arguments.seeds, arguments.methods))
+    configs = [METHODS[name].config.replace(seed=seed, **run) for seed, name in pairs]
     todo = [config for config in configs if as_cell(differences(config)) not in done]
     with tqdm.tqdm(total=len(todo) * arguments.windows * WINDOW, unit="step") as bar:
         for config in todo:

@@ -134,7 +134,7 @@ def main(arguments: Arguments) -> None:
                 f"{line.place} was made with another --methods, --cap or --every; delete it, or choose another --out"
             )
         done.add(seed)
-    todo = [runs(seed) for seed in arguments.seeds if seed not in done]
+    todo = [runs(seed) for seed in dict.fromkeys(arguments.seeds) if seed not in done]
     with tqdm.tqdm(total=len(todo) * len(arguments.methods) * arguments.cap, unit="step") as bar:
         for configs in todo:
             paths = StreamedPaths()
