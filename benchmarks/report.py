@@ -12,7 +12,11 @@ import tyro
 from examples.harness import plots
 from examples.harness.errors import UserError, plain_errors
 
-from . import frequency, step_cost, study_report, throughput, trajectories, vs_torch
+from . import step_cost, throughput, vs_torch
+from .study import pictures as study_pictures
+from .study import spectra, trajectories
+from .study import tables as study_tables
+from .study.statistics import Results
 
 HERE = Path(__file__).parent
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -30,16 +34,22 @@ def tables(results: Path, pictures: Path, study: Path | None = None) -> dict[str
         made[name] = (
             table(json.loads(path.read_text())) if path.exists() else f"Not measured yet: {path.name} is missing.\n"
         )
-    made |= study_report.tables(study or results / "study", pictures)
-    made["trajectories"] = trajectories.table(results / "trajectories")
-    made["spectra"] = frequency.table(results / "spectra")
-    plots.save(frequency.responses_picture(), pictures / "responses.png")
-    if any((results / "trajectories").glob("*.json")):
-        plots.save(trajectories.picture(results / "trajectories"), pictures / "trajectories.png")
-        made["trajectories"] += "\n![Paths on two principal axes](pictures/trajectories.png)\n"
-    if any((results / "spectra").glob("*.json")):
-        plots.save(frequency.spectra_picture(results / "spectra"), pictures / "spectra.png")
-        made["spectra"] += "\n![Power over frequency, window by window](pictures/spectra.png)\n"
+    runs = Results.load(study or results / "study")
+    made |= {"study_ablations": study_tables.MISSING} | study_tables.tables(runs)
+    shown = study_pictures.pictures(runs)
+    for name, module, text in (
+        ("trajectories", trajectories, "Paths on two principal axes"),
+        ("spectra", spectra, "Power over frequency, window by window"),
+    ):
+        path = results / f"{name}.jsonl"
+        made[name] = module.table(path)
+        if path.exists():
+            shown[name] = text, module.picture(path)
+    for name, (text, figure) in shown.items():
+        plots.save(figure, pictures / f"{name}.png")
+        image = f"![{text}](pictures/{name}.png)\n"
+        made[name] = image if made[name] == study_tables.MISSING else f"{made[name]}\n{image}"
+    plots.save(spectra.responses_picture(), pictures / "responses.png")
     return made
 
 
@@ -56,21 +66,20 @@ def fill(text: str, made: dict[str, str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Rewrite benchmarks/README.md, its pictures and results/study.csv."""
+    """Rewrite benchmarks/README.md and its pictures."""
 
     study: Path = HERE / "results" / "study"
     """Folder of the study's results, the --out of python -m benchmarks.study."""
 
 
 def main(arguments: Arguments) -> None:
-    """Rewrite the README, the pictures and study.csv."""
-    if not any(arguments.study.glob("*.json")):
+    """Rewrite the README and the pictures."""
+    if not any(arguments.study.glob("*.jsonl")):
         raise UserError(f"--study must be a folder with results of python -m benchmarks.study, got {arguments.study}")
     readme = HERE / "README.md"
     pictures = HERE / "pictures"
     pictures.mkdir(exist_ok=True)
     readme.write_text(fill(readme.read_text(), tables(HERE / "results", pictures, arguments.study)))
-    study_report.write_csv(arguments.study, HERE / "results" / "study.csv")
 
 
 if __name__ == "__main__":

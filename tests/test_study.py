@@ -1,46 +1,71 @@
-"""The study: its methods and cells, its statistics, its paths and spectra."""
+"""The study: its methods and cells, its files, its statistics, its paths and spectra."""
 
 import dataclasses
 import itertools
-import json
 import math
+import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
+import scipy.stats
 
-from benchmarks import frequency, study, study_report, trajectories
-from benchmarks.study import METHODS, PARTS, TUNED, TUNING_CAP, TUNING_SEEDS, Study, cell
-from examples.harness.config import RunConfig
+import benchmarks
+from benchmarks.study import __main__ as study
+from benchmarks.study import cells, methods, pictures, spectra, statistics, tables, trajectories
+from benchmarks.study.__main__ import Study
+from benchmarks.study.cells import BASE, as_cell, differences
+from benchmarks.study.methods import METHODS, PARTS, TUNED, TUNING_CAP, TUNING_SEEDS, Variant, grid
+from benchmarks.study.statistics import Results
 from examples.harness.errors import UserError
+from examples.harness.loop import evaluations
 from examples.harness.optimizers import make_tx
+from examples.harness.sweep import train_all
 from examples.harness.train import program
 from examples.modular import Modular
-
-from . import toy
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
+@dataclasses.dataclass(frozen=True)
+class Toy(Modular):
+    """Points that a random plane divides, in place of pairs of numbers: it compiles and generalises in no time."""
+
+    train_size = 20
+
+    def init(self, key):
+        return {"w": 0.1 * jax.random.normal(key, (5,)), "b": jnp.zeros(())}
+
+    def split(self, shared, key):
+        x, order = jax.random.normal(key, (30, 5)), jnp.arange(30)
+        return {"x": x, "y": (x @ jnp.arange(1.0, 6.0) > 0).astype(float), "train": order[10:], "val": order[:10]}
+
+    def metrics(self, params, data, batch):
+        x, y = data["x"][batch["index"]], data["y"][batch["index"]]
+        logit = x @ params["w"] + params["b"]
+        return {"loss": jnp.logaddexp(0.0, logit) - y * logit, "accuracy": ((logit > 0) == (y > 0)).astype(float)}
+
+
 @pytest.fixture
 def toys(monkeypatch):
-    """The methods on a task that compiles in no time."""
-    names = {field.name for field in dataclasses.fields(RunConfig)} - {"lr"}
-    for name, config in METHODS.items():
-        config = toy.Config(**{key: getattr(config, key) for key in names}, lr=0.05)
-        monkeypatch.setitem(METHODS, name, config)
-    for module in (study, trajectories):
+    """The methods on the toy, with four steps between evaluations."""
+    for name, preset in METHODS.items():
+        config = dataclasses.replace(preset.config, task=Toy(batch_size=6)).replace(lr=0.05)
+        monkeypatch.setitem(METHODS, name, preset._replace(config=config))
+    for module in (study, methods, trajectories):
         monkeypatch.setattr(module, "THRESHOLD", 0.9)
 
 
 def test_every_method_moves_all_parameters_and_is_like_no_other():
     params = {"matrix": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "vector": jnp.linspace(0.5, 1.5, 3)}
     ends = {}
-    for name, config in METHODS.items():
-        config = dataclasses.replace(config, window_size=2, filter_from=min(config.filter_from, 2), lr_warmup=0)
-        tx = make_tx(config, config.hyper())
+    for name, (config, *_) in METHODS.items():
+        late = min(config.filtering.filter_from, 2)
+        tx = make_tx(config.replace(window_size=2, filter_from=late, lr_warmup=0).hyper)
         state, end = tx.init(params), params
         for i in range(6):
             updates, state = tx.update(jax.tree.map(lambda p, i=i: jnp.cos(p + i * i), params), state, end)
@@ -53,12 +78,12 @@ def test_every_method_moves_all_parameters_and_is_like_no_other():
 
 def test_amplifying_gradients_is_weakening_the_coupled_decay():
     """Why the control of `ema` has a third of its decay: what holds for all of a gradient holds for its slow part."""
-    base = dataclasses.replace(METHODS["ema"], lamb=0.0)
-    amplified = dataclasses.replace(base, fast=3.0)
-    weaker = dataclasses.replace(base, weight_decay=base.weight_decay / 3)
+    base = METHODS["ema"].config.replace(lamb=0.0)
+    amplified = base.replace(fast=3.0)
+    weaker = base.replace(weight_decay=base.optimization.weight_decay / 3)
     ends = []
     for config in (amplified, weaker, base):
-        tx, params = make_tx(config, config.hyper()), jnp.linspace(-1.0, 1.0, 12)
+        tx, params = make_tx(config.hyper), jnp.linspace(-1.0, 1.0, 12)
         state = tx.init(params)
         for i in range(30):
             updates, state = tx.update(0.01 * jnp.cos(params + i * i), state, params)
@@ -68,20 +93,145 @@ def test_amplifying_gradients_is_weakening_the_coupled_decay():
     assert np.abs(ends[0] - ends[2]).max() > 1e-3
 
 
-def test_parts_are_made_of_valid_cells_each_of_which_is_named_once():
+def cell(variant, seed=3, cap=100):
+    return as_cell(differences(variant.run(seed, cap)))
+
+
+def test_parts_are_made_of_valid_variants_each_of_which_is_there_once():
     for part, chosen in PARTS.items():
-        names = [cell(variant, 0, 5000).name for variant in chosen]
-        assert len(set(names)) == len(names), part
-    assert cell(("ema", {"lamb": 2.0, "weight_decay": 0.01}), 3, 100).name == "method-ema_weight_decay-0.01_seed-3"
-    # Shared by all parts: what is the same is named the same.
-    assert cell(("ema", {"lamb": 2.0}), 3, 100) == cell(("ema", {}), 3, 100)
-    assert cell(("ema", {"alpha": 0.95}), 3, 100) == cell(("ema-0.95", {}), 3, 100)
-    assert cell(("adam-0.005", {"weight_decay": 0.0}), 3, 100) == cell(("adam", {}), 3, 100)
-    every = {cell(variant, 0, 5000).name: cell(variant, 0, 5000).config for part in PARTS.values() for variant in part}
+        # One with the very values of its method is another spelling of that method.
+        assert len({cell(variant) for variant in chosen}) == len(chosen), part
+    assert {name: sum(v.method == name for v in PARTS["tuning"]) for name in TUNED} == dict.fromkeys(TUNED, 9)
+    changed = Variant("ma", {"operation": "division"}).run(3, 100).flat()
+    assert [changed[name] for name in ("seed", "budget", "filter", "operation")] == [3, 100, "ma", "division"]
+    assert [Variant("ma", {}).run(seed, 5000).run.budget for seed in (0, *TUNING_SEEDS)] == [5000, 2500, 2500]
+
+
+def test_every_method_with_a_filter_has_controls_and_all_of_them_are_compared():
+    for name, preset in METHODS.items():
+        assert bool(preset.controls) == (preset.config.filtering.filter != "none"), name
+        assert all(METHODS[control].config.filtering.filter == "none" for control in preset.controls)
+    compared = methods.pairs("methods")
+    assert (Variant("ma+muon", {}), Variant("muon", {})) in compared
+    assert len(compared) == sum(len(preset.controls) for preset in METHODS.values())
+    # What is changed of the filter is not changed of what has none.
+    changes = {"weight_decay": 1e-4, "start": "debiased"}
+    PARTS["test"] = [Variant("ema+adamw-1", changes)]
+    assert methods.pairs("test") == [(PARTS.pop("test")[0], Variant("adamw-1", {"weight_decay": 1e-4}))]
+    assert ("ema", "adam-0.005") in methods.tuned_pairs()  # whose tuned decay may be that of adam-0.00167
+    assert [other for one, other in methods.tuned_pairs() if one == "ma"] == ["adam-0.005", "adamw-1"]
+
+
+def test_a_cell_is_what_was_run_however_it_is_called():
+    ema = cell(Variant("ema", {}))
+    assert ema == (("budget", 100), ("filter", "ema"), ("seed", 3))
+    assert cell(Variant("ema", {"lamb": 2.0})) == ema
+    assert cell(Variant("ema", {"alpha": 0.95})) == cell(Variant("ema-0.95", {}))
+    assert cell(Variant("adam-0.005", {"weight_decay": 0.0})) == cell(Variant("adam", {}))
+    every = {variant.run(3, 100): cell(variant) for part in PARTS.values() for variant in part}
     assert len(set(every.values())) == len(every)
-    config = cell(("ma", {"operation": "division"}), 3, 100).config
-    assert (config.seed, config.budget, config.filter, config.operation) == (3, 100, "ma", "division")
-    assert {name: sum(v[0] == name for v in PARTS["tuning"]) for name in TUNED} == dict.fromkeys(TUNED, 9)
+    assert methods.method_of(dict(cell(Variant("ma+muon-1", {}), 7, 50))) == "ma+muon-1"
+    with pytest.raises(UserError, match=r"no method is configured as {'lr': 0.5} any more; delete its results"):
+        methods.method_of({"lr": 0.5, "seed": 3})
+
+
+def test_fields_of_the_configuration_and_of_the_base_are_compared_strictly(monkeypatch):
+    config = METHODS["ema"].config
+    assert BASE | differences(config) == config.facts()
+    with monkeypatch.context() as patch:
+        patch.delitem(BASE, "hold")
+        with pytest.raises(UserError, match=r"study.cells lacks the field hold; add it with the value that earlier"):
+            differences(config)
+    monkeypatch.setitem(BASE, "dropout", 0.0)
+    with pytest.raises(UserError, match=r"has the field dropout, which configurations lack; remove it"):
+        differences(config)
+
+
+@pytest.fixture
+def origins(monkeypatch):
+    """What the origin of appended results is, and may be set to."""
+    origin = {"schema": cells.SCHEMA, "device": "one", "commit": "a"}
+    monkeypatch.setattr(cells, "_origin", lambda: dict(origin))
+    return origin
+
+
+def test_a_file_says_once_where_the_results_after_it_come_from(tmp_path, origins):
+    path = tmp_path / "results.jsonl"
+    assert list(cells.read(path)) == []
+    cells.append(path, {"cell": {"seed": 1}})
+    cells.append(path, {"cell": {"seed": 2}}, {"cell": {}})
+    origins["commit"] = "b"
+    cells.append(path, {"cells": [{"seed": 3}, {"seed": 4}]})
+    lines = path.read_text().splitlines()
+    assert [i for i, line in enumerate(lines, 1) if "schema" in line] == [1, 5]
+    found = list(cells.read(path))
+    assert [line.origin["commit"] for line in found] == ["a", "a", "a", "b"]
+    assert [line.result for line in found[1:3]] == [{"cell": {"seed": 2}}, {"cell": {}}]
+    assert found[3].place == f"{path}, line 6"
+
+
+def test_what_a_crash_left_of_a_line_is_passed_over_and_overwritten(tmp_path, origins):
+    path = tmp_path / "results.jsonl"
+    cells.append(path, {"cell": {"seed": 1}}, {"cell": {"seed": 2}})
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for torn in range(len(whole)):
+        path.write_bytes(whole[:torn])
+        expected = whole[:torn].count(b"\n") - 1
+        assert [line.result["cell"]["seed"] for line in cells.read(path)] == [1, 2][: max(0, expected)]
+        if torn in (0, 3, last + 3, len(whole) - 1):
+            cells.append(path, {"cell": {"seed": 5}})
+            assert [line.result["cell"]["seed"] for line in cells.read(path)] == [*[1, 2][: max(0, expected)], 5]
+            assert path.read_bytes().endswith(b"\n")
+
+
+def test_writers_at_once_lose_nothing(tmp_path, origins):
+    path = tmp_path / "results.jsonl"
+
+    def write(first):
+        for seed in range(first, first + 10):
+            cells.append(path, {"cell": {"seed": seed}, "text": "x" * 5000})
+
+    threads = [threading.Thread(target=write, args=(10 * i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(line.result["cell"]["seed"] for line in cells.read(path)) == list(range(60))
+    assert path.read_text().count("schema") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"cell": {"speed": 1, "seed": 2}}', r"results.jsonl, line 3 has the unknown field speed; delete the line"),
+        ('{"cells": [{"seed": 2}, {"mass": 1}]}', r"line 3 has the unknown field mass"),
+        ('{"schema": 0}', r"results.jsonl, line 3 has schema 0, not 1"),
+        ('{"cell": {"seed": 1}', r"results.jsonl, line 3 is damaged; delete the line"),
+        ('{"sell": {}}', r"line 3 is damaged"),
+        ("[]", r"line 3 is damaged"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_its_place(tmp_path, origins, line, message):
+    path = tmp_path / "results.jsonl"
+    cells.append(path, {"cell": {"seed": 1}})
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UserError, match=message):
+        list(cells.read(path))
+
+
+def test_a_result_without_a_schema_is_refused(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"cell": {}}\n')
+    with pytest.raises(UserError, match=r"line 1 has schema None, not 1"):
+        list(cells.read(tmp_path / "results.jsonl"))
+
+
+def test_the_stored_results_are_found():
+    """Renew these only with the results: another number says that `BASE` or a method has changed."""
+    results = Results.load(Path(benchmarks.__file__).parent / "results" / "study")
+    assert list(results.reported(Variant("ma", {}))["first_step"]) == [1270, 1540, 1110, 920, 950, 960, 830, 890]
+    found = results.reported(Variant("adamw-1", {"lr": 0.003}))["first_step"]
+    assert list(found) == [640, 520, 350, 650, 550, 490, 410, 470]
 
 
 def test_a_run_is_followed_after_its_first_time_at_the_threshold_and_summarised():
@@ -90,9 +240,10 @@ def test_a_run_is_followed_after_its_first_time_at_the_threshold_and_summarised(
         return [{"step": 10 * i, "train_loss": 1.0, "val_loss": 1.0} | a for i, a in enumerate(accuracies, 1)]
 
     values = [0.1, 0.48, 0.95] + [1.0] * 40 + [0.5] * 9
-    assert not study.followed(METHODS["ema"], rows(values))
-    assert study.followed(METHODS["ema"], rows([*values, 0.96]))
-    tuning = dataclasses.replace(METHODS["ema"], seed=TUNING_SEEDS[0])
+    config = METHODS["ema"].config
+    assert not study.followed(config, rows(values))
+    assert study.followed(config, rows([*values, 0.96]))
+    tuning = config.replace(seed=TUNING_SEEDS[0])
     assert [study.followed(tuning, rows(values[:n])) for n in (2, 3)] == [False, True]
     found = study.summary(rows([*values, 0.96]))
     expected = {"first_step": 30, "first_step_train": 20, "evaluations_after": 50, "of_these_at_threshold": 41}
@@ -104,50 +255,55 @@ def test_a_run_is_followed_after_its_first_time_at_the_threshold_and_summarised(
     assert study.summary(rows([math.nan]))["best_val_accuracy"] is None
 
 
-def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_path, toys, monkeypatch):
-    arguments = Study(("methods",), seeds=(0, 1), methods=("ema", "ma", "muon"), cap=240, out=tmp_path)
+def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_path, toys):
+    arguments = Study(("methods",), seeds=(0, 1), methods=("ema", "ma", "muon"), cap=240, out=tmp_path / "study")
     study.run(arguments)
-    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert len(files) == 6
-    deleted = tmp_path / "method-ma_seed-1.json"
-    deleted.unlink()
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    path = tmp_path / "study" / "methods.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 6
+    path.write_text("".join(lines[:3] + lines[4:]))
     study.run(arguments)
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    again, before = json.loads(deleted.read_text()), json.loads(files[deleted.name])
-    assert before.pop("group_seconds") >= 0
-    assert again.pop("group_seconds") >= 0
-    assert again == before
-    assert again["last_step"] <= 240
-    with pytest.raises(UserError, match=r"was made with another budget; delete it, or choose another --out"):
+    assert path.read_text().splitlines(keepends=True) == [*lines[:3], *lines[4:], lines[3]]
+    results = Results.load(path.parent)
+    assert results.reported(Variant("ema", {}))["last_step"].max() <= 240
+    assert set(results.reported(Variant("ema", {})).index) == {0, 1}
+    with pytest.raises(UserError, match=r"study holds runs with --cap 240, not 80; pass it, or choose another --out"):
         study.run(dataclasses.replace(arguments, cap=80))
     with pytest.raises(UserError, match=r"--methods must be among adam, .* got sgd"):
         Study(("methods",), methods=("sgd",))
     with pytest.raises(UserError, match=r"--group-size must be at least 1, got 0"):
         Study(("methods",), group_size=0)
+    with pytest.raises(UserError, match=r"--cap must be at least 1, got 0"):
+        Study(("methods",), cap=0)
     with pytest.raises(UserError, match=r"PARTS must be among methods, .*, tuned, got none"):
         Study(())
 
 
+def test_a_cell_of_two_parts_is_trained_once_and_groups_are_stored_run_by_run(tmp_path, toys):
+    study.run(Study(("methods", "lamb"), methods=("ema",), cap=8, out=tmp_path, group_size=4))
+    stored = {path.name: len(list(cells.read(path))) for path in tmp_path.glob("*.jsonl")}
+    assert stored == {"methods.jsonl": 1, "lamb.jsonl": 5}  # λ = 2 is that of the method
+    results = Results.load(tmp_path)
+    assert [len(results.reported(variant)) for variant in PARTS["lamb"]] == [1] * 6
+
+
 def test_the_parts_of_the_tuning_follow_from_one_another_in_one_command(tmp_path, toys, monkeypatch):
-    monkeypatch.setattr(study, "TUNING_CAP", 4)
+    for module in (methods, study):
+        monkeypatch.setattr(module, "TUNING_CAP", 4)
     for part, missing in (("finals", "tuning"), ("tuned", "tuning")):
-        with pytest.raises(UserError, match=rf"lacks method-ema_.*_seed-1000; run .*benchmarks.study {missing}"):
+        with pytest.raises(UserError, match=rf"lack ema with .* and seed 1000; run .*benchmarks.study {missing}"):
             study.run(Study((part,), methods=("ema",), cap=8, out=tmp_path))
     # Needs no other method to have been tuned.
     study.run(Study(("tuning", "finals", "tuned"), methods=("ema",), cap=8, out=tmp_path))
-    budgets = [json.loads(path.read_text())["config"]["budget"] for path in tmp_path.glob("*_seed-100[01].json")]
-    assert budgets == [4] * (9 + 3)
-    assert len(list(tmp_path.iterdir())) == 9 + 3 + 1
+    found = {path.stem: [line.result["cell"] for line in cells.read(path)] for path in tmp_path.glob("*.jsonl")}
+    assert {part: len(runs) for part, runs in found.items()} == {"tuning": 9, "finals": 3, "tuned": 1}
+    assert {run["budget"] for run in found["tuning"] + found["finals"]} == {4}
+    assert [run["budget"] for run in found["tuned"]] == [8]
 
 
-def result(variant, seed, first_step, cap=5000, best=1.0, at=50):
-    one = cell(variant, seed, cap)
+def result(variant, seed, first_step, cap=5000, best=1.0, at=50, **changes):
     return {
-        "axes": one.axes,
-        "config": one.config.facts(),
-        "device": "a device",
-        "versions": {"jax": "0"},
+        "cell": differences(variant.run(seed, cap)),
         "last_step": cap if first_step is None else first_step + 500,
         "finite": True,
         "first_step": first_step,
@@ -155,132 +311,161 @@ def result(variant, seed, first_step, cap=5000, best=1.0, at=50):
         "of_these_at_threshold": 0 if first_step is None else at,
         "first_step_train": 100,
         "best_val_accuracy": best,
-        "min_val_loss": 0.1,
-    }
+    } | changes
+
+
+EMA = Variant("ema", {})
+
+
+def numbers(*runs):
+    return list(tables.numbers(Results(runs).reported(EMA), 5000).values())
 
 
 def test_failures_count_as_later_than_any_step():
-    runs = [result(("ema", {}), seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000])]
-    assert study_report.row(runs)[:5] == ["5", "100", "3,000 (1,000 to > 5,000)", "> 5,000", "2"]
-    runs = [result(("ema", {}), seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000, 1500])]
-    assert study_report.row(runs)[2] == "2,500 (1,250 to > 5,000)"
-    runs = [result(("ema", {}), seed, step, at=50 - seed) for seed, step in enumerate([1000, 1000])]
-    assert study_report.row(runs) == ["2", "100", "1,000 (1,000 to 1,000)", "1,000", "0", "1 of 2", "99%"]
-    never = result(("ema", {}), 0, None) | {"first_step_train": None}
-    assert study_report.row([never])[1:] == ["> 5,000", "> 5,000", "> 5,000", "1", "", ""]
+    runs = [result(EMA, seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000])]
+    assert numbers(*runs)[:5] == ["5", "100", "3,000 (1,000 to > 5,000)", "> 5,000", "2"]
+    runs = [result(EMA, seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000, 1500])]
+    assert numbers(*runs)[2] == "2,500 (1,250 to > 5,000)"
+    runs = [result(EMA, seed, step, at=50 - seed) for seed, step in enumerate([1000, 1000])]
+    assert numbers(*runs) == ["2", "100", "1,000 (1,000 to 1,000)", "1,000", "0", "1 of 2", "99%"]
+    fails = result(EMA, 0, None, first_step_train=None)
+    assert numbers(fails)[1:] == ["> 5,000", "> 5,000", "> 5,000", "1", "", ""]
     # Cut off by the cap: not known. No longer finite: below the threshold from there on.
-    cut = result(("ema", {}), 0, 4900) | {"evaluations_after": 10, "of_these_at_threshold": 10}
-    assert study_report.row([cut])[-2:] == ["", ""]
-    assert study_report.row([cut | {"finite": False}])[-2:] == ["0 of 1", "20%"]
+    cut = {"evaluations_after": 10, "of_these_at_threshold": 10}
+    assert numbers(result(EMA, 0, 4900, **cut))[-2:] == ["", ""]
+    assert numbers(result(EMA, 0, 4900, **cut, finite=False))[-2:] == ["0 of 1", "20%"]
+
+
+def test_seeds_of_the_tuning_are_not_reported_and_of_two_equal_runs_the_first_counts():
+    runs = [result(EMA, seed, 1000, cap=2000) for seed in (0, *TUNING_SEEDS)] + [result(EMA, 0, 500, cap=2000)]
+    assert dict(Results(runs).reported(EMA)["first_step"]) == {0: 1000}
+
+
+def cells_of(table):
+    """The cells of the rows of a Markdown table."""
+    return [[text.strip() for text in line.strip("|\n").split("|")] for line in table.splitlines()[2:]]
 
 
 def test_methods_are_compared_seed_by_seed():
     by_method = {"ema": [1000, 2000, None, None, 600, 100], "adam-0.005": [2000, 1000, 500, None, 600]}
-    runs = [result((n, {}), seed, first) for n, found in by_method.items() for seed, first in enumerate(found)]
-    table = study_report.pairs_table(runs)
-    assert table.splitlines()[2:] == ["| `ema` | `adam-0.005` | 5 | 1 | 2 | 2 | 1.00 (3) |"]
+    runs = [result(Variant(n, {}), seed, first) for n, found in by_method.items() for seed, first in enumerate(found)]
+    table = tables.pairs_table(Results(runs), methods.pairs("methods"))
+    assert cells_of(table) == [["`ema`", "`adam-0.005`", "5", "1", "2", "2", "1.00 (3)"]]
 
 
 def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        low, high = study_report.interval(rng.exponential(size=25), 500)
+        low, high = statistics.interval(rng.exponential(size=25), 500)
         covered += low <= math.log(2) <= high
     assert 180 <= covered <= 199
 
 
+def test_the_interval_is_that_of_scipy_where_all_steps_are_finite():
+    values = np.random.default_rng(1).exponential(1000, size=8).round(-1)
+    found = scipy.stats.bootstrap(
+        (values,), np.median, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    between = np.unique([np.median(pair) for pair in itertools.product(values, values)])  # the medians there can be
+    for ours, theirs in zip(statistics.interval(values), found, strict=True):
+        # The same resamples; SciPy may go on to the next median in part.
+        assert abs(np.searchsorted(between, ours) - np.searchsorted(between, theirs)) <= 1
+    assert statistics.interval(np.array([1.0, 1.0, 1.0, math.inf, math.inf, math.inf])) == (1.0, math.inf)
+
+
 def test_a_method_is_named_without_its_weight_decay_where_that_may_be_another():
     names = {"adamw-1": "adamw", "ma+muon-1": "ma+muon", "adam-0.00167": "adam", "muon": "muon", "ema-0.95": "ema-0.95"}
-    assert {name: study_report.name_of((name, {"weight_decay": 3.0})) for name in names} == names
-    assert study_report.name_of(("adamw-1", {"lr": 0.003})) == "adamw-1"
-    assert len({study_report.name_of((name, {"weight_decay": 3.0})) for name in TUNED}) == len(TUNED)
+    assert {name: Variant(name, {"weight_decay": 3.0}).name for name in names} == names
+    assert Variant("adamw-1", {"lr": 0.003}).name == "adamw-1"
+    assert len({Variant(name, {"weight_decay": 3.0}).name for name in TUNED}) == len(TUNED)
 
 
-def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then_the_best_accuracy(tmp_path):
-    grid = [variant for variant in PARTS["tuning"] if variant[0] == "muon-1"]
+def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then_the_best_accuracy():
+    pairs = [variant for variant in PARTS["tuning"] if variant.method == "muon-1"]
 
-    def tuned_table(results):
-        return study_report.tuned_table(results, study_report.tuned_variants(results, tmp_path))
+    def runs(seed, chosen, steps, best=None):
+        triples = zip(chosen, steps, best or [0.9] * len(chosen), strict=True)
+        return [result(variant, seed, first, best=accuracy) for variant, first, accuracy in triples]
 
-    def write(seed, chosen, steps, best=None):
-        for variant, first, accuracy in zip(chosen, steps, best or [0.9] * len(chosen), strict=True):
-            one = result(variant, seed, first, cap=TUNING_CAP, best=accuracy)
-            (tmp_path / f"{cell(variant, seed, TUNING_CAP).name}.json").write_text(json.dumps(one))
+    def tuned_table(every):
+        return tables.tuned_table(Results(every), statistics.all_tuned(Results(every)))
 
     first, second = TUNING_SEEDS
-    write(first, grid, [None, 1900, 1800, None, 1000, None, None, None, 2000])
-    finals = [grid[4], grid[2], grid[1]]
-    assert study.finalists(tmp_path, "muon-1", 5000) == finals
-    with pytest.raises(UserError, match=r"lacks method-muon-1_.*_seed-1001; run python -m benchmarks.study finals"):
-        study.tuned(tmp_path, "muon-1", 5000)
-    every = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    every = runs(first, pairs, [None, 1900, 1800, None, 1000, None, None, None, 2000])
+    assert {run["cell"]["budget"] for run in every} == {TUNING_CAP}
+    finals = [pairs[4], pairs[2], pairs[1]]
+    assert statistics.finalists(Results(every), "muon-1") == finals
+    with pytest.raises(UserError, match=r"lack muon-1 with .* and seed 1001; run python -m benchmarks.study finals"):
+        statistics.tuned(Results(every), "muon-1")
     assert tuned_table(every) == "Not measured yet.\n"
-    write(second, finals, [3000, 1900, None])  # medians 2,000, 1,850 and never
-    assert study.tuned(tmp_path, "muon-1", 5000) == grid[2]
-    reported = result(grid[2], 0, 1234)
-    every = [reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
-    assert "| `muon` | 0.01 (edge) | 0.3 (edge) | 1 |" in tuned_table(every)
+    every += runs(second, finals, [3000, 1900, None])  # medians 2,000, 1,850 and infinite
+    assert statistics.tuned(Results(every), "muon-1") == pairs[2]
+    every.append(result(pairs[2], 0, 1234))
+    assert cells_of(tuned_table(every))[0][:4] == ["`muon`", "0.01 (edge)", "0.3 (edge)", "1"]
     assert "against" not in tuned_table(every)
     # Compared with a method that is tuned, too, each with its own pair.
-    behind = [variant for variant in PARTS["tuning"] if variant[0] == "ema+muon-1"]
-    write(first, behind, [100, 200, 300, *[None] * 6])
-    write(second, behind[:3], [200, 300, 100])
-    other = result(behind[0], 0, 617)
-    every = [other, reported, *(json.loads(path.read_text()) for path in tmp_path.iterdir())]
-    lines = tuned_table(every).splitlines()
-    assert lines[-1] == "| `ema+muon` | `muon` | 1 | 1 | 0 | 0 | 0.50 (1) |"
-    (tmp_path / "one.json").write_text(json.dumps(other))
-    (tmp_path / "other.json").write_text(json.dumps(reported))
-    tables = study_report.tables(tmp_path, tmp_path)
-    assert tables["study_tuned"].endswith("(pictures/study_tuned.png)\n")
-    assert (tmp_path / "study_tuned.png").read_bytes().startswith(b"\x89PNG")
-    write(first, grid, [None] * 9, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3])
-    assert study.finalists(tmp_path, "muon-1", 5000) == [grid[7], grid[8], grid[5]]
+    behind = [variant for variant in PARTS["tuning"] if variant.method == "ema+muon-1"]
+    every += runs(first, behind, [100, 200, 300, *[None] * 6]) + runs(second, behind[:3], [200, 300, 100])
+    every.append(result(behind[0], 0, 617))
+    assert cells_of(tuned_table(every))[-1] == ["`ema+muon`", "`muon`", "1", "1", "0", "0", "0.50 (1)"]
+    assert {"study_methods", "study_tuned"} & pictures.pictures(Results(every)).keys() == {"study_tuned"}
+    every = runs(first, pairs, [None] * 9, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3])
+    assert statistics.finalists(Results(every), "muon-1") == [pairs[7], pairs[8], pairs[5]]
+    every = runs(first, pairs, [None] * 9, [0.1, None, 0.1, 0.1, 0.1, 0.2, 0.1, None, 0.3])  # None: never finite
+    assert statistics.finalists(Results(every), "muon-1") == [pairs[8], pairs[5], pairs[0]]
 
 
-def test_tables_and_pictures_are_made_from_the_files(tmp_path):
-    (tmp_path / "study").mkdir()
-    chosen = [("ema", {}), ("adamw-1", {}), ("ema", {"operation": "division"}), ("ema", {"lamb": 5.0})]
-    for variant, seed in itertools.product(chosen, (0, 1)):
-        text = json.dumps(result(variant, seed, 1000 + seed if variant[0] == "ema" else None))
-        (tmp_path / "study" / f"{cell(variant, seed, 5000).name}.json").write_text(text)
-    study_report.write_csv(tmp_path / "study", tmp_path / "study.csv")
-    tables = study_report.tables(tmp_path / "study", tmp_path)
-    lines = tables["study_methods"].splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| `adamw-1`", "| `ema`"]
-    assert "| Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005 | 2 | 100 | 1,000 (1,000 to 1,001) |" in lines[3]
-    operations = tables["study_operations"]
-    assert operations.count("| division | `ema` | 2 |") == 1
+def test_tables_and_pictures_are_made_from_the_results(tmp_path):
+    chosen = [EMA, Variant("adamw-1", {}), *grid(["ema"], operation=["division"]), *grid(["ema"], lamb=[5.0])]
+    runs = [
+        result(variant, seed, 1000 + seed if variant.method == "ema" else None)
+        for variant, seed in itertools.product(chosen, (0, 1))
+    ]
+    made = tables.tables(Results(runs))
+    rows = cells_of(made["study_methods"])
+    assert [row[0] for row in rows] == ["`adamw-1`", "`ema`"]
+    assert rows[1][1:5] == ["Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005", "2", "100", "1,000 (1,000 to 1,001)"]
+    assert [row[:3] for row in cells_of(made["study_operations"])].count(["division", "`ema`", "2"]) == 1
     # Compared within an operation only: the division has no control here.
-    assert "against" not in operations
-    runs = [result((name, {"operation": "division"}), 0, steps) for name, steps in (("ema", 900), ("adamw-1", 1000))]
-    table = study_report.filters_compared(runs, [{"operation": "addition"}, {"operation": "division"}])
-    assert table.splitlines()[3:] == ["| division | `ema` | `adamw-1` | 1 | 1 | 0 | 0 | 0.90 (1) |"]
-    assert tables["study_tuned"] == "Not measured yet.\n"
+    assert "against" not in made["study_operations"]
+    assert made["study_tuned"] == made["study_snippet"] == "Not measured yet.\n"
+    division = [
+        result(*grid([name], operation=["division"]), 0, step) for name, step in (("ema", 900), ("adamw-1", 1000))
+    ]
+    made = tables.tables(Results(division))
+    assert cells_of(made["study_operations"])[-1] == ["division", "`ema`", "`adamw-1`", "1", "1", "0", "0", "0.90 (1)"]
     # With the control that has the same rate and decay.
     rates = {("ma+adamw-1", 0.003, 3.0): 500, ("adamw-1", 0.003, 3.0): 1000, ("adamw-1", 0.001, 3.0): 100}
     rates |= {("adamw-1", 0.003, 1.0): 200}
-    runs = [
-        result((name, {"lr": rate, "weight_decay": decay}), 0, steps) for (name, rate, decay), steps in rates.items()
+    rate_runs = [
+        result(Variant(name, {"lr": rate, "weight_decay": decay}), 0, first)
+        for (name, rate, decay), first in rates.items()
     ]
-    lines = study_report.rate_table(runs).splitlines()
-    assert [line for line in lines if "`ma+adamw` | `adamw`" in line] == [
-        "| 0.003 | 3.0 | `ma+adamw` | `adamw` | 1 | 1 | 0 | 0 | 0.50 (1) |"
+    rows = cells_of(tables.tables(Results(rate_runs))["study_rate"])
+    assert [row for row in rows if "`ma+adamw`" in row and "`adamw`" in row] == [
+        ["0.003", "3.0", "`ma+adamw`", "`adamw`", "1", "1", "0", "0", "0.50 (1)"]
     ]
-    for name in ("methods", "ablations"):
-        assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert f"(pictures/study_{name}.png)" in tables[f"study_{name}"]
-    # One setting of each method is no ablation.
-    single = [result((name, {}), 0, 1000) for name in ("ema", "ma", "adam-0.005")]
-    assert study_report.ablation_picture(single) is None
-    lines = study_report.ablation([*single, result(("adam", {}), 0, 2000)], "decay")
-    assert lines == {"no filter": {0.0: 2000, 0.005: 1000}}
-    # A seed that not all settings have is left out.
-    lines = study_report.ablation([*single, *(result(("adam", {}), seed, 2000) for seed in (0, 1))], "decay")
-    assert {setting: list(values) for setting, values in lines["no filter"].items()} == {0.0: [2000], 0.005: [1000]}
-    assert len((tmp_path / "study.csv").read_text().splitlines()) == 9
-    assert study_report.tables(tmp_path / "none", tmp_path)["study_methods"] == "Not measured yet.\n"
+    drawn = pictures.pictures(Results(runs))
+    assert drawn.keys() == {"study_methods", "study_ablations"}
+    for name, (_, figure) in drawn.items():
+        figure.savefig(tmp_path / f"{name}.png")
+    none = Results([])
+    assert set(tables.tables(none).values()) == {"Not measured yet.\n"}
+    assert pictures.pictures(none) == {}
+
+
+def test_an_ablation_has_the_seeds_that_all_its_settings_have():
+    single = [result(Variant(name, {}), 0, 1000) for name in ("ema", "ma", "adam-0.005")]
+    assert pictures.ablation_picture(Results(single)) is None  # one setting of each method is no ablation
+    two = [*single, result(Variant("adam", {}), 0, 2000)]
+    found = pictures.ablation(Results(two), "decay")
+    assert {line: steps.to_dict("list") for line, steps in found.items()} == {
+        "no filter": {0.0: [2000], 0.005: [1000]},
+    }
+    more = [*two, result(Variant("adam", {}), 1, 2000)]
+    pd.testing.assert_frame_equal(pictures.ablation(Results(more), "decay")["no filter"], found["no filter"])
+    assert pictures.ablation(Results([*single, result(Variant("adam", {}), 1, 2000)]), "decay") == {}
 
 
 def test_streamed_paths_give_the_principal_axes_of_all_points():
@@ -309,18 +494,22 @@ def test_streamed_paths_give_the_principal_axes_of_all_points():
 
 
 def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
-    arguments = trajectories.Arguments((0, 1), ("ema", "adamw-1"), cap=400, every=8, out=tmp_path / "paths")
+    arguments = trajectories.Arguments((0, 1, 0), ("ema", "adamw-1"), cap=400, every=8, out=tmp_path / "paths.jsonl")
     trajectories.main(arguments)
-    found = json.loads((tmp_path / "paths" / "seed-0.json").read_text())
-    for name, run in found["methods"].items():
-        config = METHODS[name]
-        program = trajectories.program(config.task(), lambda hyper, config=config: make_tx(config, hyper))
-        key, hyper = jax.random.key(0), config.hyper()
-        state = program.init(hyper, key)
-        at = {0: trajectories.vector(state.params)}
-        for step in range(4, max(run["at"].values()) + 1, 4):
-            state, _ = program.advance(hyper, key, state)
-            at[step] = trajectories.vector(state.params)
+    before = arguments.out.read_text()
+    assert before.count("\n") == 1 + 2
+    trajectories.main(dataclasses.replace(arguments, seeds=(1,)))
+    assert arguments.out.read_text() == before
+    found = trajectories.load(arguments.out)[0]["paths"]
+    assert list(found) == ["ema", "adamw-1"]
+    for name, run in found.items():
+        config = METHODS[name].config
+        compiled, key = program(config.task), jax.random.key(0)
+        at = {0: trajectories.vector(compiled.init(config.hyper, key).params)}
+        for evaluation in evaluations(compiled, config.hyper, key):
+            at[evaluation.step] = trajectories.vector(evaluation.state.params)
+            if evaluation.step >= max(run["at"].values()):
+                break
         a, b, c = (at[step] for step in (0, run["at"]["B"], run["at"]["C"]))
         for pair, distance in (("AB", b - a), ("BC", c - b), ("AC", c - a)):
             assert run["distances"][pair] == pytest.approx(np.linalg.norm(distance), rel=1e-6)
@@ -328,20 +517,30 @@ def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
         x = np.array(run["path"])
         drawn = np.linalg.norm(x[run["steps"].index(run["at"]["C"])] - x[0])
         assert 0.5 * run["distances"]["AC"] < drawn <= run["distances"]["AC"] + 2e-3
-    assert "| `ema` | 2 |" in trajectories.table(tmp_path / "paths")
-    trajectories.picture(tmp_path / "paths").savefig(tmp_path / "paths.png")
+    rows = cells_of(trajectories.table(arguments.out))
+    assert [row[:2] + row[-1:] for row in rows] == [["`adamw-1`", "2", "0"], ["`ema`", "2", "0"]]
+    trajectories.picture(arguments.out).savefig(tmp_path / "paths.png")
     with pytest.raises(UserError, match=r"--methods must be among"):
         dataclasses.replace(arguments, methods=("sgd",))
     with pytest.raises(UserError, match=r"--every must be at least 1, got 0"):
         dataclasses.replace(arguments, every=0)
-    with pytest.raises(
-        UserError, match=r"seed-0.json was made with methods \['ema', 'adamw-1'\], not \['ma'\]; delete"
-    ):
-        trajectories.main(dataclasses.replace(arguments, methods=("ma",)))
+    for change in ({"methods": ("ma",)}, {"cap": 200}, {"every": 4}):
+        with pytest.raises(UserError, match=r"paths.jsonl, line 2 was made with another --methods, --cap or --every"):
+            trajectories.main(dataclasses.replace(arguments, **change))
+
+
+def test_a_path_or_spectrum_of_a_run_that_diverges_is_refused(tmp_path, toys, monkeypatch):
+    preset = METHODS["ema"]
+    monkeypatch.setitem(METHODS, "ema", preset._replace(config=preset.config.replace(lr=3e38, lr_warmup=0)))
+    for module in (trajectories, spectra):
+        arguments = module.Arguments((0,), ("ema",), out=tmp_path / "results.jsonl")
+        with pytest.raises(UserError, match=r"ema, seed 0: the loss is no longer finite at step \d+; leave out"):
+            module.main(arguments)
+        assert not arguments.out.exists()
 
 
 def test_recorded_gradients_are_those_that_come_in():
-    tx = optax.chain(frequency.record(jnp.array([0, 4, 2]), 3), optax.sgd(1.0))
+    tx = optax.chain(spectra.record(jnp.array([0, 4, 2]), 3), optax.sgd(1.0))
     params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
     state = tx.init(params)
     for i in range(5):
@@ -353,56 +552,53 @@ def test_recorded_gradients_are_those_that_come_in():
 
 def test_spectrum_finds_a_sine_and_white_noise():
     steps = np.arange(500)[:, None]
-    f, power = frequency.spectrum(np.sin(2 * np.pi * 0.1 * steps + np.arange(3)))
+    f, power = spectra.spectrum(np.sin(2 * np.pi * 0.1 * steps + np.arange(3)))
     assert f[np.argmax(power)] == pytest.approx(0.1)
     assert power[np.abs(f - 0.1) < 0.005].sum() > 0.999
-    assert frequency.slow_share(f, power) < 1e-6
-    f, power = frequency.spectrum(np.random.default_rng(0).normal(size=(500, 4000)))
-    assert frequency.slow_share(f, power) == pytest.approx(0.02, rel=0.12)  # 5 of 251 frequencies, the first being half
-    assert frequency.slow_share(*frequency.spectrum(np.ones((500, 2)))) > 0.999
+    assert spectra.slow_share(f, power) < 1e-6
+    f, power = spectra.spectrum(np.random.default_rng(0).normal(size=(500, 4000)))
+    assert spectra.slow_share(f, power) == pytest.approx(0.02, rel=0.12)  # 5 of 251 frequencies, the first being half
+    assert spectra.slow_share(*spectra.spectrum(np.ones((500, 2)))) > 0.999
 
 
 def test_sampling_noise_has_little_slow_power():
-    noise = frequency.sampling_noise(signals=64)
+    noise = spectra.sampling_noise(signals=64)
     assert noise.shape == (500, 64)
     weights = np.array([512] * 9 + [48])
     np.testing.assert_allclose(weights @ noise[:10], 0, atol=1e-9)  # an epoch has every example once
-    assert 0.007 < frequency.slow_share(*frequency.spectrum(noise)) < 0.012
+    assert 0.007 < spectra.slow_share(*spectra.spectrum(noise)) < 0.012
 
 
 def test_spectra_are_measured_window_by_window(tmp_path, toys):
-    arguments = frequency.Arguments((0,), ("adam", "ema"), windows=2, parameters=4, out=tmp_path / "spectra")
-    frequency.main(arguments)
-    found = json.loads((tmp_path / "spectra" / "ema_seed-0.json").read_text())
-    assert [window["from_step"] for window in found["windows"]] == [0, 500]
-    for window in found["windows"]:
+    arguments = spectra.Arguments((0, 0), ("adam", "ema"), windows=2, parameters=4, out=tmp_path / "spectra.jsonl")
+    spectra.main(arguments)
+    before = arguments.out.read_text()
+    spectra.main(arguments)
+    assert arguments.out.read_text() == before
+    (windows,) = spectra.load(arguments.out)["ema"]
+    assert [window["from_step"] for window in windows] == [0, 500]
+    for window in windows:
         assert sum(window["power"]) == pytest.approx(1, abs=0.01)
         assert window["rms"] > 0
-    assert frequency.table(tmp_path / "spectra").count("`ema`") == 3
-    with pytest.raises(UserError, match=r"was made with windows 2, not 3; delete it"):
-        frequency.main(dataclasses.replace(arguments, windows=3))
+    rows = cells_of(spectra.table(arguments.out))
+    assert [row[0] for row in rows] == ["none: sampling noise", *["`adam`"] * 3, *["`ema`"] * 3]
+    for change in ({"windows": 3}, {"parameters": 3}):
+        with pytest.raises(UserError, match=r"jsonl, line 2 was made with another --windows or --parameters; delete"):
+            spectra.main(dataclasses.replace(arguments, **change))
     with pytest.raises(UserError, match=r"--windows must be at least 1, got 0"):
         dataclasses.replace(arguments, windows=0)
-    frequency.spectra_picture(tmp_path / "spectra").savefig(tmp_path / "spectra.png")
-    frequency.responses_picture().savefig(tmp_path / "responses.png")
+    spectra.picture(arguments.out).savefig(tmp_path / "spectra.png")
+    spectra.responses_picture().savefig(tmp_path / "responses.png")
 
 
 def test_many_seeds_and_numbers_train_in_one_program_as_alone():
     """The study's vmapped form, with the optimizer that treats matrices otherwise."""
-    config = METHODS["ema+muon"]
     task = Modular(p=5, batch_size=8, dim=8, depth=1, heads=2)
-    make = lambda hyper: make_tx(config, hyper)
-    hypers = [config.hyper() | {"lr": lr, "weight_decay": decay} for lr, decay in ((1e-3, 1.0), (3e-3, 0.0))]
-    keys = [jax.random.key(seed) for seed in (0, 1)]
-    hyper = {name: jnp.array([h[name] for h in hypers]) for name in hypers[0]}
-    together = program(task, make, example=(hyper, jnp.stack(keys)))
-    state = together.init(hyper, jnp.stack(keys))
-    for _ in range(3):
-        state, metrics = together.advance(hyper, jnp.stack(keys), state)
-    alone = program(task, make)
-    for i in (0, 1):
-        one = alone.init(hypers[i], keys[i])
-        for _ in range(3):
-            one, expected = alone.advance(hypers[i], keys[i], one)
-        np.testing.assert_allclose(metrics["val_loss"][i], expected["val_loss"], rtol=1e-3)
-        assert np.isfinite(expected["val_loss"])
+    config = dataclasses.replace(METHODS["ema+muon"].config, task=task).replace(budget=3 * task.steps)
+    configs = [config.replace(seed=i, lr=(1 + 2 * i) * 1e-3, weight_decay=1.0 - i) for i in (0, 1)]
+    together, alone = (sorted(train_all(configs, size)) for size in (2, 1))
+    for one, other in zip(together, alone, strict=True):
+        found, expected = ([row["val_loss"] for row in run.rows] for run in (one, other))
+        assert len(expected) == 3
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(found, expected, rtol=1e-3)

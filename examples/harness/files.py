@@ -41,9 +41,17 @@ def provenance() -> dict[str, Any]:
 
 
 def commit(checkout: Path) -> str | None:
-    """The commit that is checked out, with "-dirty" if files differ from it; None where there is none, or no Git."""
-    git = shutil.which("git")
-    if git is None or not (checkout / ".git").exists():
+    """The commit that is checked out, with "-dirty" if files differ from it; None where there is none, or no Git.
+
+    Results in benchmarks/results do not count: they are appended to while they are measured.
+    """
+    program = shutil.which("git")
+    if program is None or not (checkout / ".git").exists():
         return None
-    command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+    def git(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, "-C", str(checkout), *command], capture_output=True, text=True, check=False)
+
+    name = git("describe", "--always", "--abbrev=12", "--exclude=*").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results").returncode != 0
+    return name + "-dirty" * changed if name else None

@@ -1,0 +1,1 @@
+"""The study: does a filter help, by how much, and why?"""

@@ -1,0 +1,257 @@
+"""Gradients as signals: what the filters let pass, and where the power of real gradients is.
+
+`python -m benchmarks.study.spectra --seeds 0 1 2` records the gradients of a random part of the parameters while the
+mod-97 model trains, and measures their power spectrum in windows of 500 steps: before the training examples are
+memorised, and after. `python -m benchmarks.report` draws it, with the responses of the filters.
+"""
+
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.signal
+import tqdm
+import tyro
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.harness.config import Config
+from examples.harness.errors import UserError, plain_errors, require
+from examples.harness.loop import evaluations
+from examples.harness.optimizers import Hyper, make_tx
+from examples.harness.tables import markdown, median_and_range
+from examples.harness.train import program
+from examples.modular import Modular
+from grokfast_jax import ema, frequency_response, impulse_response, lfilter, moving_average
+
+from .cells import BASE, append, as_cell, differences, read
+from .methods import METHODS, check_among, method_of, require_finite
+
+OUT = Path(__file__).parents[1] / "results" / "spectra.jsonl"
+WINDOW = 500  # steps
+EDGE = 0.01  # cycles per step: the first zero of the mean of 100 gradients
+
+
+def filters() -> dict[str, optax.GradientTransformation]:
+    """Low-pass filters side by side; the Butterworth filter has the EMA's cutoff, where half of the power passes."""
+    cutoff = np.arccos(1 - (1 - 0.98) ** 2 / (2 * 0.98)) / (2 * np.pi)
+    butter = cast(tuple[np.ndarray, np.ndarray], scipy.signal.butter(2, 2 * cutoff))
+    return {
+        "EMA α 0.98": ema(0.98),
+        "MA w 100": moving_average(100),
+        "cascade of two EMAs α 0.98": optax.chain(ema(0.98), ema(0.98)),
+        f"Butterworth, order 2, cutoff {cutoff:.4f}": lfilter(*butter),
+    }
+
+
+def responses_picture() -> Figure:
+    """Impulse and frequency responses of the filters."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, tx in filters().items():
+        left.plot(impulse_response(tx, 250), label=name)
+        f, response = frequency_response(tx, 4096, frequencies=np.geomspace(1e-4, 0.5, 2000))
+        right.plot(f, np.abs(response), label=name)
+    left.set(xlabel="steps after the gradient", ylabel="weight of the gradient")
+    right.set(xlabel="cycles per step", ylabel="gain", xscale="log", yscale="log", ylim=(1e-4, 1.5))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
+    return figure
+
+
+class Recorded(NamedTuple):
+    """Gradients as they came in."""
+
+    last: jax.Array  # (length, parameters), the newest last
+
+
+def record(which: jax.Array, length: int) -> optax.GradientTransformation:
+    """Pass gradients on, and keep those of some parameters, numbered through all arrays, of the last `length` steps."""
+
+    def init(params: Any) -> Recorded:
+        del params
+        return Recorded(jnp.zeros((length, len(which))))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Recorded]:
+        del params
+        flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(updates)])
+        return updates, Recorded(jnp.concatenate([state.last[1:], flat[which][None]]))
+
+    return optax.GradientTransformation(init, update)
+
+
+def spectrum(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean power of signals (steps, signals) at each frequency, of a sum of 1; their means are kept."""
+    steps = len(gradients)
+    hann = np.sin(np.pi * np.arange(steps) / steps)[:, None] ** 2
+    power = np.mean(np.abs(np.fft.rfft(hann * gradients, axis=0)) ** 2, axis=1)
+    return np.fft.rfftfreq(steps), power / power.sum()
+
+
+def slow_share(f: np.ndarray, power: np.ndarray) -> float:
+    """The share of the power below `EDGE`."""
+    return float(power[f < EDGE].sum() / power.sum())
+
+
+def sampling_noise(signals: int = 512) -> np.ndarray:
+    """Gradients of a window that differ by nothing but which examples are in a batch: (steps, signals).
+
+    Each example's gradient is the same throughout, and their mean is 0; the batches are drawn as in training.
+    """
+    task, rng = Modular(), np.random.default_rng(0)
+    examples = rng.normal(size=(task.train_size, signals))
+    examples -= examples.mean(axis=0)
+    starts = range(0, task.train_size, task.batch_size)
+    epochs = [rng.permutation(examples) for _ in range(WINDOW // task.steps)]
+    return np.array([epoch[i : i + task.batch_size].mean(axis=0) for epoch in epochs for i in starts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Measure the spectrum of gradients."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds: start, split, batches, and which parameters are recorded."""
+    methods: tuple[str, ...] = ("adam", "adam-0.005", "ema")
+    """Methods, as python -m benchmarks.study --help names them."""
+    windows: int = 6
+    """Windows of 500 steps to train."""
+    parameters: int = 4096
+    """How many parameters are recorded."""
+    out: Path = OUT
+    """File for the results, a line a run; a run that is there is not made again."""
+
+    def __post_init__(self) -> None:
+        """Validate the flags."""
+        check_among("--methods", self.methods)
+        require(self.windows >= 1, "windows", "at least 1", self.windows)
+        require(self.parameters >= 1, "parameters", "at least 1", self.parameters)
+
+
+def measure(config: Config, parameters: int, bar: tqdm.tqdm) -> list[dict[str, Any]]:
+    """The spectrum of the gradients of some parameters in each window of a run."""
+    task, seed = config.task, config.run.seed
+    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))]
+    which = jax.random.choice(jax.random.key(seed), sum(sizes), (min(parameters, sum(sizes)),), replace=False)
+
+    def make(hyper: Hyper) -> optax.GradientTransformation:
+        return optax.chain(record(which, task.steps), make_tx(hyper))
+
+    found, gradients, rows = [], [], []
+    for evaluation in evaluations(program(task, make), config.hyper, jax.random.key(seed)):
+        (row,), (diverged_at,) = evaluation.rows, evaluation.diverged_at
+        require_finite(config, diverged_at)
+        rows.append(row)
+        gradients.append(np.array(optax.tree_utils.tree_get(evaluation.state.opt_state, "last")))
+        bar.update(task.steps)
+        if len(rows) == WINDOW // task.steps:
+            signals = np.concatenate(gradients)
+            f, power = spectrum(signals)
+            found.append(
+                {
+                    "from_step": evaluation.step - len(signals),
+                    **{name: [round(rows[i][name], 4) for i in (0, -1)] for name in ("train_accuracy", "val_accuracy")},
+                    "rms": float(np.sqrt(np.mean(signals.astype(np.float64) ** 2))),
+                    "slow_share": round(slow_share(f, power), 5),
+                    "power": [float(f"{p:.3g}") for p in power],
+                }
+            )
+            gradients, rows = [], []
+        if evaluation.step >= config.run.budget:
+            break
+    return found
+
+
+def main(arguments: Arguments) -> None:
+    """Measure what is missing."""
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    run = {"budget": arguments.windows * WINDOW, "stop_at": None}
+    done = set()
+    for line in read(arguments.out):
+        cell = line.result["cell"]
+        if (cell.get("budget", BASE["budget"]), line.result["parameters"]) != (run["budget"], arguments.parameters):
+            raise UserError(
+                f"{line.place} was made with another --windows or --parameters; delete it, or choose another --out"
+            )
+        done.add(as_cell(cell))
+    pairs = dict.fromkeys(itertools.product(arguments.seeds, arguments.methods))
+    configs = [METHODS[name].config.replace(seed=seed, **run) for seed, name in pairs]
+    todo = [config for config in configs if as_cell(differences(config)) not in done]
+    with tqdm.tqdm(total=len(todo) * arguments.windows * WINDOW, unit="step") as bar:
+        for config in todo:
+            found = measure(config, arguments.parameters, bar)
+            result = {"cell": differences(config), "parameters": arguments.parameters, "windows": found}
+            append(arguments.out, result)
+
+
+def load(path: Path) -> dict[str, list[list[dict[str, Any]]]]:
+    """The windows of all runs, by method."""
+    results: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in METHODS}
+    for line in read(path):
+        results[method_of(line.result["cell"])].append(line.result["windows"])
+    return {name: runs for name, runs in results.items() if runs}
+
+
+def table(path: Path) -> str:
+    """The slow share of the power, window by window, as Markdown."""
+    results = load(path)
+    if not results:
+        return "Not measured yet.\n"
+    kinds = {
+        "power below 0.01 (%)": (lambda w: 100 * w["slow_share"], ".2g"),
+        "training accuracy at the end (%)": (lambda w: 100 * w["train_accuracy"][1], ".0f"),
+        "validation accuracy at the end (%)": (lambda w: 100 * w["val_accuracy"][1], ".0f"),
+    }
+    rows = [
+        {"method": f"`{name}`", "seeds": str(len(runs)), "": kind}
+        | {
+            f"steps {windows[0]['from_step']:,} to {windows[0]['from_step'] + WINDOW - 1:,}": median_and_range(
+                np.array([value(window) for window in windows]), form
+            )
+            for windows in zip(*runs, strict=True)
+        }
+        for name, runs in results.items()
+        for kind, (value, form) in kinds.items()
+    ]
+    noise = f"{100 * slow_share(*spectrum(sampling_noise())):.2f}"
+    named = {"method": "none: sampling noise", "seeds": "", "": next(iter(kinds))}
+    return markdown([dict.fromkeys(rows[0], noise) | named, *rows])
+
+
+def picture(path: Path) -> Figure:
+    """Power over frequency in each window, the mean of the seeds; a panel per method."""
+    results = load(path)
+    figure = Figure(figsize=(3.4 * len(results), 3.4), layout="constrained")
+    panels = np.ravel(figure.subplots(1, len(results), sharey=True))
+    noise = spectrum(sampling_noise())[1]
+    for axes, (name, runs) in zip(panels, results.items(), strict=True):
+
+        def draw(power: np.ndarray, axes: Axes = axes, **style: Any) -> None:
+            axes.plot(np.arange(1, len(power)) / WINDOW, power[1:] * len(power), linewidth=0.8, **style)
+
+        for i, windows in enumerate(zip(*runs, strict=True)):
+            colour = colormaps["viridis"](0.9 * i / max(1, len(runs[0]) - 1))
+            power = np.mean([window["power"] for window in windows], axis=0)
+            draw(power, color=colour, label=f"from step {windows[0]['from_step']:,}")
+        draw(noise, color="black", linestyle="--", label="sampling noise")
+        axes.axvline(EDGE, color="grey", linestyle=":", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel="cycles per step")
+        axes.set_title(name, fontsize="medium")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("power (white noise: 1)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(plain_errors(lambda: main(tyro.cli(Arguments, prog="python -m benchmarks.study.spectra"))))

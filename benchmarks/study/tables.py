@@ -1,0 +1,134 @@
+"""The tables of the study, from its results alone."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from examples.harness.optimizers import describe
+from examples.harness.tables import markdown
+
+from .methods import AFTER, ELSEWHERE, FIRST_STEPS, PARTS, TUNED, Pair, Variant, pairs, tuned_pairs
+from .statistics import Results, all_tuned, compare, interval
+
+FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
+MISSING = "Not measured yet.\n"
+
+
+def steps(value: float, cap: int) -> str:
+    """A number of steps, or that there were more."""
+    return f"{value:,.0f}" if math.isfinite(value) else f"> {cap:,}"
+
+
+def numbers(runs: pd.DataFrame, cap: int) -> dict[str, str]:
+    """What runs of one variant came to, as cells of a table."""
+    first = runs["first_step"].to_numpy()
+    median = steps(float(np.median(first)), cap)
+    if len(runs) > 1:
+        low, high = interval(first) if len(runs) >= FEWEST else (first.min(), first.max())
+        median += f" ({steps(low, cap)} to {steps(high, cap)})"
+    # Whether a run stays at the threshold is not known if the cap has cut it off. One that is no longer finite counts
+    # as below the threshold from there on.
+    reached = runs[np.isfinite(first) & ((runs["evaluations_after"] == AFTER) | ~runs["finite"])]
+    share = reached["of_these_at_threshold"] / AFTER
+    return {
+        "seeds": str(len(runs)),
+        "training: steps to 95 %, median": steps(float(np.median(runs["first_step_train"])), cap),
+        f"validation: steps to 95 %, median (95 % interval; of fewer than {FEWEST} seeds: range)": median,
+        "95th percentile (of fewer than 20: the slowest)": steps(np.percentile(first, 95, method="higher"), cap),
+        "fail": str(np.isinf(first).sum()),
+        f"held for {AFTER} evaluations": f"{(share == 1).sum()} of {len(share)}" if len(share) else "",
+        "evaluations at 95 % after": f"{share.mean():.0%}" if len(share) else "",
+    }
+
+
+def variants_table(results: Results, variants: Iterable[Variant], titles: Sequence[str] = ("method",)) -> str:
+    """A table of variants, a row each; those without a result are left out."""
+    rows = []
+    for variant in variants:
+        runs = results.reported(variant)
+        if len(runs):
+            config = variant.run(0, results.cap)
+            cells = config.flat() | {"method": f"`{variant.name}`", "what": describe(*config.hyper)}
+            rows.append({title: str(cells[title]) for title in titles} | numbers(runs, results.cap))
+    return markdown(rows) if rows else MISSING
+
+
+def pairs_table(
+    results: Results, compared: Iterable[Pair], settings: Sequence[str] = (), hidden: Sequence[str] = ()
+) -> str:
+    """A table of pairs of variants, compared seed by seed; empty if none has a seed in common.
+
+    Changes that are `settings` are in columns of their own, all others but the `hidden` ones beside the names.
+    """
+
+    def name(variant: Variant) -> str:
+        changes = (f"{k} {v}" for k, v in variant.changes.items() if k not in (*settings, *hidden))
+        return ", ".join([f"`{variant.name}`", *changes])
+
+    rows = []
+    for one, other in compared:
+        found = compare(results.reported(one), results.reported(other))
+        if found.seeds:
+            rows.append(
+                {setting: str(one.changes[setting]) for setting in settings}
+                | {"method": name(one), "against": name(other), "seeds": str(found.seeds)}
+                | {"fewer steps": str(found.fewer), "more steps": str(found.more)}
+                | {"neither": str(found.seeds - found.fewer - found.more)}
+                | {"ratio of steps (seeds)": f"{found.ratio:.2f} ({found.both})" if found.both else ""}
+            )
+    return markdown(rows) if rows else ""
+
+
+def part_table(
+    results: Results, part: str, settings: Sequence[str], more: Sequence[Variant] = (), *, descending: bool = False
+) -> str:
+    """The variants of a part, and more, over some settings that all of them change; then its pairs."""
+    key = lambda variant: [variant.changes[name] for name in settings]
+    variants = sorted([*PARTS[part], *more], key=key, reverse=descending)
+    compared = sorted(pairs(part), key=lambda pair: key(pair[0]), reverse=descending)
+    return joined(
+        variants_table(results, variants, (*settings, "method")), pairs_table(results, compared, tuple(settings))
+    )
+
+
+def tuned_table(results: Results, chosen: Mapping[str, Variant]) -> str:
+    """All methods with a learning rate and weight decay from a grid, and those with a filter against those without."""
+    rows = []
+    for method, variant in chosen.items():
+        runs = results.reported(variant)
+        if len(runs):
+            values = {
+                title: f"{value:g}" + " (edge)" * (value in (grid[0], grid[-1]))
+                for title, value, grid in zip(
+                    ("learning rate", "weight decay"), variant.changes.values(), TUNED[method], strict=True
+                )
+            }
+            rows.append({"method": f"`{variant.name}`"} | values | numbers(runs, results.cap))
+    compared = [(chosen[one], chosen[other]) for one, other in tuned_pairs() if {one, other} <= chosen.keys()]
+    return joined(markdown(rows) if rows else MISSING, pairs_table(results, compared, hidden=("lr", "weight_decay")))
+
+
+def joined(*texts: str) -> str:
+    """Tables one below the other; empty ones are left out."""
+    return "\n".join(text for text in texts if text)
+
+
+def tables(results: Results) -> dict[str, str]:
+    """All tables, by name."""
+    multiplication = [Variant(method, {"operation": "multiplication"}) for method in ELSEWHERE]
+    return {
+        "study_methods": variants_table(results, PARTS["methods"], ("method", "what")),
+        "study_pairs": pairs_table(results, [*pairs("methods"), *FIRST_STEPS]) or MISSING,
+        "study_rate": part_table(results, "rate", ("lr", "weight_decay")),
+        "study_operations": part_table(results, "operations", ("operation",), multiplication),
+        "study_start": part_table(results, "start", ("embedding_std", "train_fraction"), descending=True),
+        "study_early": variants_table(results, PARTS["early"], ("method", "what")),
+        "study_snippet": joined(
+            variants_table(results, PARTS["snippet"], ("method", "what", "beta2")),
+            pairs_table(results, pairs("snippet"), hidden=("lr_warmup",)),
+        ),
+        "study_undecayed": variants_table(results, PARTS["undecayed"], ("method", "what", "lr")),
+        "study_tuned": tuned_table(results, all_tuned(results)),
+    }
