@@ -7,7 +7,9 @@ from ._amplify import grokfast_ma as grokfast_ma
 from ._ema import EmaState as EmaState
 from ._ema import ema as ema
 from ._lfilter import LfilterState as LfilterState
+from ._lfilter import SosfiltState as SosfiltState
 from ._lfilter import lfilter as lfilter
+from ._lfilter import sosfilt as sosfilt
 from ._moving_average import MovingAverageState as MovingAverageState
 from ._moving_average import moving_average as moving_average
 from ._response import frequency_response as frequency_response
@@ -20,6 +22,7 @@ __all__ = [
     "EmaState",
     "LfilterState",
     "MovingAverageState",
+    "SosfiltState",
     "amplify",
     "ema",
     "frequency_response",
@@ -28,4 +31,5 @@ __all__ = [
     "impulse_response",
     "lfilter",
     "moving_average",
+    "sosfilt",
 ]

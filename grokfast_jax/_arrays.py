@@ -54,6 +54,11 @@ def cast_like(tree: optax.Updates, like: optax.Updates) -> optax.Updates:
     return jax.tree.map(lambda like_leaf, leaf: leaf.astype(jnp.result_type(like_leaf)), like, tree)
 
 
+def unzip(like: optax.Updates, tree: Any, parts: int) -> list[Any]:
+    """The `parts` trees like `like` of a `tree` that has a tuple of so many in place of each leaf."""
+    return [jax.tree.map(lambda _, leaf, k=k: leaf[k], like, tree) for k in range(parts)]
+
+
 def next_step(step: jax.Array) -> jax.Array:
     """The count of updates after `step`; it stays at the largest int32."""
     return jnp.asarray(optax.safe_increment(step))

@@ -165,7 +165,7 @@ def moving_average(
         whole = (slot == slots) | (slots == 1)
         window = jax.tree.map(
             lambda window, fresh, a, leaving: jnp.where(
-                whole, fresh, window + a - jnp.where(phase == 0, loaded(leaving, window), 0)
+                whole, fresh, window + (a - jnp.where(phase == 0, loaded(leaving, window), 0))
             ),
             state.window,
             fresh,

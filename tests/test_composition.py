@@ -78,6 +78,7 @@ def test_inject_hyperparams_on_the_paper_names():
         (gf.moving_average, ("window_size",), {"window_size": 3}),
         (gf.ema, (), {"alpha": lambda step: jnp.minimum(0.9, step / 10)}),
         (gf.lfilter, (), {"b": (0.1,), "a": (1.0, -0.9)}),
+        (gf.sosfilt, (), {"sos": np.array([[0.1, 0.0, 0.0, 1.0, -0.9, 0.0]])}),
     ):
         injected = optax.inject_hyperparams(factory, static_args=static)(**arguments)
         chex.assert_trees_all_close(

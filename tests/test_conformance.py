@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy.signal import butter
 
 import grokfast_jax as gf
 
@@ -48,6 +49,11 @@ TABLE = {
     "lfilter gain": Row("lfilter", lambda: gf.lfilter([0.5])),
     "lfilter IIR": Row("lfilter", lambda: gf.lfilter([0.1, 0.2], [2.0, -1.0, 0.25])),
     "lfilter IIR gradient": Row("lfilter", lambda: gf.lfilter([0.1, 0.2], [2.0, -1.0, 0.25], start="gradient")),
+    "sosfilt": Row("sosfilt", lambda: gf.sosfilt([[0.1, 0.2, 0.0, 2.0, -1.0, 0.25], [0.5, 0.5, 0.5, 1.0, 0.2, 0.0]])),
+    "sosfilt gradient": Row("sosfilt", lambda: gf.sosfilt(butter(3, 0.2, output="sos"), start="gradient")),
+    "sosfilt bfloat16": Row(
+        "sosfilt", lambda: gf.sosfilt(butter(3, 0.2, output="sos"), accumulator_dtype="bfloat16"), "bfloat16"
+    ),
     "amplify": Row("amplify", lambda: gf.amplify(gf.ema(0.5), 2.0)),
     "amplify normalize": Row("amplify", lambda: gf.amplify(gf.ema(0.5), 2.0, normalize=True)),
     "amplify slow only": Row("amplify", lambda: gf.amplify(gf.moving_average(3), 2.0, fast=0.0)),

@@ -146,28 +146,14 @@ def test_lfilter_equals_scipy(name, start, x64):
     np.testing.assert_allclose(run(gf.lfilter(b, a, start=start), jnp.asarray(g)), want, atol=1e-12)
 
 
-def test_sections_in_a_chain_equal_the_whole_design():
-    sos = scipy.signal.butter(6, 0.02, output="sos")
-    g = np.random.default_rng(0).normal(size=(500, 2))
-    tx = optax.chain(*(gf.lfilter(section[:3], section[3:]) for section in sos))
-    np.testing.assert_allclose(run(tx, jnp.asarray(g, jnp.float32)), scipy.signal.sosfilt(sos, g, axis=0), atol=1e-5)
-
-
-def test_lfilter_refuses_coefficients_that_float32_cannot_hold():
-    message = r"a must not sum to nearly 0 for float32, got \[1.0, .* response to a constant by \d+%; .* jax_enable_x64"
-    complex_ = jnp.zeros(2, jnp.complex64)
-    for order, cutoff in ((2, 0.001), (2, 3e-4), (2, 1e-4), (4, 0.02), (4, 0.005)):
-        for params in (jnp.zeros(2), jnp.zeros(2, jnp.bfloat16), complex_):
-            with pytest.raises(ValueError, match=message):
-                gf.lfilter(*scipy.signal.butter(order, cutoff)).init({"w": params})
-    for b, a in (([1.0], [1.0, -2.0, 1.0]), ([1.0], [1.0, -1.0]), ([1e-9], [1.0]), ([1.0, -1.0], [1.0])):
-        gf.lfilter(b, a).init(complex_)
-    gf.lfilter(*scipy.signal.butter(2, 0.002)).init(complex_)
-
-
-def test_lfilter_holds_a_low_cutoff_in_float64(x64):
-    slow = gf.lfilter(*scipy.signal.butter(2, 1e-4), start="gradient", accumulator_dtype="float64")
-    np.testing.assert_allclose(run(slow, jnp.ones((100, 1), jnp.float32)), 1.0, rtol=1e-6)
+@pytest.mark.parametrize("coefficients", [[1.0, -1.0], [1.0, -2.0, 1.0], [1.0, -1.5, 0.5]])
+def test_lfilter_takes_integrators(coefficients):
+    g = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+    want = scipy.signal.lfilter([1.0], coefficients, g.astype(np.float64), axis=0)
+    # Rounding errors are integrated too: 500 of 6e-8 by one integrator, and once more by a second one.
+    np.testing.assert_allclose(
+        run(gf.lfilter([1.0], coefficients), jnp.asarray(g)), want, atol=2e-4 * np.abs(want).max()
+    )
 
 
 def test_lfilter_takes_traced_coefficients():
