@@ -30,6 +30,12 @@ def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
     return jnp.dtype(requested)
 
 
+def widest_dtype(tree: Any) -> jnp.dtype:
+    """The widest real dtype to compute in for a leaf of `tree`, at least float32."""
+    dtypes = [jnp.finfo(wide_dtype(leaf)).dtype for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
+
+
 def zeros(params: optax.Params, requested: jax.typing.DTypeLike | None) -> optax.Updates:
     """Zeros shaped and sharded like `params`."""
     # Made from the parameters, not from their shapes, which would lose the sharding.

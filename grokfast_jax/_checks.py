@@ -35,6 +35,7 @@ def check_number(
         raise ValueError(message)
     if isinstance(value, Tracer):
         return
+    value = float(value)  # a JAX array would be compared by JAX, which under jit gives a tracer
     if not (math.isfinite(value) and low <= value < high):
         raise ValueError(message)
     used_in = jnp.result_type(float)
@@ -54,7 +55,7 @@ def check_not_narrow(name: str, value: Any) -> None:
         )
 
 
-def number_at(name: str, value: Any, step: jax.Array) -> jax.Array:
+def number_at(name: str, value: Any, step: Any) -> jax.Array:
     """The number `value` in the default float dtype; that of update `step`, if it is a schedule."""
     if callable(value):
         value = value(step)
