@@ -265,7 +265,7 @@ def _check_rounding(b: Any, a: Any, dtypes: set[Any], cure: str) -> None:
     """Raise if rounding the coefficients to one of `dtypes` can change the response by more than 1 %."""
     dtype = max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
     change = _rounding_change(b, a, dtype)
-    if change > LARGEST_CHANGE:
+    if not change <= LARGEST_CHANGE:  # NaN is none
         raise ValueError(
             f"b and a, rounded to {dtype}, must change the response by at most {LARGEST_CHANGE} of its largest value, "
             f"got b = {b.tolist()}, a = {a.tolist()} (over a[0]), which can change it by {change:.2g}; {cure}"
@@ -277,7 +277,7 @@ def _rounding_change(b: Any, a: Any, dtype: Any) -> float:
 
     Rounding changes each coefficient by a factor of 1 + u at most, with u half the epsilon of `dtype`. So on the unit
     circle |dB| <= u sum |b|, |dA| <= u sum |a|, and to first order |d(B / A)| <= (|dB| + |B / A| |dA|) / |A|. If the
-    bound is below 1, then |dA| < |A|, and by Rouche's theorem no pole has crossed the circle.
+    bound is below 1, then |dA| < |A|, and by Rouché's theorem no pole has crossed the circle. |A| is sampled.
     """
     # Roots at exactly 1 stay where they are, and make integrators: judged is what else there is.
     while len(a) > 1 and math.fsum(a) == 0 and math.fsum(a.astype(dtype).astype(np.float64)) == 0:

@@ -197,6 +197,19 @@ def test_tracers_and_schedules_pass():
     gf.amplify(gf.ema(optax.constant_schedule(2.0)), optax.constant_schedule(float("nan")))
 
 
+def test_arrays_are_checked_under_jit():
+    alpha = jnp.array(0.5)
+
+    def out(alpha, g):
+        tx = gf.grokfast_ema(alpha, lamb=jnp.array(2), fast=np.float32(1.0))
+        return tx.update(g, tx.init(g))[0]
+
+    np.testing.assert_array_equal(jax.jit(lambda g: out(alpha, g))(jnp.ones(2)), 3.0)
+    bad = jnp.array(1.5)
+    with pytest.raises(ValueError, match=r"alpha must be a number in \[0, 1\)"):
+        jax.jit(lambda g: out(bad, g))(jnp.ones(2))
+
+
 def test_numpy_ints_are_ints():
     tx = gf.moving_average(np.int64(4), stride=np.int32(2))
     assert tx.init(jnp.zeros(3)).ring.shape == (3, 3)

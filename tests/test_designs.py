@@ -135,6 +135,16 @@ def test_sosfilt_of_tiny_gradients_does_not_underflow():
     np.testing.assert_allclose(run(gf.sosfilt(sos), jnp.asarray(g)), want, atol=1e-5 * abs(want).max())
 
 
+def test_sosfilt_does_not_drift():
+    """300,000 float32 steps with gradients that fall by a factor of a million."""
+    steps, sos = 300_000, scipy.signal.butter(4, 0.02, output="sos")
+    g = (10.0 ** (-6 * np.arange(steps) / steps) * np.random.default_rng(0).uniform(0.5, 1.5, size=steps)).astype(
+        np.float32
+    )
+    out = np.asarray(jax.jit(lambda g: run(gf.sosfilt(sos), g))(g))
+    np.testing.assert_allclose(out[-1000:], scipy.signal.sosfilt(sos, g.astype(np.float64))[-1000:], rtol=1e-5)
+
+
 def test_the_guard_sees_every_narrow_leaf_also_under_jit():
     tx = gf.lfilter(*scipy.signal.butter(2, 0.001))
     for params in ({"w": jnp.zeros(2)}, [jnp.zeros(2, jnp.bfloat16)], jnp.zeros(2, jnp.complex64)):
@@ -142,6 +152,21 @@ def test_the_guard_sees_every_narrow_leaf_also_under_jit():
             with pytest.raises(ValueError, match=r"rounded to float32, .*change it by 0.024; use sosfilt"):
                 init(params)
     gf.lfilter(*scipy.signal.butter(2, 0.002)).init(jnp.zeros(2, jnp.complex64))
+
+
+@pytest.mark.parametrize(
+    ("b", "a"),
+    [
+        ([1.0], [1.0, -1.3, 0.3]),  # an integrator, but not in float32, where it leaks
+        ([1.0, -1.0], [1.0, -1.3, 0.3]),
+        ([1.0], [1.0, 1.0]),
+        (scipy.signal.butter(8, 0.001)[0], scipy.signal.butter(8, 0.001)[1]),  # sums to 0 or nearly so
+    ],
+)
+@pytest.mark.parametrize("start", ["zero", "gradient"])
+def test_the_guard_holds_where_a_has_a_root_on_the_circle(b, a, start):
+    with pytest.raises(ValueError, match=r"rounded to float32|a must not sum to 0 with start='gradient'"):
+        gf.lfilter(b, a, start=start).init(jnp.zeros(2))
 
 
 @pytest.mark.parametrize("cutoff", [[0.1, 0.101], [0.3, 0.3001], [0.9, 0.901]])
