@@ -1,4 +1,4 @@
-"""Amplification of the slow part of the gradients, and the two filters of the paper by name."""
+"""Weighted sums of filters: the amplification of the slow part of the gradients, and the paper's two by name."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,9 +9,16 @@ import optax
 from jax.core import Tracer
 
 from ._arrays import cast_like, next_step, widened
-from ._checks import check_choice, check_number, check_transformation
+from ._checks import check_choice, check_number, check_state, check_transformation, number_at
 from ._ema import Start, ema
 from ._moving_average import Reduce, moving_average
+
+
+class ParallelState(NamedTuple):
+    """State of `parallel`."""
+
+    branches: tuple[optax.OptState, ...]  # state of each transformation
+    parallel_step: jax.Array  # () int32, updates so far, saturating; drives the schedules of the weights
 
 
 class AmplifyState(NamedTuple):
@@ -19,6 +26,99 @@ class AmplifyState(NamedTuple):
 
     lowpass: optax.OptState  # state of the filter
     amplify_step: jax.Array  # () int32, updates so far, saturating; drives the schedules of lamb and fast
+
+
+def parallel(
+    *branches: tuple[optax.ScalarOrSchedule, optax.GradientTransformation],
+) -> optax.GradientTransformationExtraArgs:
+    r"""Weighted sum of what several transformations make of the same gradients.
+
+    .. math::
+        y_t = \sum_i w_i \cdot f_i(g)_t
+
+    Filters in series are `optax.chain(f, g)`; this is the other connection. Narrow gradients are widened to float32 for
+    the transformations, and their sum is rounded to the dtype of the gradients once.
+
+    Args:
+      *branches: One or more pairs (weight, transformation). A weight is any finite number, a scalar array or a schedule
+        of the update count. A transformation is any `optax.GradientTransformation`; `optax.identity()` stands for the
+        gradient itself. Where a weight is exactly 0, infinities and NaN of its branch stay out of the sum.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
+      arguments go to each transformation. Its state is a `ParallelState`.
+
+    Raises:
+      ValueError: There are no branches, or a weight is not finite or an array that is no scalar.
+      TypeError: A branch is no pair, its transformation is none, or its weight is no number, array or schedule, or of a
+        16-bit dtype.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from grokfast_jax import ema, parallel
+      >>> tx = parallel((1.0, optax.identity()), (-1.0, ema(0.5)))  # what is left without the slow part
+      >>> state = tx.init(jnp.zeros(2))
+      >>> out, state = tx.update(jnp.array([1.0, -2.0]), state)
+      >>> out, state = tx.update(jnp.array([3.0, 0.0]), state)
+      >>> print(out)
+      [1. 1.]
+
+    References:
+      Oppenheim and Schafer, *Discrete-Time Signal Processing*, 3rd ed., 2010, section 6.3.3.
+    """
+    if not branches:
+        raise ValueError("branches must be one or more pairs (weight, transformation), got none; pass at least one")
+    for i, branch in enumerate(branches):
+        if isinstance(branch, optax.GradientTransformation) or not isinstance(branch, tuple | list) or len(branch) != 2:
+            raise TypeError(
+                f"branches[{i}] must be a pair (weight, transformation), got {branch!r}; pass e.g. (1.0, ema(0.98))"
+            )
+        check_transformation(f"branches[{i}][1]", branch[1])
+        check_number(
+            f"branches[{i}][0]",
+            branch[0],
+            allowed="a finite number or a schedule of such",
+            cure="pass the weight first, the transformation second",
+        )
+    weights = [weight for weight, _ in branches]
+    transformations = [optax.with_extra_args_support(tx) for _, tx in branches]
+
+    def init_fn(params: optax.Params) -> Any:
+        return ParallelState(tuple(tx.init(widened(params)) for tx in transformations), jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        check_state(state, ParallelState)
+        if len(state.branches) != len(branches):
+            raise ValueError(
+                f"state must have {len(branches)} branches, got {len(state.branches)}; init the state again"
+            )
+        grads = widened(updates)
+        outs, states = zip(
+            *(
+                tx.update(grads, branch, params, **extra_args)
+                for tx, branch in zip(transformations, state.branches, strict=True)
+            ),
+            strict=True,
+        )
+        now = [number_at(f"branches[{i}][0]", weight, state.parallel_step) for i, weight in enumerate(weights)]
+
+        def weighted_sum(g: jax.Array, *parts: Any) -> jax.Array:
+            terms = [_weighted(weight.astype(g.dtype), part) for weight, part in zip(now, parts, strict=True)]
+            return sum(terms[1:], start=terms[0])
+
+        total = jax.tree.map(weighted_sum, grads, *outs)
+        return cast_like(total, updates), ParallelState(states, next_step(state.parallel_step))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _weighted(weight: jax.Array, part: Any) -> jax.Array:
+    """`weight * part`, and 0 for a weight of 0 whatever `part` is."""
+    part = jnp.asarray(part, weight.dtype)
+    # Not for finite parts, which are the derivative by the weight.
+    return jnp.where((weight == 0) & ~jnp.isfinite(part), 0, weight * part)
 
 
 def amplify(
@@ -33,15 +133,16 @@ def amplify(
     .. math::
         \hat g_t = \mathrm{fast} \cdot g_t + \lambda \cdot \mathrm{lowpass}(g)_t
 
-    Chain it before an optimizer. Any gradient transformation serves as the filter: `ema`, `moving_average`,
-    `lfilter`, a cascade of them by `optax.chain`, or `optax.ema`. Narrow gradients are widened to float32 for it, and
-    what comes out is rounded to their dtype once.
+    The same as `parallel((fast, optax.identity()), (lamb, lowpass))`. Chain it before an optimizer. Any gradient
+    transformation serves as the filter: `ema`, `moving_average`, `sosfilt`, a cascade of them by `optax.chain`, or
+    `optax.ema`.
 
     Args:
       lowpass: The filter, an `optax.GradientTransformation` that takes the gradients and returns their slow part.
       lamb: Amplification :math:`\lambda` of the slow part, any finite number, a scalar array, or a schedule of the
         update count. The filter collects from the first update on, whatever `lamb` is: a schedule that is 0 at
-        first is the paper's two-stage variant.
+        first is the paper's two-stage variant. While `lamb` is 0, infinities and NaN that the filter holds stay out of
+        the updates.
       fast: Weight of the gradient itself, likewise. 0 leaves the slow part alone (the paper's "slow only" ablation).
       normalize: Divide by `fast + lamb`, which keeps the size of a constant gradient if the filter does, as averages
         do and sums do not. Schedules must not sum to 0 at any step, or the updates are no longer finite.
@@ -51,10 +152,10 @@ def amplify(
       arguments go to the filter. Its state is an `AmplifyState`.
 
     Raises:
-      ValueError: `lamb` or `fast` is not finite or an array that is no scalar, or `normalize` with numbers that sum
-        to 0.
-      TypeError: `lowpass` is no gradient transformation, `normalize` no bool, or `lamb` or `fast` no number, array or
-        schedule.
+      ValueError: `lamb` or `fast` is not finite or an array that is no scalar, `normalize` is no bool, or is True with
+        numbers that sum to 0.
+      TypeError: `lowpass` is no gradient transformation, or `lamb` or `fast` is no number, array or schedule, or of a
+        16-bit dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,8 +174,7 @@ def amplify(
       <https://arxiv.org/abs/2405.20233>`_, 2024, equation 5.
     """
     check_transformation("lowpass", lowpass)
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize must be True or False, got {normalize!r}; pass a bool")
+    check_choice("normalize", normalize, (True, False))
     number = "a finite number or a schedule of such"
     check_number(
         "lamb", lamb, allowed=number, cure="the paper uses 2.0 for the EMA and 5.0 for the MA; 0.0 turns it off"
@@ -85,27 +185,28 @@ def amplify(
         raise ValueError(
             f"fast + lamb must not be 0 with normalize=True, got fast={fast!r} and lamb={lamb!r}; use normalize=False"
         )
-    filter_ = optax.with_extra_args_support(lowpass)
+
+    def weights(step: Any) -> tuple[jax.Array, jax.Array]:
+        fast_now, lamb_now = number_at("fast", fast, step), number_at("lamb", lamb, step)
+        if not normalize:
+            return fast_now, lamb_now
+        total = fast_now + lamb_now
+        return fast_now / total, lamb_now / total
+
+    both = parallel((lambda step: weights(step)[0], optax.identity()), (lambda step: weights(step)[1], lowpass))
 
     def init_fn(params: optax.Params) -> Any:
-        return AmplifyState(filter_.init(widened(params)), jnp.zeros((), jnp.int32))
+        state: Any = both.init(params)
+        return AmplifyState(state.branches[1], state.parallel_step)
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
-        grads = widened(updates)
-        slow, lowpass_state = filter_.update(grads, state.lowpass, params, **extra_args)
-        fast_now, lamb_now = (jnp.asarray(x(state.amplify_step) if callable(x) else x, float) for x in (fast, lamb))
-        if normalize:
-            total = fast_now + lamb_now
-            fast_now, lamb_now = fast_now / total, lamb_now / total
-
-        amplified = jax.tree.map(
-            lambda g, slow: fast_now.astype(g.dtype) * g + lamb_now.astype(g.dtype) * jnp.asarray(slow, g.dtype),
-            grads,
-            slow,
-        )
-        return cast_like(amplified, updates), AmplifyState(lowpass_state, next_step(state.amplify_step))
+        check_state(state, AmplifyState)
+        old = ParallelState((optax.EmptyState(), state.lowpass), state.amplify_step)
+        new: Any
+        amplified, new = both.update(updates, old, params, **extra_args)
+        return amplified, AmplifyState(new.branches[1], new.parallel_step)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

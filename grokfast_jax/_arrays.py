@@ -30,6 +30,12 @@ def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
     return jnp.dtype(requested)
 
 
+def widest_dtype(tree: Any) -> jnp.dtype:
+    """The widest real dtype to compute in for a leaf of `tree`, at least float32."""
+    dtypes = [jnp.finfo(wide_dtype(leaf)).dtype for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
+
+
 def zeros(params: optax.Params, requested: jax.typing.DTypeLike | None) -> optax.Updates:
     """Zeros shaped and sharded like `params`."""
     # Made from the parameters, not from their shapes, which would lose the sharding.
@@ -52,6 +58,11 @@ def stacked_zeros(
 def cast_like(tree: optax.Updates, like: optax.Updates) -> optax.Updates:
     """`tree` in the dtypes of `like`."""
     return jax.tree.map(lambda like_leaf, leaf: leaf.astype(jnp.result_type(like_leaf)), like, tree)
+
+
+def unzip(like: optax.Updates, tree: Any, parts: int) -> list[Any]:
+    """The `parts` trees like `like` of a `tree` that has a tuple of so many in place of each leaf."""
+    return [jax.tree.map(lambda _, leaf, k=k: leaf[k], like, tree) for k in range(parts)]
 
 
 def next_step(step: jax.Array) -> jax.Array:

@@ -12,10 +12,17 @@ from jax.core import Tracer
 
 
 def check_number(
-    name: str, value: Any, *, allowed: str, cure: str, low: float = -math.inf, high: float = math.inf
+    name: str,
+    value: Any,
+    *,
+    allowed: str,
+    cure: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    schedule: bool = True,
 ) -> None:
-    """Raise unless `value` is a finite real scalar in [low, high), a tracer of one, or a schedule."""
-    if callable(value):
+    """Raise unless `value` is a finite real scalar in [low, high), a tracer of one, or (if allowed) a schedule."""
+    if callable(value) and schedule:
         return
     message = f"{name} must be {allowed}, got {value!r}; {cure}"
     if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
@@ -23,10 +30,12 @@ def check_number(
     dtype = jnp.result_type(value)
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(message)
+    check_not_narrow(name, value)
     if np.shape(value) != ():
         raise ValueError(message)
     if isinstance(value, Tracer):
         return
+    value = float(value)  # a JAX array would be compared by JAX, which under jit gives a tracer
     if not (math.isfinite(value) and low <= value < high):
         raise ValueError(message)
     used_in = jnp.result_type(float)
@@ -38,16 +47,29 @@ def check_number(
 
 def check_not_narrow(name: str, value: Any) -> None:
     """Raise if `value` is an array, traced or not, of a floating-point dtype of less than 32 bits."""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
         raise TypeError(
             f"{name} must have a dtype of at least 32 bits, got {value!r}, which rounds what is near 1; "
             "under optax.inject_hyperparams pass hyperparam_dtype=jnp.float32"
         )
 
 
+def number_at(name: str, value: Any, step: Any) -> jax.Array:
+    """The number `value` in the default float dtype; that of update `step`, if it is a schedule."""
+    if callable(value):
+        value = value(step)
+        check_not_narrow(name, value)
+    return jnp.asarray(value, float)
+
+
 def check_int(name: str, value: Any, *, cure: str, low: int = 1) -> None:
     """Raise unless `value` is a Python (or NumPy) int of at least `low`, which is 0 or 1."""
     allowed = "a positive int" if low else "an int of at least 0"
+    if callable(value):
+        cure = f"{name} cannot change during training, pass one int"
+    elif isinstance(value, float) and value.is_integer():
+        cure = f"pass int({name})"
     message = f"{name} must be {allowed}, got {value!r}; {_cure(name, value, cure)}"
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(message)
@@ -64,18 +86,21 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_float_dtype(name: str, value: Any) -> None:
-    """Raise unless `value` is None or names a real floating-point dtype."""
+    """Raise unless `value` is None or names a real floating-point dtype that can hold a running sum."""
     if value is None:
         return
-    cure = _cure(name, value, "pass e.g. jnp.float32")
-    message = f"{name} must be a real floating-point dtype or None, got {value!r}; {cure}"
-    if isinstance(value, jax.Array):
-        raise TypeError(message)
+    message = (
+        f"{name} must be None or a real floating-point dtype of 8 to 64 bits with a zero and a sign, "
+        f"got {value!r}; pass e.g. jnp.float32"
+    )
     try:
         dtype = jnp.dtype(value)
     except TypeError as error:
         raise TypeError(message) from error
-    if not jnp.issubdtype(dtype, jnp.floating):
+    # float8_e8m0fnu holds powers of two alone.
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.name == "float8_e8m0fnu":
+        raise TypeError(message)
+    if not 8 <= jnp.finfo(dtype).bits <= 64:
         raise TypeError(message)
 
 
@@ -85,6 +110,34 @@ def check_transformation(name: str, value: Any) -> None:
         raise TypeError(
             f"{name} must be an optax.GradientTransformation, got {value!r}; pass a filter such as ema(0.98)"
         )
+
+
+def check_state(state: Any, expected: type) -> None:
+    """Raise unless `state` is an `expected`."""
+    if not isinstance(state, expected):
+        raise TypeError(
+            f"state must be the {expected.__name__} that init returned, got a {type(state).__name__}; "
+            "pass the last state of this very transformation"
+        )
+
+
+def check_updates(updates: optax.Updates, like: optax.Updates) -> None:
+    """Raise unless `updates` have the structure and shapes of `like`, a part of the state."""
+    cure = "init the state again for other parameters"
+    structures = jax.tree.structure(like), jax.tree.structure(updates)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"updates must have the structure of the parameters that init saw, {structures[0]}, "
+            f"got {structures[1]}; {cure}"
+        )
+    for (path, like_leaf), leaf in zip(
+        jax.tree_util.tree_flatten_with_path(like)[0], jax.tree.leaves(updates), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(like_leaf):
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} must have the shape of the parameter that init saw, "
+                f"{jnp.shape(like_leaf)}, got {jnp.shape(leaf)}; {cure}"
+            )
 
 
 def _cure(name: str, value: Any, otherwise: str) -> str:

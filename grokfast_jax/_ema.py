@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._arrays import cast_like, next_step, wide_dtype, zeros
-from ._checks import check_choice, check_float_dtype, check_not_narrow, check_number
+from ._arrays import cast_like, next_step, wide_dtype, widest_dtype, zeros
+from ._checks import check_choice, check_float_dtype, check_number, check_state, check_updates, number_at
 
 Start = Literal["gradient", "zero", "debiased"]
 
@@ -17,7 +17,7 @@ class EmaState(NamedTuple):
 
     slow: optax.Updates  # mu, the average of the gradients so far, like params in accumulator_dtype
     ema_step: jax.Array  # () int32, updates so far, saturating; drives the start and the schedule of alpha
-    mass: jax.Array | None  # () float, sum of the weights of the gradients so far; only for start="debiased"
+    mass: jax.Array | None  # () float, weights of the gradients so far, summed; None unless start="debiased"
 
 
 def ema(
@@ -52,8 +52,8 @@ def ema(
     Raises:
       ValueError: `alpha` is a number outside [0, 1), also after rounding to the default float dtype, or an array that
         is no scalar, or `start` is unknown.
-      TypeError: `alpha` is no number, array or schedule, or an array of a 16-bit dtype (in which 0.999 is 1), or
-        `accumulator_dtype` is no floating-point dtype.
+      TypeError: `alpha` is no number, array or schedule, or is of a 16-bit dtype (in which 0.999 is 1), or
+        `accumulator_dtype` is no floating-point dtype of 8 to 64 bits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,7 +71,6 @@ def ema(
       Lee, Kang, Kim and Lee, `Grokfast: Accelerated Grokking by Amplifying Slow Gradients
       <https://arxiv.org/abs/2405.20233>`_, 2024, Algorithm 1.
     """
-    check_not_narrow("alpha", alpha)
     check_number(
         "alpha",
         alpha,
@@ -84,19 +83,24 @@ def ema(
     check_float_dtype("accumulator_dtype", accumulator_dtype)
 
     def init_fn(params: optax.Params) -> Any:
-        mass = jnp.zeros((), float) if start == "debiased" else None
-        return EmaState(zeros(params, accumulator_dtype), jnp.zeros((), jnp.int32), mass)
+        slow = zeros(params, accumulator_dtype)
+        mass = jnp.zeros((), widest_dtype(slow)) if start == "debiased" else None
+        return EmaState(slow, jnp.zeros((), jnp.int32), mass)
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
-        keep = jnp.asarray(alpha(state.ema_step) if callable(alpha) else alpha, float)
-        mass = None
+        check_state(state, EmaState)
+        check_updates(updates, state.slow)
+        keep, mass = number_at("alpha", alpha, state.ema_step), None
         if start == "gradient":
             keep = jnp.where(state.ema_step == 0, 0.0, keep)
-        elif state.mass is not None:
+        elif start == "debiased":
+            if state.mass is None:
+                raise ValueError("state must have a mass for start='debiased', got None; init the state again")
             # mu / mass is itself an average, one that keeps alpha mass_{t-1} / mass_t of its past.
+            keep = keep.astype(state.mass.dtype)
             past = keep * state.mass
             mass = past + (1 - keep)
             keep = past / mass

@@ -1,5 +1,6 @@
 """Any causal linear filter over the steps."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,11 +10,14 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from ._arrays import cast_like, next_step, wide_dtype, zeros
-from ._checks import check_choice, check_float_dtype
+from ._arrays import cast_like, next_step, unzip, wide_dtype, zeros
+from ._checks import check_choice, check_float_dtype, check_not_narrow, check_state, check_updates
 
 Start = Literal["zero", "gradient"]
 Coefficients = Sequence[float] | np.ndarray | jax.Array
+Sections = Sequence[Sequence[float]] | np.ndarray | jax.Array
+
+LARGEST_CHANGE = 0.01  # of the response, by rounding the coefficients
 
 
 class LfilterState(NamedTuple):
@@ -21,6 +25,13 @@ class LfilterState(NamedTuple):
 
     delays: tuple[optax.Updates, ...]  # z_1, ..., z_order, the filter's memory, each like params
     lfilter_step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
+
+
+class SosfiltState(NamedTuple):
+    """State of `sosfilt`."""
+
+    delays: tuple[optax.Updates, ...]  # w_1 and w_2 of each section in turn, the filter's memory, each like params
+    sosfilt_step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
 
 
 def lfilter(
@@ -35,30 +46,31 @@ def lfilter(
     .. math::
         a_0 y_t = b_0 g_t + b_1 g_{t-1} + \dots + b_M g_{t-M} - a_1 y_{t-1} - \dots - a_N y_{t-N}
 
-    evaluated in direct form II transposed, so it holds max(M, N) arrays per parameter. Designs of `scipy.signal`
-    (`butter`, `bessel`, `firwin`, ...) drop in. In float32 split a high order into sections and chain them:
-    `optax.chain(*(lfilter(s[:3], s[3:]) for s in scipy.signal.butter(6, 0.02, output="sos")))`; for 16-bit gradients
-    inside `amplify`, which hands them over in float32: what passes between the sections may be very small. A low cutoff
-    needs more than float32 (for `butter(2, ...)` below about 0.002): `jax_enable_x64`, with
-    `accumulator_dtype="float64"` where the parameters are narrower.
+    evaluated in direct form II transposed, so it holds max(M, N) arrays per parameter. Use `sosfilt` for designs above
+    order 2 and for low cutoffs: rounding `a` moves its roots, the more so the closer together they are. `init` raises
+    where that can change the response by more than 1 %.
 
     Args:
       b: Numerator coefficients, one or more numbers or a 1-D array (which may be traced).
-      a: Denominator coefficients likewise; `a[0]` must not be 0. The default makes a finite impulse response.
+      a: Denominator coefficients likewise; `a[0]` must not be 0. The default makes a finite impulse response. 1, -1
+        makes a running sum.
       start: What the filter has seen before the first gradient. `"zero"`: zeros. `"gradient"`: that gradient for
         ever, so that the response to it is steady (`scipy.signal.lfilter_zi` times the first gradient).
-      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32. For
-        complex parameters, the complex dtype of that width, at least complex64.
+      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32. A
+        narrower one rounds the memory at each step, which no check covers. For complex parameters, the complex dtype of
+        that width, at least complex64.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
       is an `LfilterState`.
 
     Raises:
-      ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to nearly 0
-        with `start="gradient"` (such a filter has no steady state, or is a high order in need of splitting). In `init`:
-        rounding `a` to the dtype of the memory can change the response to a constant by more than 1 %.
-      TypeError: `b` or `a` holds something else than real numbers, or `accumulator_dtype` is no floating-point dtype.
+      ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to 0 with
+        `start="gradient"` (such a filter has no steady state). In `init`: rounding the coefficients to the dtype of the
+        memory can change the response at some frequency by more than 1 % of its largest value. Only traced coefficients
+        escape this check. Under `jit`, NumPy arrays and Python numbers are not traced, and are checked.
+      TypeError: `b` or `a` holds something else than real numbers of at least 32 bits, or `accumulator_dtype` is no
+        floating-point dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,7 +85,7 @@ def lfilter(
     References:
       Oppenheim and Schafer, *Discrete-Time Signal Processing*, 3rd ed., 2010, section 6.3.
     """
-    b_array, a_array = _coefficients("b", b), _coefficients("a", a)
+    (b_array, b_dtype), (a_array, a_dtype) = _coefficients("b", b), _coefficients("a", a)
     traced = isinstance(b_array, Tracer) or isinstance(a_array, Tracer)
     if not isinstance(a_array, Tracer) and a_array[0] == 0:
         raise ValueError(f"a[0] must not be 0, got a = {a!r}; drop the leading zeros (and advance b by as many steps)")
@@ -86,10 +98,10 @@ def lfilter(
     denominator = xp.pad(a_array / a_array[0], (0, order + 1 - len(a_array)))
     steady = xp.zeros(order)
     if start == "gradient":
-        if not traced and abs(denominator.sum()) <= 1e-14 * abs(denominator).sum():
+        if not traced and denominator.sum() == 0:
             raise ValueError(
-                f"a must not sum to (nearly) 0 with start='gradient', got a = {a!r}; such a filter has no steady "
-                "state, use start='zero', or split a high order into second-order sections and chain them"
+                f"a must not sum to 0 with start='gradient', got a = {a!r}; such a filter has no steady state, use "
+                "start='zero'"
             )
         gain = numerator.sum() / denominator.sum()
         steady = xp.cumsum((numerator - gain * denominator)[:0:-1])[::-1]
@@ -98,14 +110,21 @@ def lfilter(
         # Trees, not an axis: so every leaf fits the sharding and the partition metadata of its parameter.
         delays = tuple(zeros(params, accumulator_dtype) for _ in range(order))
         if not traced and order:
-            for dtype in {jnp.finfo(wide_dtype(leaf)).dtype for leaf in jax.tree.leaves(delays[0])}:
-                _check_rounding(denominator, dtype)
+            used = {jnp.finfo(wide_dtype(leaf)).dtype for leaf in jax.tree.leaves(delays[0])}
+            _check_rounding(
+                numerator,
+                denominator,
+                used | {b_dtype, a_dtype},
+                "use sosfilt, for a design of scipy.signal with output='sos'",
+            )
         return LfilterState(delays, jnp.zeros((), jnp.int32))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
+        check_state(state, LfilterState)
+        _check_delays(state.delays, order, updates)
 
         def advance(g: Any, *delays: jax.Array) -> tuple[jax.Array, ...]:
             dtype = wide_dtype(delays[0] if delays else g)
@@ -121,30 +140,173 @@ def lfilter(
             z = [total_k - a[k] * y if k < len(a_array) else total_k for k, total_k in enumerate(total)]
             return y, *(z_k.astype(delay.dtype) for z_k, delay in zip(z[1:], delays, strict=True))
 
-        leaves = jax.tree.map(advance, updates, *state.delays)
-        slow, *delays = (jax.tree.map(lambda g, leaf, k=k: leaf[k], updates, leaves) for k in range(order + 1))
+        slow, *delays = unzip(updates, jax.tree.map(advance, updates, *state.delays), order + 1)
         return cast_like(slow, updates), LfilterState(tuple(delays), next_step(state.lfilter_step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_rounding(a: Any, dtype: np.dtype) -> None:
-    """Raise if rounding the denominator `a` to `dtype` can change the response to a constant by more than 1 %."""
-    total, size = abs(a.sum()), abs(a).sum()
-    if total <= 1e-14 * size:  # no response to a constant: it grows without end
-        return
-    change = float(jnp.finfo(dtype).eps) / 2 * size / total
-    if change > 0.01:
+def sosfilt(
+    sos: Sections,
+    *,
+    start: Start = "zero",
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Linear filter of the gradients in second-order sections, with the meaning of `scipy.signal.sosfilt`.
+
+    Each row :math:`b_0, b_1, b_2, a_0, a_1, a_2` of `sos` is a filter of order 2, and the output of one is the input of
+    the next:
+
+    .. math::
+        a_0 y_t = b_0 g_t + b_1 g_{t-1} + b_2 g_{t-2} - a_1 y_{t-1} - a_2 y_{t-2}
+
+    This is the form for any design of `scipy.signal` (`butter`, `bessel`, `cheby1`, `ellip`, ... with `output="sos"`).
+    The coefficients are kept relative to those of a double pole at 1, so float32 holds high orders and low cutoffs that
+    were designed in float64: order 8 to 3e-6 of the largest output at a cutoff of 0.001, to 4e-5 at 0.0001. There are
+    2 arrays per section and parameter.
+
+    Args:
+      sos: Sections, an array of shape (sections, 6), which may be traced. Pass designs as NumPy gives them, in float64:
+        a traced float32 array has lost what tells a low cutoff from none, and cannot be checked.
+      start: What the filter has seen before the first gradient. `"zero"`: zeros. `"gradient"`: that gradient for
+        ever, so that the response to it is steady (`scipy.signal.sosfilt_zi` times the first gradient).
+      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32. For
+        complex parameters, the complex dtype of that width, at least complex64.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
+      is a `SosfiltState`.
+
+    Raises:
+      ValueError: `sos` is not of shape (sections, 6) or not finite, an `a_0` is 0, `start` is unknown, or the `a` of a
+        section sum to 0 with `start="gradient"` (such a filter has no steady state). Or `sos` is in float32, and was
+        rounded so that the response of a section can have changed by more than 1 %.
+      TypeError: `sos` holds something else than real numbers of at least 32 bits, or `accumulator_dtype` is no
+        floating-point dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from grokfast_jax import sosfilt
+      >>> average = sosfilt([[0.5, 0.0, 0.0, 1.0, -0.5, 0.0]])  # ema(0.5, start="zero")
+      >>> state = average.init(jnp.zeros(2))
+      >>> out, state = average.update(jnp.array([1.0, -2.0]), state)
+      >>> out, state = average.update(jnp.array([3.0, 0.0]), state)
+      >>> print(out)
+      [ 1.75 -0.5 ]
+
+    References:
+      Middleton and Goodwin, "Improved finite word length characteristics in digital control using delta operators",
+      *IEEE Transactions on Automatic Control*, 1986.
+    """
+    array, dtype = _coefficients("sos", sos, shape=(None, 6))
+    traced = isinstance(array, Tracer)
+    if not traced and not array[:, 3].all():
+        raise ValueError(f"a_0, column 3 of sos, must not be 0, got {sos!r}; divide each section by its a_0")
+    check_choice("start", start, get_args(Start))
+    check_float_dtype("accumulator_dtype", accumulator_dtype)
+    array = array / array[:, 3:4]
+    if not traced and jnp.finfo(dtype).bits < 64:
+        for section in array:
+            _check_rounding(section[:3], section[3:], {dtype}, "pass the design as NumPy gives it, in float64")
+    xp = jnp if traced else np
+
+    # With d = z - 1 a section is (b_0 d^2 + b_1' d + b_2') / (d^2 + a_1' d + a_2'): rounded is the distance from 1.
+    b0, b1, b2, _, a1, a2 = array.T
+    numerators = xp.stack([b0, 2 * b0 + b1, b0 + b1 + b2], axis=1)
+    denominators = xp.stack([xp.ones_like(a1), 2 + a1, 1 + a1 + a2], axis=1)
+    if not traced and numerators.any(axis=1).all():
+        # SciPy puts all of the gain in the first section, whose output float32 then cannot hold at low cutoffs.
+        gain = abs(numerators).max(axis=1, keepdims=True)
+        numerators = numerators * (np.exp(np.log(gain).mean()) / gain)
+    steady = xp.zeros((len(array), 2))
+    if start == "gradient":
+        if not traced and not denominators[:, 2].all():
+            raise ValueError(
+                f"the a of each section of sos must not sum to 0 with start='gradient', got {sos!r}; such a filter has "
+                "no steady state, use start='zero'"
+            )
+        gains = numerators[:, 2] / denominators[:, 2]
+        inputs = xp.cumprod(xp.concatenate([xp.ones(1), gains[:-1]]))  # of the sections, per unit of gradient
+        steady = inputs[:, None] * (gains[:, None] * denominators - numerators)[:, :2]
+
+    def init_fn(params: optax.Params) -> Any:
+        delays = tuple(zeros(params, accumulator_dtype) for _ in range(2 * len(array)))
+        return SosfiltState(delays, jnp.zeros((), jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        del params, extra_args
+        check_state(state, SosfiltState)
+        _check_delays(state.delays, 2 * len(array), updates)
+
+        def advance(g: Any, *delays: jax.Array) -> tuple[jax.Array, ...]:
+            dtype = wide_dtype(delays[0])
+            b, a, w0 = (xp.asarray(x, dtype) for x in (numerators, denominators, steady))
+            g = jnp.asarray(g, dtype)
+            w = [delay.astype(dtype) for delay in delays]
+            if start == "gradient":
+                w = [jnp.where(state.sosfilt_step == 0, w0[k // 2, k % 2] * g, w[k]) for k in range(len(w))]
+            y = g
+            for k in range(len(array)):
+                x, w1, w2 = y, w[2 * k], w[2 * k + 1]
+                # y = b_0 x + w_1, then d w_1 = b_1' x - a_1' y + w_2 and d w_2 = b_2' x - a_2' y
+                y = b[k, 0] * x + w1
+                w[2 * k : 2 * k + 2] = w1 + (b[k, 1] * x - a[k, 1] * y + w2), w2 + (b[k, 2] * x - a[k, 2] * y)
+            return y, *(w_k.astype(delay.dtype) for w_k, delay in zip(w, delays, strict=True))
+
+        slow, *delays = unzip(updates, jax.tree.map(advance, updates, *state.delays), 2 * len(array) + 1)
+        return cast_like(slow, updates), SosfiltState(tuple(delays), next_step(state.sosfilt_step))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_rounding(b: Any, a: Any, dtypes: set[Any], cure: str) -> None:
+    """Raise if rounding the coefficients to one of `dtypes` can change the response by more than 1 %."""
+    dtype = max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
+    change = _rounding_change(b, a, dtype)
+    if not change <= LARGEST_CHANGE:  # NaN is none
         raise ValueError(
-            f"a must not sum to nearly 0 for {dtype}, got {a.tolist()} (over a[0]), whose rounding can change the "
-            f"response to a constant by {change:.0%}; split a high order into second-order sections and chain them, "
-            'or, for a low cutoff, enable jax_enable_x64 and pass accumulator_dtype="float64"'
+            f"b and a, rounded to {dtype}, must change the response by at most {LARGEST_CHANGE} of its largest value, "
+            f"got b = {b.tolist()}, a = {a.tolist()} (over a[0]), which can change it by {change:.2g}; {cure}"
         )
 
 
-def _coefficients(name: str, values: Any) -> Any:
-    """`values` as a 1-D float array, of JAX if any of them is traced, else of NumPy in float64."""
-    message = f"{name} must be one or more finite real numbers, got {values!r}; pass e.g. {name}=(1.0,)"
+def _rounding_change(b: Any, a: Any, dtype: Any) -> float:
+    r"""Bound of the change of the response B / A, at any frequency, over its largest value.
+
+    Rounding changes each coefficient by a factor of 1 + u at most, with u half the epsilon of `dtype`. So on the unit
+    circle |dB| <= u sum |b|, |dA| <= u sum |a|, and to first order |d(B / A)| <= (|dB| + |B / A| |dA|) / |A|. If the
+    bound is below 1, then |dA| < |A|, and by Rouché's theorem no pole has crossed the circle. |A| is sampled.
+    """
+    # Roots at exactly 1 stay where they are, and make integrators: judged is what else there is.
+    while len(a) > 1 and math.fsum(a) == 0 and math.fsum(a.astype(dtype).astype(np.float64)) == 0:
+        a = np.cumsum(a)[:-1]
+    # |A| is smallest near the angles of its roots, over a range of angles as wide as they are far from the circle.
+    roots = np.roots(a)
+    near = np.angle(roots) + np.outer(np.linspace(-3, 3, 25), abs(1 - abs(roots)))
+    z = np.exp(-1j * np.concatenate([np.linspace(0, np.pi, 129), near.ravel()]))
+    size = abs(np.polyval(a[::-1], z))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        largest = (abs(np.polyval(b[::-1], z)) / size).max() or 1.0
+        return float(jnp.finfo(dtype).eps) / 2 * (abs(a).sum() + abs(b).sum() / largest) / size.min()
+
+
+def _check_delays(delays: Sequence[optax.Updates], expected: int, updates: optax.Updates) -> None:
+    """Raise unless there are the `expected` number of `delays`, each like the `updates`."""
+    if len(delays) != expected:
+        raise ValueError(
+            f"state must have {expected} delays, got {len(delays)}; it is that of other coefficients, init it again"
+        )
+    for delay in delays:
+        check_updates(updates, delay)
+
+
+def _coefficients(name: str, values: Any, shape: tuple[int | None, ...] = (None,)) -> tuple[Any, np.dtype]:
+    """`values` as a float array, of JAX if any of them is traced, else of NumPy in float64; and the dtype they had."""
+    example = "(1.0,)" if len(shape) == 1 else 'scipy.signal.butter(4, 0.02, output="sos")'
+    kind = "one or more finite real numbers" if len(shape) == 1 else "finite real numbers of shape (sections, 6)"
+    message = f"{name} must be {kind}, got {values!r}; pass e.g. {name}={example}"
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
     try:
         array = jnp.asarray(values) if traced else np.asarray(values)
@@ -152,9 +314,11 @@ def _coefficients(name: str, values: Any) -> Any:
         raise TypeError(message) from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(message)
-    if array.ndim != 1 or array.size == 0:
+    check_not_narrow(name, array)
+    if array.ndim != len(shape) or array.size == 0 or array.shape[1:] != shape[1:]:
         raise ValueError(message)
+    dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else np.dtype(np.float64)
     array = array.astype(float)
     if not traced and not np.isfinite(array).all():
         raise ValueError(message)
-    return array
+    return array, np.dtype(dtype)

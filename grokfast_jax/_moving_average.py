@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._arrays import cast_like, stacked_zeros, zeros
-from ._checks import check_choice, check_float_dtype, check_int
+from ._arrays import cast_like, stacked_zeros, unzip, zeros
+from ._checks import check_choice, check_float_dtype, check_int, check_state, check_updates
 
 Reduce = Literal["mean", "sum"]
 
 
 class MovingAverageState(NamedTuple):
-    """State of `moving_average`. A slot of the ring holds the sum of `stride` successive gradients."""
+    """State of `moving_average`. A slot of the ring buffer holds the sum of `stride` successive gradients."""
 
-    # The window and the slot that left it: (window_size // stride + 1, *shape), or (*shape, ...). Narrower than 32 bits
-    # it is of unsigned integers with the bits of `buffer_dtype`.
+    # Ring buffer of the window and the slot that left it: (window_size // stride + 1, *shape), or (*shape, ...).
+    # Narrower than 32 bits it is of unsigned integers with the bits of `buffer_dtype`.
     ring: optax.Updates
     window: optax.Updates  # sum of the window, like params
     fresh: optax.Updates  # sum since slot 1 of the ring was begun, like params
@@ -40,9 +40,10 @@ def moving_average(
     .. math::
         y_t = \frac{1}{w} \sum_{k=0}^{w-1} g_{t-k}
 
-    The cost of a step does not depend on the window: one slot of a ring is written, one is read, and two running sums
-    are kept. One of them starts anew in every turn of the ring and at its end replaces the other, so rounding errors
-    (and non-finite gradients) are forgotten after two windows at most.
+    The cost per step does not depend on the window: one slot of a ring buffer (the ring) is written, one is read, and
+    two running sums are kept. One of them starts anew in every turn of the ring and at its end replaces the other, so
+    rounding errors (and non-finite gradients) are forgotten after two windows at most. After a gradient of size S has
+    left the window, the mean is off by about eps S / 2 at most, for one window more: in float32 by 0.6 for S = 1e7.
 
     Args:
       window_size: Number w of gradients in the window, a positive int. 1 passes the gradients through; the paper uses
@@ -67,8 +68,8 @@ def moving_average(
 
     Raises:
       ValueError: `window_size` or `stride` is not positive, their sum is not below 2**31, `stride` does not divide
-        `window_size`, or `reduce` or `window_axis` is unknown.
-      TypeError: `window_size` or `stride` is no int, `warmup` no bool, or `buffer_dtype` no floating-point dtype.
+        `window_size`, `warmup` is no bool, or `reduce` or `window_axis` is unknown.
+      TypeError: `window_size` or `stride` is no int, or `buffer_dtype` no floating-point dtype of 8 to 64 bits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,8 +99,7 @@ def moving_average(
         raise ValueError(f"window_size + stride must be below 2**31, got {w} + {s}; use a smaller window_size")
     check_choice("reduce", reduce, get_args(Reduce))
     check_choice("window_axis", window_axis, (0, -1, None))
-    if not isinstance(warmup, bool):
-        raise TypeError(f"warmup must be True or False, got {warmup!r}; pass a bool")
+    check_choice("warmup", warmup, (True, False))
     check_float_dtype("buffer_dtype", buffer_dtype)
 
     axis = window_axis or 0
@@ -110,17 +110,17 @@ def moving_average(
     if slot_dtype is not None and slot_dtype.itemsize < 4:
         ring_dtype = jnp.dtype(f"uint{8 * slot_dtype.itemsize}")
 
-    def stored(slot: jax.Array, ring: jax.Array) -> jax.Array:
-        """A slot as the ring holds it."""
+    def to_slot(total: jax.Array, ring: jax.Array) -> jax.Array:
+        """A sum as the ring holds it."""
         if jnp.issubdtype(ring.dtype, jnp.unsignedinteger):
-            return lax.bitcast_convert_type(slot.astype(slot_dtype), ring.dtype)
-        return slot.astype(ring.dtype)
+            return lax.bitcast_convert_type(total.astype(slot_dtype), ring.dtype)
+        return total.astype(ring.dtype)
 
-    def loaded(slot: jax.Array, window: jax.Array) -> jax.Array:
-        """A slot of the ring as it is summed."""
+    def from_slot(slot: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """What the ring holds as it is summed."""
         if slot_dtype is not None and jnp.issubdtype(slot.dtype, jnp.unsignedinteger):
             slot = lax.bitcast_convert_type(slot, slot_dtype)
-        return slot.astype(window.dtype)
+        return slot.astype(dtype)
 
     def init_fn(params: optax.Params) -> Any:
         return MovingAverageState(
@@ -136,54 +136,58 @@ def moving_average(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
+        check_state(state, MovingAverageState)
+        check_updates(updates, state.window)
+        if (state.partial is None) != (s == 1):
+            raise ValueError(f"state must be that of stride={s}, got that of another stride; init the state again")
         place = jnp.asarray(state.position)
         slot, phase = place // s, place % s
-        slot_done = phase == s - 1
-        grads = jax.tree.map(lambda g, window: jnp.asarray(g, window.dtype), updates, state.window)
-        total = grads if state.partial is None else jax.tree.map(jnp.add, state.partial, grads)
-        # The slot as the ring holds it: what is added to the sums now is what leaves them later.
-        rounded = jax.tree.map(stored, total, state.ring)
-        added = jax.tree.map(loaded, rounded, state.window)
-        if state.partial is not None:
-            added = jax.tree.map(
-                lambda r, partial, g: jnp.where(slot_done, r - partial, g), added, state.partial, grads
-            )
-
-        # XLA updates an array in place if nothing but its new value is read, so each is written first and then read:
-        # the ring too, which is why it keeps the slot that leaves the window.
-        ring = jax.tree.map(
-            lambda ring, r: lax.dynamic_update_index_in_dim(ring, r, slot, axis % ring.ndim), state.ring, rounded
-        )
-        leaving = jax.tree.map(
-            lambda ring: lax.dynamic_index_in_dim(ring, (slot + 1) % (slots + 1), axis % ring.ndim, keepdims=False),
-            ring,
-        )
-        starts = (phase == 0) & (slot <= 1)
-        fresh = jax.tree.map(lambda fresh, a: jnp.where(starts, 0, fresh) + a, state.fresh, added)
-        # In the last slot of the ring `fresh` is the sum of the window, free of all that came before; in a window of
-        # one slot it always is.
-        whole = (slot == slots) | (slots == 1)
-        window = jax.tree.map(
-            lambda window, fresh, a, leaving: jnp.where(
-                whole, fresh, window + a - jnp.where(phase == 0, loaded(leaving, window), 0)
-            ),
-            state.window,
-            fresh,
-            added,
-            leaving,
-        )
-
+        slot_begins, slot_ends = phase == 0, phase == s - 1
+        # A turn of the ring begins with slot 1, so that in the last slot `fresh` is the sum of the window, free of all
+        # that came before. A window of one slot is always so.
+        turn_begins = slot_begins & (slot <= 1)
+        turn_ends = (slot == slots) | (slots == 1)
         fill = jnp.minimum(state.fill + 1, w)
         full = fill == w
-        held = jnp.where(full, w - s + 1 + phase, fill)
+        held = jnp.where(full, w - s + 1 + phase, fill)  # gradients in the window
         scale = 1.0 / held.astype(float) if reduce == "mean" else jnp.ones((), float)
-        slow = jax.tree.map(lambda window: scale.astype(window.dtype) * window, window)
-        if warmup:
-            slow = jax.tree.map(lambda slow: jnp.where(full, slow, 0), slow)
 
-        partial = None if s == 1 else jax.tree.map(lambda total: jnp.where(slot_done, 0, total), total)
+        def advance(
+            g: Any, ring: jax.Array, window: jax.Array, fresh: jax.Array, *partial: jax.Array
+        ) -> tuple[jax.Array, ...]:
+            ring_axis = axis % ring.ndim
+            if ring.shape != (*window.shape[:ring_axis], slots + 1, *window.shape[ring_axis:]):
+                raise ValueError(
+                    f"state must have a ring of {slots + 1} slots on axis {axis}, got shape {ring.shape} for a "
+                    f"parameter of shape {window.shape}; it is that of another moving average, init it again"
+                )
+            g = jnp.asarray(g, window.dtype)
+            total = partial[0] + g if partial else g
+            stored = to_slot(total, ring)
+            # What is added to the sums now is what leaves them later, so the slot counts as the ring holds it.
+            added = from_slot(stored, window.dtype)
+            if partial:
+                added = jnp.where(slot_ends, added - partial[0], g)
+
+            # XLA updates an array in place if nothing but its new value is read, so each is written first and then
+            # read: the ring too, which is why it keeps the slot that leaves the window.
+            ring = lax.dynamic_update_index_in_dim(ring, stored, slot, ring_axis)
+            leaving = lax.dynamic_index_in_dim(ring, (slot + 1) % (slots + 1), ring_axis, keepdims=False)
+            removed = jnp.where(slot_begins, from_slot(leaving, window.dtype), 0)
+            fresh = jnp.where(turn_begins, 0, fresh) + added
+            # One rounding at the size of the window: the two gradients are small beside a sum that holds a spike.
+            window = jnp.where(turn_ends, fresh, window + (added - removed))
+
+            slow = scale.astype(window.dtype) * window
+            if warmup:
+                slow = jnp.where(full, slow, 0)
+            return slow, ring, window, fresh, *(jnp.where(slot_ends, 0, total) for _ in partial)
+
+        partial = () if state.partial is None else (state.partial,)
+        leaves = jax.tree.map(advance, updates, state.ring, state.window, state.fresh, *partial)
+        slow, ring, window, fresh, *partial = unzip(updates, leaves, 4 + len(partial))
         position = (place + 1) % (w + s)
-        new_state = MovingAverageState(ring, window, fresh, partial, position, fill)
+        new_state = MovingAverageState(ring, window, fresh, partial[0] if partial else None, position, fill)
         return cast_like(slow, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -11,6 +11,7 @@ from jax import lax
 from ._checks import check_int, check_transformation
 
 SETTLE = 10_000
+LENGTH = 10_000
 
 
 def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: int | None = None) -> jax.Array:
@@ -98,6 +99,69 @@ def frequency_response(
     angle = 2 * np.pi * np.outer(f, np.arange(length))
     cos, sin = jnp.asarray(np.cos(angle), h.dtype), jnp.asarray(np.sin(angle), h.dtype)
     return jnp.asarray(f, h.dtype), lax.complex(cos @ h, -sin @ h)
+
+
+def dc_gain(tx: optax.GradientTransformation, length: int | None = None, *, settle: int | None = None) -> jax.Array:
+    r"""Gain of a constant gradient, measured.
+
+    .. math::
+        Q(1) = \sum_{k=0}^{n-1} h_k
+
+    with h the impulse response over n = `length` steps, which must have died out by then: after the window of a moving
+    average, or some ten time constants of an average or filter.
+
+    Args:
+      tx: The gradient transformation; see `impulse_response`.
+      length: Number n of steps of the impulse response to measure, a positive int. None is 10,000, enough for an EMA
+        with `alpha` up to 0.999.
+      settle: Number of zero gradients before the impulse; see `impulse_response`.
+
+    Returns:
+      A scalar array, in the default float dtype.
+
+    Raises:
+      TypeError, ValueError: As `impulse_response` does.
+
+    Example:
+      >>> from grokfast_jax import dc_gain, ema, grokfast_ma
+      >>> print(dc_gain(ema(0.5)).round(3), dc_gain(grokfast_ma(8, lamb=5.0)))
+      1.0 6.0
+    """
+    return impulse_response(tx, LENGTH if length is None else length, settle=settle).sum()
+
+
+def mean_age(tx: optax.GradientTransformation, length: int | None = None, *, settle: int | None = None) -> jax.Array:
+    r"""Mean age, in steps, of the gradients in the update, measured.
+
+    .. math::
+        \frac{\sum_{k=0}^{n-1} k h_k}{\sum_{k=0}^{n-1} h_k}
+
+    with h the impulse response over n = `length` steps, which must have died out by then, as for `dc_gain`. It is the
+    group delay at frequency 0: a slow trend comes out so many steps late. An EMA has :math:`\alpha / (1 - \alpha)`, a
+    moving average of w gradients :math:`(w - 1) / 2`, and ages in a chain add up.
+
+    Args:
+      tx: The gradient transformation; see `impulse_response`.
+      length: Number n of steps of the impulse response to measure; see `dc_gain`.
+      settle: Number of zero gradients before the impulse; see `impulse_response`.
+
+    Returns:
+      A scalar array, in the default float dtype. NaN if the gain of a constant is 0 to within the rounding of its sum,
+      n eps :math:`\sum |h_k|`: what stops a constant has no mean age.
+
+    Raises:
+      TypeError, ValueError: As `impulse_response` does.
+
+    Example:
+      >>> from grokfast_jax import mean_age, moving_average
+      >>> print(mean_age(moving_average(9)))
+      4.0
+    """
+    h = impulse_response(tx, LENGTH if length is None else length, settle=settle)
+    gain = h.sum()
+    is_zero = jnp.abs(gain) <= h.size * jnp.finfo(h.dtype).eps * jnp.abs(h).sum()
+    age = (jnp.arange(h.size, dtype=h.dtype) * h).sum() / jnp.where(is_zero, 1, gain)
+    return jnp.where(is_zero, jnp.nan, age)
 
 
 def _frequencies(values: Any) -> np.ndarray:

@@ -43,11 +43,6 @@ BAD = [
         TypeError,
         r"accumulator_dtype must .* got 'float33'; pass e.g.",
     ),
-    (
-        lambda: gf.ema(0.9, accumulator_dtype=jnp.array(0.0)),
-        TypeError,
-        r"accumulator_dtype must .*static_args=\(\"accumulator_dtype\",\)",
-    ),
     (lambda: gf.grokfast_ema(alpha=2), ValueError, r"alpha must .* got 2; "),
     (lambda: gf.grokfast_ema(lamb="2"), TypeError, r"lamb must be a finite number .* got '2'; "),
     (lambda: gf.grokfast_ema(lamb=float("inf")), ValueError, r"lamb must be a finite number .* got inf; "),
@@ -55,6 +50,12 @@ BAD = [
     (lambda: gf.moving_average(0), ValueError, r"window_size must be a positive int, got 0; use optax.identity\(\)"),
     (lambda: gf.moving_average(-3), ValueError, r"window_size must be a positive int, got -3; "),
     (lambda: gf.moving_average(2.5), TypeError, r"window_size must be a positive int, got 2.5; "),
+    (lambda: gf.moving_average(100.0), TypeError, r"window_size must be .* got 100.0; pass int\(window_size\)"),
+    (
+        lambda: gf.grokfast_ma(optax.constant_schedule(100)),
+        TypeError,
+        r"window_size must be .*; window_size cannot change during training, pass one int",
+    ),
     (lambda: gf.moving_average(True), TypeError, r"window_size must be a positive int, got True; "),
     (lambda: gf.moving_average(jnp.array(3)), TypeError, r"window_size must be .*static_args=\(\"window_size\",\)"),
     (
@@ -67,7 +68,7 @@ BAD = [
     (lambda: gf.moving_average(6, stride=1.5), TypeError, r"stride must be a positive int, got 1.5; "),
     (lambda: gf.moving_average(2**31, stride=2**30), ValueError, r"window_size \+ stride must be below 2\*\*31, got "),
     (lambda: gf.moving_average(6, reduce="max"), ValueError, r"reduce must be one of 'mean', 'sum', got 'max'; choose"),
-    (lambda: gf.moving_average(6, warmup=1), TypeError, r"warmup must be True or False, got 1; "),
+    (lambda: gf.moving_average(6, warmup=1), ValueError, r"warmup must be one of True, False, got 1; "),
     (lambda: gf.moving_average(6, window_axis=1), ValueError, r"window_axis must be one of 0, -1, None, got 1; choose"),
     (
         lambda: gf.moving_average(6, window_axis=jnp.array(-1)),
@@ -99,10 +100,65 @@ BAD = [
         ValueError,
         r"start must be one of 'zero', 'gradient', got 'debiased'",
     ),
+    (
+        lambda: gf.sosfilt([]),
+        ValueError,
+        r"sos must be finite real numbers of shape \(sections, 6\), got \[\]; pass e.g.",
+    ),
+    (lambda: gf.sosfilt([1.0, 0, 0, 1, 0, 0]), ValueError, r"sos must be .* of shape \(sections, 6\), got \[1.0, "),
+    (lambda: gf.sosfilt([[1.0, 0, 0, 1, 0]]), ValueError, r"sos must be .* of shape \(sections, 6\), got "),
+    (lambda: gf.sosfilt([[1.0, 0, 0, 1, 0, float("inf")]]), ValueError, r"sos must be finite real numbers .*inf"),
+    (lambda: gf.sosfilt([[1.0, 0, 0, 1, 0, 1j]]), TypeError, r"sos must be "),
+    (lambda: gf.sosfilt([[1.0, 0, 0, 0, 1, 0]]), ValueError, r"a_0, column 3 of sos, must not be 0, got .*; divide"),
+    (
+        lambda: gf.sosfilt([[1.0, 0, 0, 1, -1, 0]], start="gradient"),
+        ValueError,
+        r"must not sum to 0 .* use start='zero'",
+    ),
+    (
+        lambda: gf.sosfilt([[1.0, 0, 0, 1, 0, 0]], start="debiased"),
+        ValueError,
+        r"start must be one of 'zero', 'gradient'",
+    ),
     (lambda: gf.amplify(0.98, 2.0), TypeError, r"lowpass must be an optax.GradientTransformation, got 0.98; pass"),
     (lambda: gf.amplify(gf.ema, 2.0), TypeError, r"lowpass must be an optax.GradientTransformation"),
+    (lambda: gf.amplify(gf.ema(0.9), np.float16(2.0)), TypeError, r"lamb must have a dtype of at least 32 bits, got "),
+    (lambda: gf.lfilter(np.ones(2, np.float16)), TypeError, r"b must have a dtype of at least 32 bits, got "),
+    (lambda: gf.lfilter([1.0], jnp.ones(2, jnp.bfloat16)), TypeError, r"a must have a dtype of at least 32 bits, got "),
+    (lambda: gf.sosfilt(jnp.ones((1, 6), jnp.bfloat16)), TypeError, r"sos must have a dtype of at least 32 bits, got "),
+    (lambda: gf.parallel(), ValueError, r"branches must be one or more pairs .*, got none; pass at least one"),
+    (lambda: gf.parallel(gf.ema(0.9)), TypeError, r"branches\[0\] must be a pair \(weight, transformation\), got Grad"),
+    (lambda: gf.parallel((1.0, gf.ema(0.9)), 2.0), TypeError, r"branches\[1\] must be a pair .* got 2.0; pass e.g."),
+    (lambda: gf.parallel((gf.ema(0.9), 1.0)), TypeError, r"branches\[0\]\[1\] must be an optax.Grad.* got 1.0; pass"),
+    (lambda: gf.parallel(("1", gf.ema(0.9))), TypeError, r"branches\[0\]\[0\] must be a finite number .* got '1'; "),
+    (
+        lambda: gf.parallel((np.inf, gf.ema(0.9))),
+        ValueError,
+        r"branches\[0\]\[0\] must be a finite number .* got inf; ",
+    ),
+    (lambda: gf.scale_by_filtered_adam(0.9), TypeError, r"lowpass must be an optax.GradientTransformation, got 0.9; "),
+    (
+        lambda: gf.scale_by_filtered_adam(gf.ema(0.9), b2=1.0),
+        ValueError,
+        r"b2 must be a number in \[0, 1\), .* got 1.0; ",
+    ),
+    (
+        lambda: gf.scale_by_filtered_adam(gf.ema(0.9), eps=-1.0),
+        ValueError,
+        r"eps must be a finite number .* got -1.0; ",
+    ),
+    (
+        lambda: gf.scale_by_filtered_adam(gf.ema(0.9), eps=lambda _: 1.0),
+        TypeError,
+        r"eps must be a finite number .*; the",
+    ),
+    (lambda: gf.scale_by_filtered_adam(gf.ema(0.9), eps_root="0"), TypeError, r"eps_root must be .* got '0'; "),
     (lambda: gf.amplify(gf.ema(0.9), 2.0, fast="0"), TypeError, r"fast must be a finite number .* got '0'; "),
-    (lambda: gf.amplify(gf.ema(0.9), 2.0, normalize="yes"), TypeError, r"normalize must be True or False, got 'yes'; "),
+    (
+        lambda: gf.amplify(gf.ema(0.9), 2.0, normalize="yes"),
+        ValueError,
+        r"normalize must be one of True, False, got 'yes'; ",
+    ),
     (
         lambda: gf.amplify(gf.ema(0.9), -1.0, normalize=True),
         ValueError,
@@ -117,6 +173,8 @@ BAD = [
         r"settle must be an int of at least 0, got 0.0; ",
     ),
     (lambda: gf.impulse_response(gf.ema(0.9), 5, settle=-1), ValueError, r"settle must be .* got -1; use settle=0"),
+    (lambda: gf.dc_gain(0.98), TypeError, r"tx must be an optax.GradientTransformation, got 0.98; pass"),
+    (lambda: gf.mean_age(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=0.1), ValueError, r"frequencies must be a 1-D array"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=["x"]), TypeError, r"frequencies must .* got \['x'\]; "),
 ]
@@ -137,6 +195,19 @@ def test_tracers_and_schedules_pass():
     # Out of range, but unknown when the transformation is made.
     np.testing.assert_allclose(out(1.5, 3.0, 1.0, jnp.ones(2)), 1.0)
     gf.amplify(gf.ema(optax.constant_schedule(2.0)), optax.constant_schedule(float("nan")))
+
+
+def test_arrays_are_checked_under_jit():
+    alpha = jnp.array(0.5)
+
+    def out(alpha, g):
+        tx = gf.grokfast_ema(alpha, lamb=jnp.array(2), fast=np.float32(1.0))
+        return tx.update(g, tx.init(g))[0]
+
+    np.testing.assert_array_equal(jax.jit(lambda g: out(alpha, g))(jnp.ones(2)), 3.0)
+    bad = jnp.array(1.5)
+    with pytest.raises(ValueError, match=r"alpha must be a number in \[0, 1\)"):
+        jax.jit(lambda g: out(bad, g))(jnp.ones(2))
 
 
 def test_numpy_ints_are_ints():

@@ -70,7 +70,11 @@ def test_inject_hyperparams_makes_them_state(make):
     assert update._cache_size() == compiled
 
 
-def test_inject_hyperparams_on_the_paper_names():
+def adamix(alpha, b2):
+    return gf.scale_by_filtered_adam(gf.parallel((1.0, gf.ema(0.9, start="debiased")), (alpha, gf.ema(0.99))), b2=b2)
+
+
+def test_inject_hyperparams_on_every_factory():
     grads = gradients()
     for factory, static, arguments in (
         (gf.grokfast_ema, (), {"alpha": 0.9, "lamb": 3.0}),
@@ -78,6 +82,8 @@ def test_inject_hyperparams_on_the_paper_names():
         (gf.moving_average, ("window_size",), {"window_size": 3}),
         (gf.ema, (), {"alpha": lambda step: jnp.minimum(0.9, step / 10)}),
         (gf.lfilter, (), {"b": (0.1,), "a": (1.0, -0.9)}),
+        (adamix, (), {"alpha": lambda step: jnp.minimum(5.0, step / 2), "b2": 0.9}),
+        (gf.sosfilt, (), {"sos": np.array([[0.1, 0.0, 0.0, 1.0, -0.9, 0.0]])}),
     ):
         injected = optax.inject_hyperparams(factory, static_args=static)(**arguments)
         chex.assert_trees_all_close(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy.signal import butter
 
 import grokfast_jax as gf
 
@@ -27,6 +28,10 @@ class Row(NamedTuple):
 
 def rising(step):
     return jnp.minimum(step / 5, 1.0)
+
+
+def rising_to_1(step):
+    return step / (step + 1)
 
 
 TABLE = {
@@ -48,12 +53,28 @@ TABLE = {
     "lfilter gain": Row("lfilter", lambda: gf.lfilter([0.5])),
     "lfilter IIR": Row("lfilter", lambda: gf.lfilter([0.1, 0.2], [2.0, -1.0, 0.25])),
     "lfilter IIR gradient": Row("lfilter", lambda: gf.lfilter([0.1, 0.2], [2.0, -1.0, 0.25], start="gradient")),
+    "sosfilt": Row("sosfilt", lambda: gf.sosfilt([[0.1, 0.2, 0.0, 2.0, -1.0, 0.25], [0.5, 0.5, 0.5, 1.0, 0.2, 0.0]])),
+    "sosfilt gradient": Row("sosfilt", lambda: gf.sosfilt(butter(3, 0.2, output="sos"), start="gradient")),
+    "sosfilt bfloat16": Row(
+        "sosfilt", lambda: gf.sosfilt(butter(3, 0.2, output="sos"), accumulator_dtype="bfloat16"), "bfloat16"
+    ),
     "amplify": Row("amplify", lambda: gf.amplify(gf.ema(0.5), 2.0)),
     "amplify normalize": Row("amplify", lambda: gf.amplify(gf.ema(0.5), 2.0, normalize=True)),
     "amplify slow only": Row("amplify", lambda: gf.amplify(gf.moving_average(3), 2.0, fast=0.0)),
     "amplify schedules": Row("amplify", lambda: gf.amplify(gf.ema(0.5), rising, fast=lambda step: 1 - rising(step))),
     "amplify cascade": Row("amplify", lambda: gf.amplify(optax.chain(gf.ema(0.5), gf.ema(0.5)), 2.0)),
     "amplify identity": Row("amplify", lambda: gf.amplify(optax.identity(), 2.0)),
+    "parallel": Row(
+        "parallel", lambda: gf.parallel((0.5, gf.ema(0.5)), (-1.0, gf.moving_average(3)), (2, gf.ema(0.9)))
+    ),
+    "parallel schedules": Row(
+        "parallel", lambda: gf.parallel((rising, gf.ema(0.5)), (lambda step: 1 - rising(step), optax.identity()))
+    ),
+    "scale_by_filtered_adam": Row("scale_by_filtered_adam", lambda: gf.scale_by_filtered_adam(gf.ema(0.5))),
+    "scale_by_filtered_adam schedule": Row(
+        "scale_by_filtered_adam",
+        lambda: gf.scale_by_filtered_adam(gf.parallel((1, gf.ema(0.5)), (2, gf.moving_average(3))), b2=rising_to_1),
+    ),
     "grokfast_ema": Row("grokfast_ema", gf.grokfast_ema),
     "grokfast_ma": Row("grokfast_ma", lambda: gf.grokfast_ma(4)),
     "grokfast_ma all options": Row(
@@ -66,13 +87,17 @@ TABLE = {
 }
 
 
+def is_linear(row):
+    return row.asked_for in (None, "float32") and row.public != "scale_by_filtered_adam"
+
+
 @pytest.fixture(params=TABLE)
 def tx(request):
     return TABLE[request.param].make()
 
 
 def test_the_table_has_every_public_transformation():
-    measurements = {"impulse_response", "frequency_response"}
+    measurements = {"impulse_response", "frequency_response", "dc_gain", "mean_age"}
     public = {name for name in gf.__all__ if name[0].islower()} - measurements
     assert {row.public for row in TABLE.values()} == public
 
@@ -267,7 +292,7 @@ def test_split_runs_equal_whole_runs(name, data):
 
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 99), scale=st.floats(-3, 3, width=32))
-@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.asked_for in (None, "float32")])
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if is_linear(row)])
 def test_filters_are_linear(name, seed, scale):
     tx, params = TABLE[name].make(), jnp.zeros(3)
     g, h = gradients(params, seed=seed), gradients(params, seed=seed + 100)

@@ -1,5 +1,7 @@
 """Narrow parameters and gradients: the averages stay wide, and an overflow does not reach them."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -39,11 +41,7 @@ def test_narrow_gradients_are_averaged_as_wide_ones(dtype, tx):
     ("tx", "g", "expected"),
     [
         (gf.grokfast_ma(100, 0.01, filter_type="sum"), 1000.0, 2000.0),  # the sum of the window is 100,000
-        (  # the first section has a gain of 1e-9
-            gf.amplify(optax.chain(*(gf.lfilter(s[:3], s[3:]) for s in butter(6, 0.02, output="sos"))), 1.0),
-            0.01,
-            0.02,
-        ),
+        (gf.amplify(gf.sosfilt(butter(6, 0.02, output="sos")), 1.0), 0.01, 0.02),
         (gf.amplify(optax.ema(0.5, debias=False), 1000.0), 2.0**-24, 1001 * 2.0**-24),
     ],
 )
@@ -64,20 +62,52 @@ def test_integers_are_rounded_once():
         assert out.dtype == jnp.int32
 
 
-def test_injected_hyperparameters_are_not_rounded_to_narrow_parameters(lenient):
-    """optax gives injected numbers the dtype of the first parameter, in which 0.999 is 1: refused, and told how to."""
+NARROWED = {
+    "alpha": (gf.grokfast_ema, {"alpha": 0.999}),
+    "lamb": (gf.grokfast_ema, {"alpha": jnp.float32(0.9), "lamb": 0.1}),
+    "fast": (lambda fast: gf.amplify(gf.ema(0.9), 2.0, fast=fast), {"fast": 0.1}),
+    "scheduled lamb": (lambda lamb: gf.amplify(gf.ema(0.9), lamb), {"lamb": optax.constant_schedule(0.1)}),
+    "a": (lambda a: gf.lfilter([0.001], a), {"a": np.array([1.0, -0.999])}),
+    "b": (gf.lfilter, {"b": np.array([0.1, 0.2])}),
+    "sos": (gf.sosfilt, {"sos": butter(2, 0.1, output="sos")}),
+    "branches[0][0]": (lambda weight: gf.parallel((weight, gf.ema(0.9))), {"weight": 0.1}),
+    "b2": (lambda b2: gf.scale_by_filtered_adam(gf.ema(0.9), b2=b2), {"b2": 0.999}),
+    "eps": (lambda eps: gf.scale_by_filtered_adam(gf.ema(0.9), eps=eps), {"eps": 1e-8}),
+}
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_injected_hyperparameters_are_not_rounded_to_narrow_parameters(name, lenient):
+    """optax gives injected numbers the dtype of the parameters, in which 0.999 is 1: refused, with the cure."""
+    factory, arguments = NARROWED[name]
     params, g = jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
-    make = optax.inject_hyperparams(gf.grokfast_ema)
-    for init in (make(alpha=0.999).init, jax.jit(make(alpha=0.999).init)):
+    tx = optax.inject_hyperparams(factory)(**arguments)
+    name = re.escape(name.removeprefix("scheduled "))
+    for init in (tx.init, jax.jit(tx.init)):
         with pytest.raises(
-            TypeError, match=r"alpha must have a dtype of at least 32 bits.*hyperparam_dtype=jnp.float32"
+            TypeError, match=rf"(?s)^{name} must have a dtype of at least 32 bits.*hyperparam_dtype=jnp.float32"
         ):
             init(params)
-    tx = optax.inject_hyperparams(gf.grokfast_ema, hyperparam_dtype=jnp.float32)(alpha=0.999)
-    state = jax.jit(tx.init)(params)
+    tx = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)(**arguments)
+    expected = factory(**arguments)
+    state, expected_state = tx.init(params), expected.init(params)
     for gradient in (0 * g, g, g):
-        _, state = jax.jit(tx.update)(gradient, state)
-    np.testing.assert_allclose(state.inner_state.lowpass.slow, 1 - 0.999**2, rtol=1e-3)
+        out, state = jax.jit(tx.update)(gradient, state)
+        expected_out, expected_state = expected.update(gradient, expected_state)
+        np.testing.assert_allclose(out.astype(float), expected_out.astype(float), rtol=1e-2)
+    chex.assert_trees_all_close(state.inner_state, expected_state, rtol=1e-4)
+
+
+def test_a_schedule_of_narrow_numbers_is_refused():
+    narrow = lambda step: jnp.asarray(0.999, jnp.bfloat16)
+    for name, tx in (
+        ("alpha", gf.ema(narrow)),
+        ("lamb", gf.amplify(gf.ema(0.9), narrow)),
+        (r"branches\[1\]\[0\]", gf.parallel((1.0, gf.ema(0.9)), (narrow, gf.ema(0.9)))),
+        ("b2", gf.scale_by_filtered_adam(gf.ema(0.9), b2=narrow)),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name} must have a dtype of at least 32 bits"):
+            tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 
 def test_bfloat16_training_accumulates_in_float32(tx, lenient):

@@ -10,6 +10,7 @@ import grokfast_jax as gf
 
 K = np.arange(40)
 BUTTER = scipy.signal.butter(2, 0.3)
+SOS = scipy.signal.butter(6, 0.1, output="sos")
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,8 @@ BUTTER = scipy.signal.butter(2, 0.3)
         (gf.grokfast_ma(), (K == 0) + 5 / 100),
         (optax.chain(gf.ema(0.9), gf.ema(0.9)), 0.01 * (K + 1) * 0.9**K),
         (gf.lfilter(*BUTTER), scipy.signal.lfilter(*BUTTER, K == 0)),
+        (gf.sosfilt(SOS), scipy.signal.sosfilt(SOS, K == 0)),
+        (gf.parallel((2.0, optax.identity()), (3.0, gf.ema(0.9))), 2.0 * (K == 0) + 0.3 * 0.9**K),
         (optax.sgd(0.5), -0.5 * (K == 0)),
         (optax.sgd(0.5, momentum=0.9), -0.5 * 0.9**K),
         (optax.sgd(0.5, momentum=0.9, nesterov=True), -0.5 * ((K == 0) + 0.9 ** (K + 1))),
@@ -41,6 +44,46 @@ def test_settle_shows_the_start():
     np.testing.assert_allclose(gf.impulse_response(gf.ema(0.9), len(K), settle=0), 0.9**K, rtol=1e-5)
     np.testing.assert_allclose(gf.impulse_response(gf.moving_average(8), len(K)), (K < 8) / 8, rtol=1e-6)
     assert gf.impulse_response(gf.moving_average(8), 5, settle=0).sum() == 0  # the window is never full
+
+
+NESTEROV = gf.parallel((1 - 0.95, optax.identity()), (0.95, gf.ema(0.95, start="debiased")))
+B, A = BUTTER
+
+
+@pytest.mark.parametrize(
+    ("tx", "gain", "age"),
+    [
+        (optax.identity(), 1, 0),
+        (gf.ema(0.9), 1, 9),
+        (gf.ema(0.98, start="debiased"), 1, 49),
+        (gf.moving_average(100), 1, 49.5),
+        (gf.moving_average(8, reduce="sum"), 8, 3.5),
+        (optax.chain(gf.ema(0.9), gf.moving_average(8)), 1, 9 + 3.5),
+        (gf.grokfast_ema(0.98, 2.0), 3, 49 * 2 / 3),
+        (gf.grokfast_ma(100, 5.0), 6, 49.5 * 5 / 6),
+        (NESTEROV, 1, 0.95 * 19),
+        (gf.lfilter(B, A), 1, K[:3] @ A / A.sum() * -1 + K[:3] @ B / B.sum()),
+        (gf.sosfilt(SOS), 1, scipy.signal.group_delay(scipy.signal.butter(6, 0.1), [1e-6])[1][0]),
+        (optax.sgd(0.5, momentum=0.9), -5, 9),
+    ],
+)
+def test_gain_and_age_equal_their_closed_forms(tx, gain, age):
+    np.testing.assert_allclose(gf.dc_gain(tx), gain, rtol=1e-4)
+    np.testing.assert_allclose(gf.mean_age(tx), age, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "highpass", [gf.lfilter([1.0, -1.0]), gf.parallel((1.0, optax.identity()), (-1.0, gf.ema(0.9)))]
+)
+def test_what_stops_a_constant_has_no_age(highpass):
+    np.testing.assert_allclose(gf.dc_gain(highpass), 0, atol=1e-5)
+    assert np.isnan(gf.mean_age(highpass))
+
+
+def test_gain_and_age_show_a_response_that_is_cut_off():
+    np.testing.assert_allclose(gf.dc_gain(gf.moving_average(8), 4), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(gf.mean_age(gf.moving_average(8), 4), 1.5, rtol=1e-6)
+    np.testing.assert_allclose(gf.dc_gain(gf.ema(0.5), 50, settle=0), 2, rtol=1e-6)  # the first gradient counts twofold
 
 
 def test_frequency_response_equals_scipy():
@@ -67,7 +110,12 @@ SGDS = [
     optax.sgd(0.5, momentum=0.9),
     optax.sgd(0.5, momentum=0.9, nesterov=True),
 ]
-LOWPASSES = [gf.ema(0.9, start="zero"), gf.lfilter(np.ones(8) / 8), gf.lfilter(*BUTTER)]
+LOWPASSES = {
+    "ema": gf.ema(0.9, start="zero"),
+    "mean": gf.lfilter(np.ones(8) / 8),
+    "butterworth": gf.lfilter(*BUTTER),
+    "sections": gf.sosfilt(SOS),
+}
 
 
 def filtered_before_and_after(lowpass, optimizer):
@@ -86,7 +134,7 @@ def filtered_before_and_after(lowpass, optimizer):
     return both
 
 
-@pytest.mark.parametrize("lowpass", LOWPASSES, ids=["ema", "mean", "butterworth"])
+@pytest.mark.parametrize("lowpass", LOWPASSES.values(), ids=LOWPASSES)
 @pytest.mark.parametrize("sgd", SGDS, ids=["plain", "momentum", "nesterov"])
 def test_filtering_the_gradients_of_sgd_is_filtering_its_updates(lowpass, sgd, x64):
     """Theorem A.1 of the paper: filter and optimizer are linear, invariant in time, and start at rest."""
@@ -95,7 +143,7 @@ def test_filtering_the_gradients_of_sgd_is_filtering_its_updates(lowpass, sgd, x
     assert np.abs(before).max() > 1
 
 
-@pytest.mark.parametrize("lowpass", LOWPASSES, ids=["ema", "mean", "butterworth"])
+@pytest.mark.parametrize("lowpass", LOWPASSES.values(), ids=LOWPASSES)
 def test_filtering_the_gradients_of_adam_is_not(lowpass, x64, lenient):
     before, after = filtered_before_and_after(lowpass, optax.adam(0.5))
     assert np.abs(before - after).max() > 0.1

@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from scipy.signal import butter
 
 import grokfast_jax as gf
 
@@ -23,8 +24,11 @@ FILTERS = {
     "ma stride": gf.grokfast_ma(4, 0.5, stride=2, warmup=False),
     "ma last axis": gf.grokfast_ma(4, 0.5, window_axis=-1),
     "lfilter": gf.amplify(gf.lfilter([0.1, 0.1], [1.0, -0.8]), 0.5),
+    "sosfilt": gf.amplify(gf.sosfilt(butter(3, 0.2, output="sos")), 0.5),
+    "parallel": gf.parallel((1.0, gf.ema(0.9)), (0.5, gf.moving_average(4))),
+    "filtered adam": gf.scale_by_filtered_adam(gf.ema(0.9)),
 }
-ALL = optax.chain(FILTERS["ema"], FILTERS["ma last axis"], FILTERS["lfilter"], optax.adamw(1e-2))
+ALL = optax.chain(*(FILTERS[name] for name in FILTERS if name not in ("ma", "ma stride")), optax.adamw(1e-2))
 SPECS = {
     "FSDP": {"up": P("data"), "down": P("data"), "bias": P("data")},
     "tensor parallel": {"up": P(None, "model"), "down": P("model", None), "bias": P("model")},

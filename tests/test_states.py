@@ -1,0 +1,142 @@
+"""States that do not belong to the transformation, and dtypes of states: an error at once, or no change."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import grokfast_jax as gf
+
+from .test_conformance import TABLE
+
+TRANSFORMATIONS = {
+    "ema": gf.ema(0.9),
+    "moving_average": gf.moving_average(4),
+    "lfilter": gf.lfilter([0.5, 0.5]),
+    "sosfilt": gf.sosfilt([[0.5, 0.0, 0.0, 1.0, -0.5, 0.0]]),
+    "amplify": gf.grokfast_ema(),
+    "parallel": gf.parallel((1.0, gf.ema(0.9))),
+    "scale_by_filtered_adam": gf.scale_by_filtered_adam(gf.ema(0.9)),
+}
+PARAMS = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
+
+
+@pytest.fixture(params=TRANSFORMATIONS)
+def tx(request):
+    return TRANSFORMATIONS[request.param]
+
+
+def test_the_state_of_another_transformation_is_refused(tx):
+    name = type(tx.init(PARAMS)).__name__
+    for foreign in (optax.scale_by_adam().init(PARAMS), {}, (tx.init(PARAMS),)):
+        with pytest.raises(TypeError, match=rf"state must be the {name} that init returned, got a \w+; pass the last"):
+            tx.update(PARAMS, foreign)
+
+
+def test_the_state_of_other_parameters_is_refused(tx):
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(
+            ValueError, match=r"updates\['b'\] must have the shape .* \(3,\), got \(1,\); init the state"
+        ):
+            update({"w": jnp.ones((2, 3)), "b": jnp.ones(1)}, tx.init(PARAMS))
+        with pytest.raises(ValueError, match=r"updates\['w'\] must have the shape .* \(2, 3\), got \(3,\); init"):
+            update({"w": jnp.ones(3), "b": jnp.ones(3)}, tx.init(PARAMS))
+        with pytest.raises(ValueError, match="updates must have the structure of the parameters that init saw"):
+            update({"w": jnp.ones((2, 3))}, tx.init(PARAMS))
+        with pytest.raises(ValueError, match="updates must have the structure of the parameters that init saw"):
+            update(jnp.ones(3), tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("tx", "other", "message"),
+    [
+        (gf.ema(0.9, start="debiased"), gf.ema(0.9), "state must have a mass for start='debiased', got None"),
+        (
+            gf.moving_average(4),
+            gf.moving_average(5),
+            r"state must have a ring of 5 slots on axis 0, got shape \(6, 3\)",
+        ),
+        (gf.moving_average(4), gf.moving_average(4, window_axis=-1), r"ring of 5 slots on axis 0, got shape \(3, 5\)"),
+        (gf.moving_average(4), gf.moving_average(8, stride=2), "state must be that of stride=1"),
+        (gf.moving_average(8, stride=2), gf.moving_average(4), "state must be that of stride=2"),
+        (gf.lfilter([0.5, 0.5]), gf.lfilter([0.5, 0.3, 0.2]), "state must have 1 delays, got 2; it is that of other"),
+        (gf.sosfilt(np.ones((2, 6))), gf.sosfilt(np.ones((1, 6))), "state must have 4 delays, got 2; it is that of"),
+        (
+            gf.parallel((1, gf.ema(0.9)), (1, gf.ema(0.9))),
+            gf.parallel((1, gf.ema(0.9))),
+            "state must have 2 branches, got 1",
+        ),
+    ],
+)
+def test_the_state_of_other_arguments_is_refused(tx, other, message):
+    with pytest.raises(ValueError, match=message):
+        tx.update(jnp.ones(3), other.init(jnp.ones(3)))
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("first", [False, True], ids=["x64 on later", "x64 off later"])
+def test_dtypes_of_the_state_are_those_of_init_whatever_becomes_of_x64(name, first):
+    tx = TABLE[name].make()
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2, jnp.bfloat16), "c": jnp.zeros(2, jnp.complex64)}
+    with jax.enable_x64(first):
+        state = tx.init(params)
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    with jax.enable_x64(not first):
+        _, new_state = tx.update(params, state)
+        assert describe(new_state) == describe(state)
+        _, new_state = jax.jit(tx.update)(params, state)
+        assert describe(new_state) == describe(state)
+        final, _ = lax.scan(lambda s, _: tx.update(params, s)[::-1], state, length=2)
+        assert describe(final) == describe(state)
+
+
+FLOATS = sorted(
+    {
+        np.dtype(scalar).name
+        for scalar in [*vars(ml_dtypes).values(), np.float16, np.float32, np.longdouble]
+        if isinstance(scalar, type) and issubclass(scalar, np.generic) and jnp.issubdtype(scalar, jnp.floating)
+    }
+)
+CANNOT = {name for name in FLOATS if name.startswith(("float4", "float6"))} | {
+    "float8_e8m0fnu",
+    np.dtype(np.longdouble).name,
+}
+MAKERS = {
+    "buffer_dtype": lambda dtype: gf.moving_average(4, warmup=False, buffer_dtype=dtype),
+    "accumulator_dtype of ema": lambda dtype: gf.ema(0.5, accumulator_dtype=dtype),
+    "accumulator_dtype of lfilter": lambda dtype: gf.lfilter([0.5, 0.5], accumulator_dtype=dtype),
+    "accumulator_dtype of sosfilt": lambda dtype: gf.sosfilt([[0.5, 0.5, 0, 1, 0, 0]], accumulator_dtype=dtype),
+}
+
+
+def test_the_table_of_dtypes_knows_those_of_ml_dtypes():
+    assert {"bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float16", "float32"} <= set(FLOATS)
+    assert len(FLOATS) >= 10
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_dtype_works_or_is_refused_at_construction(dtype, make):
+    """Alternating gradients of 1 and -2, and NaN at the end: means of two are -0.5 in every dtype that works."""
+    name = make.split()[0]
+    if dtype in CANNOT:
+        with pytest.raises(TypeError, match=rf"{name} must be None or a real floating-point dtype of 8 to 64 bits"):
+            MAKERS[make](dtype)
+        return
+    tx = MAKERS[make](dtype)
+    g = jnp.asarray(np.tile([[1.0], [-2.0]], (6, 3)), jnp.float32)
+    state, out = jax.jit(lambda g: lax.scan(lambda s, x: tx.update(x, s)[::-1], tx.init(g[0]), g))(g)
+    kept = state.ring if name == "buffer_dtype" else jax.tree.leaves(state)[0]
+    assert kept.dtype.itemsize == np.dtype(dtype).itemsize
+    if "ema" in make:  # fixed points of mu -> (mu + g) / 2
+        np.testing.assert_allclose(out[-2:, 0], [0.0, -1.0], atol=0.15)
+    else:
+        np.testing.assert_allclose(out[-2:], -0.5, atol=0.1)
+    eager, eager_state = [], tx.init(g[0])
+    for x in g:
+        y, eager_state = tx.update(x, eager_state)
+        eager.append(y)
+    np.testing.assert_array_equal(np.stack(eager), out)
