@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import requests
+import scipy.stats
 from flax import nnx
 
 from examples import imdb
@@ -278,6 +279,21 @@ def test_presets_are_the_two_by_two():
         f, o = c.filtering, c.optimization
         assert (f.alpha, f.lamb, o.clip_norm, c.run.budget, o.lr_warmup) == (0.98, 2.0, 5.0, 10_000, 0)
         assert (o.optimizer, o.lr, o.beta1, o.beta2, c.task) == ("adamw", 3e-4, 0.9, 0.999, Imdb())
+
+
+def test_the_best_of_many_batches_is_as_far_above_the_accuracy_as_the_readme_tells():
+    """The highest accuracy of 10,000 random batches of 50 out of 250 reviews, the median of it."""
+
+    def median_best(correct, batches):
+        # P(highest <= k) is the hypergeometric P(one <= k) to the power of the number of batches.
+        highest = scipy.stats.hypergeom(250, correct, 50).cdf(np.arange(51)) ** batches
+        return np.argmax(highest >= 0.5) / 50
+
+    rng = np.random.default_rng(0)
+    for correct in (150, 173):
+        drawn = rng.hypergeometric(correct, 250 - correct, 50, size=(400, 1000)).max(axis=1) / 50
+        assert median_best(correct, 1000) == np.median(drawn)
+    assert [median_best(correct, 10_000) for correct in (150, 168, 173)] == [0.82, 0.88, 0.90]
 
 
 def table(rows=1000, header="review,sentiment"):
