@@ -2,7 +2,7 @@
 
 The jump is the highest training loss of the records within 100 steps after the switch, less the mean of the 50 before.
 A preset whose filter is not switched on late is measured at the switches of all others, which is their control.
-SWEEP/switch_on.csv gets a row a run, SWEEP/switch_on.md the table, SWEEP/switch_on.png the picture.
+SWEEP/switch_on.csv gets a row per run, SWEEP/switch_on.md the table, SWEEP/switch_on.png the picture.
 """
 
 import json
@@ -11,15 +11,17 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import pandas as pd
 import tyro
 
 from examples.harness import plots
 from examples.harness.errors import UserError, plain_errors
+from examples.harness.files import write_whole
 from examples.harness.records import Row
-from examples.harness.run_folder import write_whole
-from examples.sweep import spread, to_csv, to_rows
+from examples.harness.tables import markdown, median_and_range
+from examples.sweep import to_rows
 
 BEFORE, AFTER = 50, 100  # steps
 
@@ -46,23 +48,27 @@ def main(sweep: Annotated[Path, tyro.conf.Positional]) -> None:
     if not switches:
         raise UserError(f"{sweep} has no run whose filter is switched on late (--filter-from)")
     runs: dict[str, list[list[Row]]] = {}
-    table: list[dict[str, Any]] = []
+    table = []
     for result in results:
         name, rows = ", ".join(result["axes"].values()), to_rows(result)
         runs.setdefault(name, []).append(rows)
         own = result["config"]["filter_from"]
-        measured = {f"jump_at_{s}": round(jump(rows, s), 4) if own in (0, s) else None for s in switches}
+        measured = {f"jump_at_{s}": round(jump(rows, s), 4) if own in (0, s) else math.nan for s in switches}
         table.append({"run": name, "seed": result["config"]["seed"], **measured, "last_val_loss": rows[-1]["val_loss"]})
-    write_whole(sweep / "switch_on.csv", to_csv(table))
+    frame = pd.DataFrame(table)
+    write_whole(sweep / "switch_on.csv", frame.to_csv(index=False))
 
     titles = {f"jump_at_{s}": f"jump at step {s:,}" for s in switches} | {"last_val_loss": "val. loss at the end"}
-    lines = [" | ".join(["| run", *titles.values()]) + " |", "|---" * (len(titles) + 1) + "|"]
-    for name in runs:
-        columns = [[row[column] for row in table if row["run"] == name] for column in titles]
-        cells = ["" if None in column else spread(column, ".3f") for column in columns]
-        lines.append(" | ".join([f"| {name}", *cells]) + " |")
-    write_whole(sweep / "switch_on.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    lines = []
+    for name, group in frame.groupby("run", sort=False):
+        values = {title: group[column].to_numpy() for column, title in titles.items()}
+        measured = {
+            title: median_and_range(v, ".3f") if v.size > sum(pd.isna(v)) else "" for title, v in values.items()
+        }
+        lines.append({"run": name, **measured})
+    text = markdown(lines)
+    write_whole(sweep / "switch_on.md", text)
+    print(text, end="")
 
     last = max(row["step"] for group in runs.values() for rows in group for row in rows)
     title = f"{plan['experiment']}: median and range of {len(plan['seeds'])} seeds"

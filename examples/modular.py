@@ -42,7 +42,7 @@ class Attention(nnx.Module):
         kv_bmchk = self.key_value(x_bld).reshape(b, length, 2, self.heads, -1)
         scores_bhlm = jnp.einsum("blhk,bmhk->bhlm", q_blhk, kv_bmchk[:, :, 0]) / q_blhk.shape[-1] ** 0.5
         visible_lm = jnp.tril(jnp.ones((length, length), bool))
-        weights_bhlm = jax.nn.softmax(jnp.where(visible_lm, scores_bhlm, -jnp.inf))
+        weights_bhlm = jax.nn.softmax(jnp.where(visible_lm[None, None], scores_bhlm, -jnp.inf))
         y_blhk = jnp.einsum("bhlm,bmhk->blhk", weights_bhlm, kv_bmchk[:, :, 1])
         return self.out(y_blhk.reshape(b, length, d))
 
@@ -76,7 +76,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_bl: jax.Array) -> jax.Array:
         """Logits of the token after each position, (b, l, v)."""
-        x_bld = self.token[...][tokens_bl] + self.position[: tokens_bl.shape[1]]
+        x_bld = self.token[...][tokens_bl] + self.position[None, : tokens_bl.shape[1]]
         for block in self.blocks:
             x_bld = block(x_bld)
         return self.head(self.ln(x_bld))

@@ -1,16 +1,22 @@
 """The benchmark scripts: they run, and what they find without a clock holds."""
 
+import dataclasses
+import functools
 import json
+import re
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
+from jax import lax
 
-from benchmarks import best_of_batches, report, step_cost, throughput
-from benchmarks.timing import in_turn, ratios, spread
+from benchmarks.cost import step_cost, tasks, throughput, vs_torch
+from benchmarks.cost.timing import in_turn, in_words, ratios, spread
+from examples import mnist, modular
+from examples.harness import train
 from examples.harness.errors import UserError
-
-from . import toy
+from examples.harness.optimizers import make_tx
+from examples.harness.train import advance, init
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -23,13 +29,14 @@ def test_contenders_take_turns():
 
 
 def test_spread_and_ratios_by_hand():
+    assert in_words({"median": 0.0034, "low": 0.002, "high": 0.005}, ".1f", 1e3) == "3.4 (2.0 to 5.0)"
     assert spread([5.0, 1.0, 2.0, 4.0, 3.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
     assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts how XLA's CPU compiler fuses")
 def test_each_array_of_a_filter_is_written_by_one_pass_and_nothing_is_copied(tmp_path):
-    """By XLA's count AdamW moves 40 bytes a parameter, 60 with the EMA and 88 with the moving average of any window."""
+    """By XLA's count AdamW moves 40 bytes per parameter, 60 with the EMA, 88 with the moving average of any window."""
     out = tmp_path / "step_cost.json"
     step_cost.main(step_cost.Arguments((200_000,), (5, 50), rounds=2, updates=400_000, out=out))
     rows = json.loads(out.read_text())["rows"]
@@ -54,15 +61,83 @@ def test_cells_that_need_too_much_memory_are_left_out_and_told(tmp_path, capsys)
     assert "left out: needs 0.00403 GB" in capsys.readouterr().out
 
 
-def test_throughput_runs_many_seeds(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "PRESETS", toy.PRESETS)
+@pytest.fixture
+def small():
+    """An experiment that compiles soon: the mod-97 one in small."""
+    sizes = {"p": 7, "batch_size": 8, "dim": 8, "depth": 1, "heads": 2}
+    presets = {name: preset._replace(config=preset.config.replace(**sizes)) for name, preset in modular.PRESETS.items()}
+    return dataclasses.replace(modular.EXPERIMENT, presets=presets)
+
+
+def test_throughput_runs_many_seeds(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "EXPERIMENT", small)
     throughput.main(throughput.Arguments(runs=(1, 3), rounds=2, out=tmp_path / "t.json"))
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert [row["runs"] for row in rows] == [1, 3]
-    assert "| 3 |" in capsys.readouterr().out
+    assert "| 3 " in capsys.readouterr().out
+
+
+def test_matrix_products_are_counted_as_they_are_executed():
+    x = jnp.ones((4, 5))
+    products = lambda x: lax.fori_loop(0, 3, lambda _, x: x @ x.T @ x, x).sum()
+    function = jax.jit(lambda x: lax.cond(x[0, 0] > 0, jax.checkpoint(products), jnp.sum, x))
+    once = 2 * 4 * 4 * 5
+    assert tasks.matmul_flop(function, x) == 3 * 2 * once
+    assert tasks.matmul_flop(function, -x) == 0
+    # Of y = x w and its two gradients; x.T x on top.
+    gradients = jax.jit(jax.grad(lambda pair: jnp.sum((pair[0] @ pair[1]) ** 2)))
+    assert tasks.matmul_flop(gradients, (x, x.T)) == 3 * once
+    endless = jax.jit(lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x.T @ x, x))
+    with pytest.raises(NotImplementedError, match="within while are not counted"):
+        tasks.matmul_flop(endless, x)
+
+
+def test_the_arithmetic_of_mnist_by_hand():
+    """Forwards 784-200-200-10, backwards twice that less the gradient of the pixels, and 50 batches per 250 steps."""
+    products = [784 * 200, 200 * 200, 200 * 10]
+    by_hand = 2 * 200 * (3 * sum(products) - products[0] + 50 / 250 * sum(products))
+    data = {"images": jnp.zeros((11_000, 784)), "labels": jnp.zeros(11_000, jnp.int32)}
+    config = mnist.EXPERIMENT.base
+    tx, key = make_tx(config.hyper), jax.random.key(0)
+    data |= config.task.split(data, key)
+    run = jax.jit(functools.partial(advance, config.task, tx))
+    flop = tasks.matmul_flop(run, key, data, init(config.task, tx, key)) / config.task.steps
+    assert flop == pytest.approx(by_hand, rel=1e-5)  # losses and accuracies are summed by products, too
+
+
+def test_a_task_whose_data_cannot_be_had_is_left_out_and_told(small, tmp_path, monkeypatch):
+    (tmp_path / "mnist").mkdir()
+    found = {"small": small, "mnist": mnist.EXPERIMENT}
+    monkeypatch.setattr(tasks, "find_experiment", found.__getitem__)
+    monkeypatch.setattr(tasks, "SIDE", 64)
+    rows = tasks.measure(tasks.Arguments(tuple(found), rounds=2, data_dir=tmp_path), threads=2)
+    assert [(row["task"], row["threads"]) for row in rows] == [("small", 2), ("mnist", 2)]
+    assert rows[0]["share"] > 0
+    assert "train-images-idx3-ubyte.gz is missing" in rows[1]["left_out"]
+    table = tasks.table({"device": "", "versions": {"jax": ""}, "rounds": 2, "rows": rows})
+    assert re.search(r"mnist .*\| left out: .* is missing", table)
+
+
+def test_the_committed_results_make_tables():
+    for script in (step_cost, throughput, vs_torch):
+        result = json.loads(script.OUT.read_text())
+        lines = script.table(result).splitlines()
+        assert sum(line.startswith("|") for line in lines) > 4
+        assert result["versions"]["jax"] in lines[0]
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    train._compiler_options.cache_clear()
+    assert (train._compiler_options() == train.CPU_OPTIONS) == (jax.default_backend() == "cpu")
+    monkeypatch.setattr(train, "CPU_OPTIONS", {"xla_cpu_of_another_version": False})
+    train._compiler_options.cache_clear()
+    assert train._compiler_options() is None
+    train._compiler_options.cache_clear()
 
 
 def test_the_readme_is_made_from_the_result_files(tmp_path):
+    from benchmarks import report
+
     text = (report.HERE / "README.md").read_text()
     made = report.tables(report.HERE / "results", tmp_path)
     assert report.fill(text, made) == text
@@ -76,14 +151,3 @@ def test_the_readme_is_made_from_the_result_files(tmp_path):
         report.fill("", none)
     with pytest.raises(UserError, match=r"--study must be a folder with results .* got .*none"):
         report.main(report.Arguments(tmp_path / "none"))
-
-
-def test_the_best_of_many_batches_agrees_with_drawing_them(capsys):
-    rng = np.random.default_rng(0)
-    for correct in (150, 173):
-        best = rng.hypergeometric(correct, 250 - correct, 50, size=(400, 1000)).max(axis=1) / 50
-        assert best_of_batches.median_best(correct, 250, 50, 1000) == np.median(best)
-    assert best_of_batches.median_best(250, 250, 50, 3) == 1.0
-    assert best_of_batches.median_best(0, 250, 50, 3) == 0.0
-    best_of_batches.main(best_of_batches.Arguments((173,)))
-    assert capsys.readouterr().out == "accuracy 69.2%: the best of 10,000 batches of 50 has 90%\n"

@@ -13,10 +13,10 @@ import pytest
 import requests
 
 from examples import mnist
-from examples.harness import files
+from examples.harness import downloads
 from examples.harness.errors import UserError
 from examples.harness.optimizers import make_tx
-from examples.mnist import PRESETS, Mnist, load
+from examples.mnist import EXPERIMENT, Mnist, load
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -76,7 +76,7 @@ def test_without_a_network_it_says_what_to_do(monkeypatch, tmp_path):
     def fail(*_, **__):
         raise requests.ConnectionError("a long story")
 
-    monkeypatch.setattr(files.pooch, "retrieve", fail)
+    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
     with pytest.raises(UserError, match=r"(?s)could not download train-images.*no connection.*--data-dir FOLDER"):
         load(None)
 
@@ -93,7 +93,7 @@ def test_downloads_are_cached_and_tried_elsewhere(data_dir, monkeypatch):
             raise requests.ConnectionError
         return str(folder / fname)
 
-    monkeypatch.setattr(files.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(downloads.pooch, "retrieve", retrieve)
     images, _ = load(None)
     assert images.shape == (30, 784)
     assert len(asked) == 8
@@ -107,27 +107,26 @@ def test_the_real_files():
     np.testing.assert_allclose((images[:60_000].mean(), images[:60_000].std()), (0.1307, 0.3081), atol=1e-4)
     assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert labels[60_000:60_010].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    task = PRESETS["paper"].__class__(data_dir=DATA).task()
-    np.testing.assert_array_equal(task.labels, np.r_[labels[:1000], labels[60_000:]])
-    np.testing.assert_array_equal(task.images[1000], images[60_000])
-    validation = task.validation(task.split(jax.random.key(0)))
+    task = Mnist(data_dir=DATA)
+    shared = task.load()
+    np.testing.assert_array_equal(shared["labels"], np.r_[labels[:1000], labels[60_000:]])
+    np.testing.assert_array_equal(shared["images"][1000], images[60_000])
+    data = task.split(shared, jax.random.key(0))
+    np.testing.assert_array_equal(data["train"], np.arange(1000))
+    validation = task.validation(data)
     assert validation["weight"].sum() == 10_000
     assert validation["index"].min() == 1000
 
 
-def small_task(examples=2200):
-    images = RNG.uniform(size=(examples, 784)).astype(np.float32)
-    return Mnist(images, RNG.integers(0, 10, examples).astype(np.int32))
-
-
 def test_facts_of_the_task():
-    task = small_task()
+    task = Mnist()
     params = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10
     for i, fan_in in ((0, 784), (1, 200), (2, 200)):
         for leaf in params["layers"][i].values():
             assert 0.8 * 8 * fan_in**-0.5 < jnp.abs(leaf).max() <= 8 * fan_in**-0.5
-    batches = task.batches(None, jax.random.key(1))
+    assert (task.train_size, task.steps) == (1000, 250)
+    batches = task.batches({"train": jnp.arange(1000)}, jax.random.key(1))
     assert batches["index"].shape == (250, 200)
     epochs = np.asarray(batches["index"]).reshape(50, 1000)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(1000), (50, 1)))
@@ -136,40 +135,46 @@ def test_facts_of_the_task():
 
 
 def test_loss_and_accuracy_by_hand():
-    task = small_task(1010)
-    params, data = task.init(jax.random.key(0)), task.split(jax.random.key(0))
-    (batch,) = (jax.tree.map(lambda leaf: leaf[0], task.validation(data)),)
-    sums = task.measure(params, data, batch)
-    x = task.images[1000:].astype(np.float64)
+    task = Mnist(train_images=20, batch_size=10)
+    images = RNG.uniform(size=(30, 784)).astype(np.float32)
+    shared = {"images": images, "labels": RNG.integers(0, 10, 30).astype(np.int32)}
+    params, data = task.init(jax.random.key(0)), task.split(shared, jax.random.key(0))
+    batch = jax.tree.map(lambda leaf: leaf[0], task.validation(data))
+    metrics = task.metrics(params, jax.tree.map(jnp.asarray, {**shared, **data}), batch)
+    x = images[20:].astype(np.float64)
     for i in range(3):
         layer = params["layers"][i]
         x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
         x = np.maximum(x, 0) if i < 2 else x
-    one_hot = np.eye(10)[task.labels[1000:]]
-    assert sums["count"] == 10
-    np.testing.assert_allclose(sums["loss"] / 10, np.mean((x - one_hot) ** 2), rtol=1e-4)
-    assert sums["accuracy"] == (x.argmax(axis=1) == task.labels[1000:]).sum()
+    label = shared["labels"][20:]
+    assert batch["weight"].tolist() == [1.0] * 10
+    np.testing.assert_allclose(metrics["loss"], np.mean((x - np.eye(10)[label]) ** 2, axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(metrics["accuracy"], x.argmax(axis=1) == label)
 
 
 def test_presets_are_the_two_by_two():
-    assert {name: (c.filter, c.weight_decay) for name, c in PRESETS.items()} == {
+    configs = {name: preset.config for name, preset in EXPERIMENT.presets.items()}
+    assert {name: (c.filtering.filter, c.optimization.weight_decay) for name, c in configs.items()} == {
         "baseline": ("none", 0.01),
         "filter-only": ("ema", 0.01),
         "decay-only": ("none", 2.0),
         "paper": ("ema", 2.0),
     }
-    for config in PRESETS.values():
-        assert (config.alpha, config.lamb, config.lr, config.budget) == (0.8, 0.1, 1e-3, 100_000)
+    controls = {name: preset.controls for name, preset in EXPERIMENT.presets.items() if preset.controls}
+    assert controls == {"filter-only": ("baseline",), "paper": ("decay-only",)}
+    for c in configs.values():
+        f, o = c.filtering, c.optimization
+        assert (f.alpha, f.lamb, o.optimizer, o.lr, o.beta1, o.beta2) == (0.8, 0.1, "adamw", 1e-3, 0.9, 0.999)
+        assert (o.lr_warmup, o.clip_norm, c.run.budget, c.task) == (0, None, 100_000, Mnist())
 
 
 def test_the_optimizer_is_adamw():
-    config = PRESETS["decay-only"]
     params = {"w": jnp.array([1.0, -2.0, 3.0])}
-    for tx in (make_tx(config, config.hyper()), optax.adamw(1e-3, 0.9, 0.999, weight_decay=2.0)):
+    ends = []
+    for tx in (make_tx(EXPERIMENT.preset("decay-only").hyper), optax.adamw(1e-3, 0.9, 0.999, weight_decay=2.0)):
         state, p = tx.init(params), params
         for step in range(5):
             updates, state = tx.update({"w": jnp.array([0.1, 0.2, -0.3]) * step}, state, p)
             p = optax.apply_updates(p, updates)
-        if config is not None:
-            ours, config = p, None
-    np.testing.assert_allclose(ours["w"], p["w"], rtol=1e-6)
+        ends.append(p["w"])
+    np.testing.assert_allclose(*ends, rtol=1e-6)

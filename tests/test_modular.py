@@ -1,5 +1,6 @@
 """The modular-arithmetic experiment against the authors' PyTorch code, and its facts."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -8,13 +9,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import nnx
+import scipy.special
 from jax import lax
 
-from examples.harness.optimizers import make_tx
-from examples.modular import PRESETS, Config, Modular
+from examples.fast import answer_logits
+from examples.harness.optimizers import make_filter, make_tx
+from examples.harness.train import TrainState, advance
+from examples.modular import EXPERIMENT, Modular
+
+PAPER = [EXPERIMENT.preset(name) for name in ("adam", "ema", "ma")]
 
 pytestmark = pytest.mark.usefixtures("lenient")  # the optimizers of optax promote dtypes
 
@@ -59,29 +63,27 @@ def from_torch(weights):
     }
 
 
+class Replay(Modular):
+    """The task, trained on batches of pairs that stand in its data."""
+
+    def batches(self, data, key):
+        return {"index": data["index"], "weight": data["weight"]}
+
+
 def train(task, config, params, batches):
     """Losses and final parameters over batches of pair numbers, which are padded and weighted."""
-    size = max(len(batch) for batch in batches)
-    index = jnp.array([np.pad(batch, (0, size - len(batch))) for batch in batches])
-    weight = jnp.array([np.arange(size) < len(batch) for batch in batches], jnp.float64)
-    tx = make_tx(config, config.hyper())
+    index = [np.pad(batch, (0, task.batch_size - len(batch))) for batch in batches]
+    weight = [np.arange(task.batch_size) < len(batch) for batch in batches]
+    data = {"index": jnp.array(index), "weight": jnp.array(weight, jnp.float64), "val": jnp.arange(task.batch_size)}
+    tx = make_tx(config.hyper)
+    run = jax.jit(functools.partial(advance, Replay(**dataclasses.asdict(task)), tx))
+    state, metrics = run(jax.random.key(0), data, TrainState(params, tx.init(params), jnp.array(0)))
+    return metrics["losses"], state.params
 
-    def loss_fn(params, batch):
-        sums = task.measure(params, None, batch)
-        return sums["loss"] / sums["count"]
 
-    @jax.jit
-    def run(params):
-        def step(carry, batch):
-            params, state = carry
-            loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        (params, _), losses = lax.scan(step, (params, tx.init(params)), {"index": index, "weight": weight})
-        return losses, params
-
-    return run(params)
+def logits(task, params, pairs):
+    """The logits of the answers of pairs, in the fast form."""
+    return jax.jit(lambda p: answer_logits(task.with_params(p), task.tokens(pairs), prefixes=task.p))(params)
 
 
 def norm(params):
@@ -98,15 +100,15 @@ def tiny(x64):
 def test_tiny_model_has_the_authors_logits(tiny):
     task, params, trajectory = tiny
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(task.init, jax.random.key(0)))
-    np.testing.assert_allclose(jax.jit(task.logits)(params, jnp.arange(110)), trajectory["logits"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(logits(task, params, jnp.arange(110)), trajectory["logits"], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("i", [0, 1, 2], ids=["none", "ema", "ma"])
 def test_tiny_model_trains_as_the_authors_does(tiny, i):
     task, params, trajectory = tiny
     expected = trajectory["runs"][i]
-    config = Config(**expected["args"])
-    assert config.filter == ["none", "ema", "ma"][i]
+    config = PAPER[i].replace(**expected["args"])
+    assert config.filtering.filter == ["none", "ema", "ma"][i]
     losses, params = train(task, config, params, trajectory["batches"])
     np.testing.assert_allclose(losses, expected["losses"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(norm(params), expected["final_norm"], rtol=1e-7)
@@ -122,9 +124,10 @@ def test_full_model_trains_as_the_authors_does(name, x64):
         pairs = np.split(batches["indices"].astype(int), batches["offsets"][1:-1])
     task = Modular()
     np.testing.assert_allclose(
-        task.logits(params, jnp.arange(16)), trajectory["logits_first_16_pairs"], rtol=0, atol=1e-9
+        logits(task, params, jnp.arange(16)), trajectory["logits_first_16_pairs"], rtol=0, atol=1e-9
     )
-    config = Config(filter=name, weight_decay=trajectory[name]["config"]["weight_decay_l2_in_adam"])
+    config = dict(zip(("none", "ema"), PAPER, strict=False))[name]
+    assert config.optimization.weight_decay == trajectory[name]["config"]["weight_decay_l2_in_adam"]
     losses, params = train(task, config, params, pairs)
     assert len(losses) == 60
     np.testing.assert_allclose(losses, trajectory[name]["losses"], rtol=0, atol=1e-6)
@@ -133,7 +136,7 @@ def test_full_model_trains_as_the_authors_does(name, x64):
 
 def test_facts_of_the_task():
     task = Modular()
-    assert (task.pairs, task.train_pairs, task.steps) == (9312, 4656, 10)
+    assert (task.pairs, task.train_size, task.steps) == (9312, 4656, 10)
     params = jax.eval_shape(task.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 422_784
     assert task.answer(jnp.array(96 * 50 + 2)) == 50 * 3 % 97
@@ -166,7 +169,7 @@ def test_initialisation_is_that_of_pytorch():
 
 def test_an_epoch_shows_every_training_pair_once():
     task = Modular()
-    data = task.split(jax.random.key(0))
+    data = task.split({}, jax.random.key(0))
     assert sorted(np.concatenate([data["train"], data["val"]])) == list(range(9312))
     batches = task.batches(data, jax.random.key(1))
     assert batches["index"].shape == batches["weight"].shape == (10, 512)
@@ -198,34 +201,38 @@ def test_operations(operation, pairs, check):
     assert (0 in y) == (pairs == 169)
 
 
-def test_logits_are_those_of_the_four_tokens_at_once(x64):
-    """The shared `x op` and its cache change nothing, nor do the gradients."""
-    task = Modular(p=11, dim=16, heads=2)
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("operation", "depth"), [("multiplication", 2), ("addition", 1), ("subtraction", 3), ("division", 2)]
+)
+def test_the_fast_form_gives_logits_and_gradients_of_the_plain_model(operation, depth):
+    task = Modular(p=11, dim=16, heads=2, depth=depth, operation=operation)
     params = jax.tree.map(lambda p: p.astype(jnp.float64), jax.jit(task.init)(jax.random.key(0)))
-    pair = jnp.arange(110)
-    x, y = task.operands(pair)
-    tokens = jnp.stack([x, jnp.full_like(x, 12), y, jnp.full_like(x, 11)], axis=-1)
+    tokens, answer = task.tokens(jnp.arange(task.pairs)), task.answer(jnp.arange(task.pairs))
 
-    def whole(params):
-        return nnx.merge(task.graphdef, params)(tokens)[0]
-
-    def with_gradients(logits):
+    def with_gradients(form):
         def loss_fn(params):
-            out = logits(params)
+            out = form(task.with_params(params))
             return jnp.sum(out**2), out
 
         (_, out), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
-        return out, grads
+        return {"logits": out, "gradients": grads}
 
-    (shared, shared_grads), (plain, plain_grads) = with_gradients(lambda p: task.logits(p, pair)), with_gradients(whole)
-    np.testing.assert_allclose(shared, plain, rtol=0, atol=1e-13)
-    chex.assert_trees_all_close(shared_grads, plain_grads, rtol=1e-10, atol=1e-10)
-    assert np.unique(np.asarray(plain), axis=0).shape[0] == 110
+    fast = with_gradients(lambda model: answer_logits(model, tokens, prefixes=11))
+    plain = with_gradients(lambda model: model(tokens)[:, -1])
+    chex.assert_trees_all_close(fast, plain, rtol=1e-10, atol=1e-10)
+    assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(plain["gradients"]["blocks"]))
+    assert np.unique(np.asarray(plain["logits"]), axis=0).shape[0] == task.pairs
+
+    batch = {"index": jnp.arange(task.pairs), "weight": jnp.ones(task.pairs)}
+    metrics = jax.jit(task.metrics)(params, {}, batch)
+    log_p = scipy.special.log_softmax(np.asarray(plain["logits"]), axis=-1)
+    np.testing.assert_allclose(metrics["loss"], -log_p[np.arange(task.pairs), answer], rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(metrics["accuracy"], log_p.argmax(axis=-1) == answer)
 
 
 def test_learning_rate_rises_from_zero():
-    config = PRESETS["baseline"]
-    tx = make_tx(config, config.hyper())
+    tx = make_tx(EXPERIMENT.preset("adam").hyper)
     step = jax.jit(tx.update)
     params = {"w": jnp.ones(1)}
     state, updates = tx.init(params), []
@@ -237,22 +244,44 @@ def test_learning_rate_rises_from_zero():
 
 
 def test_presets_are_those_of_the_paper():
-    expected = {
-        "baseline": ("none", 0.0),
-        "ema": ("ema", 0.005),
-        "ma": ("ma", 0.01),
-        "two-stage": ("ma", 0.01),
-        "slow-only": ("ma", 0.01),
-    }
-    for name, (gradient_filter, weight_decay) in expected.items():
-        config = PRESETS[name]
-        assert (config.filter, config.weight_decay, config.optimizer) == (gradient_filter, weight_decay, "adam")
-        assert (config.lr, config.beta1, config.beta2, config.lr_warmup) == (1e-3, 0.9, 0.98, 10)
-    assert (PRESETS["ema"].alpha, PRESETS["ema"].lamb) == (0.98, 2.0)
-    assert (PRESETS["ma"].window_size, PRESETS["ma"].lamb) == (100, 5.0)
-    assert PRESETS["two-stage"].filter_from == 500
-    assert all(preset.filter_from == 0 for name, preset in PRESETS.items() if name not in ("two-stage", "slow-only"))
-    assert PRESETS["slow-only"].fast == 0
+    for name, kind, weight_decay in (
+        ("adam", "none", 0.0),
+        ("ema", "ema", 0.005),
+        ("ma", "ma", 0.01),
+        ("two-stage", "ma", 0.01),
+        ("slow-only", "ma", 0.01),
+    ):
+        config = EXPERIMENT.preset(name)
+        f, o = config.filtering, config.optimization
+        assert config.task == Modular()
+        assert (f.filter, o.weight_decay, o.optimizer) == (kind, weight_decay, "adam")
+        assert (o.lr, o.beta1, o.beta2, o.lr_warmup, o.clip_norm) == (1e-3, 0.9, 0.98, 10, None)
+        assert (f.alpha, f.lamb) == (0.98, 2.0) or kind == "ma"
+        assert (f.window_size, f.lamb) == (100, 5.0) or kind != "ma"
+        assert f.filter_from == {"two-stage": 500, "slow-only": 99}.get(name, 0)
+        assert f.fast == (0 if name == "slow-only" else 1)
+
+
+def test_each_preset_is_a_method_with_its_controls():
+    assert EXPERIMENT.default == "ema"
+    assert EXPERIMENT.thresholds == (0.95,)
+    configs = {name: preset.config for name, preset in EXPERIMENT.presets.items()}
+    assert len(set(configs.values())) == len(configs)
+    for name, preset in EXPERIMENT.presets.items():
+        filtering, optimization = preset.config.hyper
+        assert (preset.config.run.stop_at, optimization.lr) == (0.95, 1e-3)
+        assert bool(preset.controls) == (filtering.filter != "none"), name
+        controls = [configs[control] for control in preset.controls]
+        assert all(control.filtering.filter == "none" for control in controls), name
+        if not controls:
+            continue
+        fairest = controls[0].optimization
+        # Adam does not see the scale of its gradients: amplified (1 + λ)-fold, its coupled decay weighs as much less.
+        f = filtering
+        coupled = optimization.optimizer == "adam" and not f.normalize
+        scale = f.fast + f.lamb if coupled and f.filter == "ema" else 6 if coupled else 1
+        assert fairest.optimizer == optimization.optimizer, name
+        assert fairest.weight_decay == pytest.approx(optimization.weight_decay / scale, rel=3e-3), name
 
 
 @pytest.fixture(scope="module")
@@ -261,20 +290,13 @@ def filtered():
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(700, 3)), jnp.float32)
 
     def run(name):
-        config = PRESETS[name]
-        # Without decay and with a plain step, the chain shows its filter.
-        hyper = config.hyper() | {"weight_decay": 0.0}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(optax, "scale_by_adam", lambda *_: optax.identity())
-            patch.setattr(optax, "linear_schedule", lambda *_: optax.constant_schedule(-1e3))
-            tx = make_tx(config, hyper)
+        tx = make_filter(EXPERIMENT.preset(name).filtering)
 
         def step(state, g):
             out, state = tx.update(g, state, g)
             return state, out
 
-        with jax.numpy_dtype_promotion("standard"):
-            return lax.scan(step, tx.init(grads[0]), grads)[1]
+        return lax.scan(step, tx.init(grads[0]), grads)[1]
 
     return grads, run
 
@@ -294,10 +316,9 @@ def test_slow_only_leaves_the_slow_part_alone_once_there_is_one(filtered):
     np.testing.assert_allclose(run("slow-only")[99:], run("ma")[99:] - grads[99:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", EXPERIMENT.presets)
 def test_every_preset_trains(name):
-    config = PRESETS[name]
-    tx = functools.partial(make_tx, config)(config.hyper())
+    tx = make_tx(EXPERIMENT.preset(name).hyper)
     params = {"w": jnp.ones(3)}
     state = tx.init(params)
     for _ in range(3):

@@ -12,10 +12,11 @@ import pytest
 import requests
 
 from examples import qm9
-from examples.harness import files
+from examples.harness import downloads
+from examples.harness.cli import main, parse
 from examples.harness.errors import UserError
-from examples.harness.run import main, parse
-from examples.qm9 import PRESETS, Molecule, Qm9, load, read_prepared, read_raw
+from examples.harness.train import keys
+from examples.qm9 import EXPERIMENT, Molecule, Qm9, load, pad, read_prepared, read_raw
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -110,24 +111,32 @@ def evaluate(params, molecule):
 def parameters(seed=0):
     """Parameters of the model in float64, all different from zero, so that a lost bias shows."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(Qm9([]).init, jax.random.key(0))
+    shapes = jax.eval_shape(Qm9().init, jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.uniform(-0.3, 0.3, leaf.shape), shapes)
 
 
+def data_of(task, graphs, seed):
+    """All arrays of a task on these molecules."""
+    shared = pad(graphs)
+    return jax.tree.map(jnp.asarray, {**shared, **task.split(shared, jax.random.key(seed))})
+
+
 @pytest.mark.usefixtures("x64")
-def test_the_model_is_the_sum_over_neighbours_written_out():
-    task, params = Qm9(molecules(24), batch_size=7), parameters()
-    expected = np.array([evaluate(params, molecule) for molecule in task.molecules])
-    data = in_float64(jax.jit(task.split)(jax.random.key(1)))
+def test_the_model_is_the_sum_over_neighbours_written_out(monkeypatch):
+    monkeypatch.setattr(qm9, "MOLECULES", 24)
+    graphs, task, params = molecules(24), Qm9(batch_size=7), parameters()
+    expected = np.array([evaluate(params, molecule) for molecule in graphs])
+    data = in_float64(data_of(task, graphs, 1))
     predicted = jax.jit(task.predict)(params, data, jnp.arange(24))
     np.testing.assert_allclose(predicted, expected, rtol=1e-12, atol=1e-12)
 
     batch = jax.tree.map(lambda leaf: leaf[-1], task.validation(data))
     chosen = np.asarray(data["val"])[7:]
-    sums = jax.jit(task.measure)(params, data, batch)
-    assert sums["count"] == len(chosen) == 5
-    alpha = np.array([molecule.alpha for molecule in task.molecules])
-    np.testing.assert_allclose(sums["loss"], np.sum((expected - alpha)[chosen] ** 2), rtol=1e-12)
+    metrics = jax.jit(task.metrics)(params, data, batch)
+    assert batch["weight"].tolist() == [1] * 5 + [0] * 2
+    assert set(metrics) == {"loss"}
+    alpha = np.array([molecule.alpha for molecule in graphs])
+    np.testing.assert_allclose(metrics["loss"][:5], (expected - alpha)[chosen] ** 2, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -143,15 +152,14 @@ def test_neither_padding_nor_the_order_of_atoms_and_bonds_matters():
         permuted.append(Molecule(x, edge_index, molecule.edge_attr[edge_order], molecule.alpha))
     assert not np.array_equal(permuted[5].x, few[5].x)
     large = Molecule(np.ones((9, 11), np.float32), np.ones((2, 40), np.int32), np.eye(4, dtype=np.float32)[[3] * 40], 1)
-    task = Qm9([*few, *permuted, large])
-    data = in_float64({name: jnp.asarray(array) for name, array in qm9.pad(task.molecules).items()})
+    data = in_float64({name: jnp.asarray(array) for name, array in pad([*few, *permuted, large]).items()})
     assert data["x"].shape[1] == 10
-    predicted = jax.jit(task.predict)(params, data, jnp.arange(12))
+    predicted = jax.jit(Qm9().predict)(params, data, jnp.arange(12))
     np.testing.assert_allclose(predicted, [*expected, *expected], rtol=1e-12, atol=1e-12)
 
 
 def test_facts_of_the_task():
-    task = Qm9(molecules(100))
+    task, graphs = Qm9(), molecules(100)
     params = jax.jit(task.init)(jax.random.key(0))
     conv1 = (4 * 32 + 32) + (32 + 1) * 11 * 32 + 11 * 32 + 32
     conv2 = (4 * 32 + 32) + (32 + 1) * 32 * 16 + 32 * 16 + 16
@@ -164,12 +172,11 @@ def test_facts_of_the_task():
             for leaf in conv[name].values():
                 assert 0.8 * 3 * fan_in**-0.5 < jnp.abs(leaf).max() <= 3 * fan_in**-0.5
 
-    split = jax.jit(task.split)
-    data, other = split(jax.random.key(0)), split(jax.random.key(1))
+    data, other = (data_of(task, graphs, seed) for seed in (0, 1))
     np.testing.assert_array_equal(np.sort(np.r_[data["train"], data["val"]]), np.arange(100))
     assert len(data["train"]) == 50
     assert set(data["train"].tolist()) != set(other["train"].tolist())
-    np.testing.assert_array_equal(data["alpha"], np.array([m.alpha for m in task.molecules], np.float32))
+    np.testing.assert_array_equal(data["alpha"], np.array([m.alpha for m in graphs], np.float32))
 
     batches = jax.tree.map(np.asarray, jax.jit(task.batches)(data, jax.random.key(1)))
     assert task.steps == 100
@@ -180,14 +187,16 @@ def test_facts_of_the_task():
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_gradients_are_finite_and_reach_every_parameter():
-    task = Qm9(molecules(12), batch_size=12)
+def test_gradients_are_finite_and_reach_every_parameter(monkeypatch):
+    monkeypatch.setattr(qm9, "MOLECULES", 12)
+    task = Qm9(batch_size=12)
+    data = data_of(task, molecules(12), 0)
 
     @jax.jit
     def gradients(key):
-        data = task.split(key)
         batch = jax.tree.map(lambda leaf: leaf[0], task.validation(data))
-        return jax.grad(lambda params: task.measure(params, data, batch)["loss"])(task.init(key))
+        loss_fn = lambda params: batch["weight"] @ task.metrics(params, data, batch)["loss"]
+        return jax.grad(loss_fn)(task.init(key))
 
     grads = gradients(jax.random.key(0))
     for path, leaf in jax.tree.leaves_with_path(grads):
@@ -196,26 +205,32 @@ def test_gradients_are_finite_and_reach_every_parameter():
 
 
 def test_presets_are_the_two_by_two():
-    assert {name: (c.filter, c.weight_decay) for name, c in PRESETS.items()} == {
+    configs = {name: preset.config for name, preset in EXPERIMENT.presets.items()}
+    assert {name: (c.filtering.filter, c.optimization.weight_decay) for name, c in configs.items()} == {
         "baseline": ("none", 0.0),
         "filter-only": ("ema", 0.0),
         "decay-only": ("none", 0.01),
         "paper": ("ema", 0.01),
     }
-    for c in PRESETS.values():
-        assert (c.alpha, c.lamb, c.optimizer, c.lr, c.beta1, c.beta2) == (0.9, 1.0, "adamw", 1e-3, 0.9, 0.999)
-        assert (c.lr_warmup, c.budget, c.stop_at, c.has_accuracy) == (0, 100_000, None, False)
+    controls = {name: preset.controls for name, preset in EXPERIMENT.presets.items() if preset.controls}
+    assert controls == {"filter-only": ("baseline",), "paper": ("decay-only",)}
+    for c in configs.values():
+        f, o = c.filtering, c.optimization
+        assert (f.alpha, f.lamb, o.optimizer, o.lr, o.beta1, o.beta2) == (0.9, 1.0, "adamw", 1e-3, 0.9, 0.999)
+        assert (o.lr_warmup, o.clip_norm, c.run.budget, c.run.stop_at) == (0, None, 100_000, None)
+        assert (c.task, c.task.metric) == (Qm9(), "loss")
 
 
 def test_a_run_that_is_told_its_folder_is_resumed_from_there(tmp_path, monkeypatch, capsys):
     asked = []
+    monkeypatch.setattr(qm9, "MOLECULES", 8)
     monkeypatch.setattr(qm9, "load", lambda data_dir: asked.append(data_dir) or molecules(8))
     out = tmp_path / "run"
-    main("qm9", PRESETS, "paper", ["--budget", "1", "--data-dir", str(tmp_path), "--out", str(out)])
+    assert main(EXPERIMENT, ["--budget", "1", "--data-dir", str(tmp_path), "--out", str(out)]) == 0
     assert (out / "metrics.csv").read_text().startswith("step,train_loss,val_loss\n50,")
     assert "best validation loss" in capsys.readouterr().out
-    config, _ = parse("qm9", PRESETS, "paper", ["--budget", "51", "--resume", str(out)])
-    config.task()
+    config, _ = parse(EXPERIMENT, ["--budget", "51", "--resume", str(out)])
+    config.task.load()
     assert asked == [tmp_path, tmp_path]
 
 
@@ -347,7 +362,7 @@ def test_the_download_is_cached_and_has_no_hash(zipped, monkeypatch):
         assert Path(path).name == "grokfast_jax"
         return str(zipped)
 
-    monkeypatch.setattr(files.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(downloads.pooch, "retrieve", retrieve)
     assert len(load(None)) == 3
 
 
@@ -355,7 +370,7 @@ def test_without_a_network_it_says_what_to_do(monkeypatch):
     def fail(*_, **__):
         raise requests.ConnectionError("a long story")
 
-    monkeypatch.setattr(files.pooch, "retrieve", fail)
+    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
     with pytest.raises(UserError, match=r"(?s)could not download qm9.zip.*no connection.*--data-dir FOLDER"):
         load(None)
 
@@ -397,7 +412,7 @@ def test_the_raw_files_give_the_arrays_of_pytorch_geometric(tmp_path):
         np.testing.assert_array_equal([molecule.alpha for molecule in prepared], arrays["y"][:, 1])
         np.testing.assert_array_equal(np.concatenate([molecule.x for molecule in raw]), arrays["x"])
     assert sum(len(molecule.edge_attr) for molecule in raw) == 1870
-    padded = qm9.pad(raw)
+    padded = pad(raw)
     assert padded["x"].shape == (100, 18, 11)
     assert padded["source"].shape == (100, 32)
     np.testing.assert_array_equal(padded["kinds"], np.eye(4)[[2, 1, 0]])
@@ -406,12 +421,12 @@ def test_the_raw_files_give_the_arrays_of_pytorch_geometric(tmp_path):
 
 @needs_data
 def test_least_squares_on_the_numbers_of_atoms_has_the_errors_that_the_readme_tells():
-    task = Qm9(load(DATA))
-    counts = np.array([[1.0, *molecule.x[:, :5].sum(axis=0)] for molecule in task.molecules])
-    alpha = np.array([molecule.alpha for molecule in task.molecules])
+    graphs = load(DATA)
+    counts = np.array([[1.0, *molecule.x[:, :5].sum(axis=0)] for molecule in graphs])
+    alpha = np.array([molecule.alpha for molecule in graphs])
     errors = []
     for seed in range(5):
-        parts = task.split(jax.random.split(jax.random.key(seed), 3)[1])
+        parts = Qm9().split({"alpha": alpha}, keys(jax.random.key(seed)).split)
         train, val = np.asarray(parts["train"]), np.asarray(parts["val"])
         weights = np.linalg.lstsq(counts[train], alpha[train], rcond=None)[0]
         errors.append(np.mean((counts[val] @ weights - alpha[val]) ** 2))

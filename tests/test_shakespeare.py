@@ -11,28 +11,31 @@ import numpy as np
 import pytest
 import requests
 import scipy.special
-from flax import nnx
 
 from examples import shakespeare
-from examples.harness import files
+from examples.harness import downloads
+from examples.harness.cli import main, parse
 from examples.harness.errors import UserError
-from examples.harness.optimizers import make_tx
-from examples.harness.run import parse
 from examples.harness.train import program
-from examples.shakespeare import PRESETS, Config, Shakespeare, load
+from examples.shakespeare import ALPHABET, EXPERIMENT, Shakespeare, encode, load, train_part
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare"
 RNG = np.random.default_rng(0)
 SHAPE = {"layers": 2, "heads": 2, "width": 12, "context": 8, "dropout": 0.0, "batch_size": 3}
-ALPHABET = "\n abcdefghijklmnopqrstuvwxyz"
+TEXT = ALPHABET + "".join(RNG.choice(list(ALPHABET), 600 - len(ALPHABET)))
+SHARED = {"text": encode(TEXT)}
 
 
 def task(**changes):
-    """A small task on 600 random characters."""
-    text = ALPHABET + "".join(RNG.choice(list(ALPHABET), 600 - len(ALPHABET)))
-    return Shakespeare(text, **(SHAPE | changes))
+    """A small task; its text are 600 random characters."""
+    return Shakespeare(**(SHAPE | changes))
+
+
+def data_of(t):
+    """All its arrays."""
+    return jax.tree.map(jnp.asarray, {**SHARED, **t.split(SHARED, jax.random.key(0))})
 
 
 def perturbed(params):
@@ -69,8 +72,8 @@ def numpy_logits(params, heads, text_l):
 def test_the_model_is_that_of_numpy(x64):
     t = task()
     params = perturbed(t.init(jax.random.key(0)))
-    text_bl = RNG.integers(0, len(ALPHABET), (3, 7))
-    logits = jax.jit(lambda p: nnx.merge(t.graphdef, p)(jnp.asarray(text_bl)))(params)
+    text_bl = RNG.integers(0, 65, (3, 7))
+    logits = jax.jit(lambda p: t.with_params(p)(jnp.asarray(text_bl)))(params)
     assert logits.dtype == jnp.float64
     np.testing.assert_allclose(logits, [numpy_logits(params, 2, text_l) for text_l in text_bl], atol=1e-11)
 
@@ -82,7 +85,7 @@ def test_a_position_depends_on_itself_and_those_before_it():
     text = jnp.arange(8)[None]
 
     def logits(position):
-        return nnx.merge(t.graphdef, {**params, "position": position})(text)[0]
+        return t.with_params({**params, "position": position})(text)[0]
 
     gradients = jnp.abs(jax.jit(jax.jacfwd(logits))(params["position"])).sum(axis=(1, 3))  # of logits i by embedding j
     np.testing.assert_array_equal(gradients > 0, np.tril(np.ones((8, 8), bool)))
@@ -92,23 +95,21 @@ def test_loss_by_hand(x64):
     # Every target is the character after its position.
     t = task()
     params = perturbed(t.init(jax.random.key(0)))
-    data = t.split(jax.random.key(0))
     batch = {"index": jnp.array([0, 531, 591], jnp.int32), "weight": jnp.array([1.0, 1.0, 0.0])}
-    sums = t.measure(jax.tree.map(jnp.asarray, params), data, batch)
-    expected = 0.0
-    for first in (0, 531):
-        window = [t.characters.index(c) for c in t.text[first : first + 9]]
+    metrics = t.metrics(jax.tree.map(jnp.asarray, params), data_of(t), batch)
+    expected = []
+    for first in (0, 531, 591):
+        window = [ALPHABET.index(c) for c in TEXT[first : first + 9]]
         log_p = scipy.special.log_softmax(numpy_logits(params, 2, window[:-1]), axis=1)
-        expected -= np.mean([log_p[i, c] for i, c in enumerate(window[1:])])
-    assert sums["count"] == 2
-    np.testing.assert_allclose(sums["loss"], expected, rtol=1e-12)
+        expected.append(-np.mean([log_p[i, c] for i, c in enumerate(window[1:])]))
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
 
 
 def test_windows_stay_on_their_side():
-    t = task(steps=4000)
-    data = t.split(jax.random.key(0))
-    assert "".join(t.characters[k] for k in data) == t.text
-    assert t.train_size == 540
+    t = task(eval_every=4000)
+    data = data_of(t)
+    assert "".join(ALPHABET[k] for k in data["text"]) == TEXT
+    assert (t.steps, train_part(600)) == (4000, 540)
     batches = t.batches(data, jax.random.key(1))
     assert batches["index"].shape == batches["weight"].shape == (4000, 3)
     assert (batches["weight"] == 1).all()
@@ -122,19 +123,19 @@ def test_windows_stay_on_their_side():
 
 def test_dropout_has_a_key_a_step_and_is_off_in_validation():
     t = task(dropout=0.5)
-    data, params = t.split(jax.random.key(0)), t.init(jax.random.key(0))
+    data, params = data_of(t), t.init(jax.random.key(0))
     batches, validation = t.batches(data, jax.random.key(1)), t.validation(data)
     assert len(np.unique(jax.random.key_data(batches["dropout"]), axis=0)) == t.steps
     assert "dropout" not in validation
-    measure = jax.jit(t.measure)
+    metrics = jax.jit(t.metrics)
     batch = {**jax.tree.map(lambda x: x[0], batches), "index": validation["index"][0]}
-    one, again = (measure(params, data, batch)["loss"] for _ in range(2))
-    other = measure(params, data, batch | {"dropout": batches["dropout"][1]})["loss"]
+    one, again = (metrics(params, data, batch)["loss"].sum() for _ in range(2))
+    other = metrics(params, data, batch | {"dropout": batches["dropout"][1]})["loss"].sum()
     assert one == again != other
     without = dataclasses.replace(t, dropout=0.0)
-    kept = measure(params, data, jax.tree.map(lambda x: x[0], validation))["loss"]
-    np.testing.assert_allclose(kept, jax.jit(without.measure)(params, data, batch)["loss"], rtol=1e-6)
-    assert abs(kept - one) > 1e-4
+    kept = metrics(params, data, jax.tree.map(lambda x: x[0], validation))["loss"]
+    np.testing.assert_allclose(kept, jax.jit(without.metrics)(params, data, batch)["loss"], rtol=1e-6)
+    assert abs(kept.sum() - one) > 1e-4
 
 
 def test_initialisation_is_that_of_gpt_2():
@@ -153,21 +154,22 @@ def test_initialisation_is_that_of_gpt_2():
         assert (block["ln1"]["scale"] == 1).all()
 
 
-def test_sampling_slides_a_window():
+def test_sampling_slides_a_window(monkeypatch):
+    monkeypatch.setattr(shakespeare, "load", lambda _: TEXT)
     t = task(context=4)
     params = perturbed(t.init(jax.random.key(0)))
     params["character"] *= 100  # The likeliest character is all but certain.
-    text = t.text[t.train_size :][:4]
+    text = TEXT[540:544]
     for _ in range(6):
-        last = [t.characters.index(c) for c in text[-4:]]
-        text += t.characters[np.argmax(numpy_logits(params, 2, last)[-1])]
+        last = [ALPHABET.index(c) for c in text[-4:]]
+        text += ALPHABET[np.argmax(numpy_logits(params, 2, last)[-1])]
     assert t.sample(jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params), jax.random.key(0), 6) == text[4:]
 
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
     """A small input.txt, and its hash in place of the true one."""
-    text = task().text.encode()
+    text = TEXT.encode()
     (tmp_path / "input.txt").write_bytes(text)
     monkeypatch.setattr(shakespeare, "FILES", {"input.txt": hashlib.sha256(text).hexdigest()})
     return tmp_path
@@ -177,31 +179,33 @@ def test_a_run_is_trained_and_sampled(data_dir, capsys):
     sizes = ("--layers", "1", "--heads", "1", "--width", "4", "--context", "8", "--dropout", "0.1")
     folder = data_dir / "run"
     flags = (*sizes, "--data-dir", str(data_dir), "--out", str(folder), "--budget", "20")
-    shakespeare.main("shakespeare", PRESETS, default="ema", argv=flags, show=shakespeare.show)
+    assert main(EXPERIMENT, flags) == 0
     printed = capsys.readouterr().out
-    assert "The best validation loss was 3." in printed
+    assert "The best validation loss was 4." in printed
     assert len(printed.split("It writes:\n")[1]) == 301
     assert [line.split(",")[0] for line in (folder / "metrics.csv").read_text().split()] == ["step", "10", "20"]
     # The folder of the data comes back as a path.
-    config, _ = parse("shakespeare", PRESETS, "ema", ["--resume", str(folder)])
-    assert config == Config(layers=1, heads=1, width=4, context=8, dropout=0.1, budget=20, data_dir=data_dir)
+    config, _ = parse(EXPERIMENT, ["--resume", str(folder)])
+    assert config == EXPERIMENT.base.replace(
+        layers=1, heads=1, width=4, context=8, dropout=0.1, budget=20, data_dir=data_dir
+    )
 
 
 def test_a_missing_or_damaged_file_is_named(data_dir):
     assert len(load(data_dir)) == 600
     (data_dir / "input.txt").write_bytes(b"First Citizen:")
     with pytest.raises(UserError, match=r"input.txt is damaged \(its SHA-256 is not .*get it again from http"):
-        Config(data_dir=data_dir).task()
+        Shakespeare(data_dir=data_dir).load()
     (data_dir / "input.txt").unlink()
     with pytest.raises(UserError, match=r"input.txt is missing; put it there \(from http"):
-        Config(data_dir=data_dir).task()
+        Shakespeare(data_dir=data_dir).load()
 
 
 def test_without_a_network_it_says_what_to_do(monkeypatch):
     def fail(*_, **__):
         raise requests.ConnectionError("a long story")
 
-    monkeypatch.setattr(files.pooch, "retrieve", fail)
+    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
     with pytest.raises(UserError, match=r"(?s)could not download input.txt.*no connection.*--data-dir FOLDER"):
         load(None)
 
@@ -219,27 +223,31 @@ def test_without_a_network_it_says_what_to_do(monkeypatch):
 )
 def test_bad_values_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        Config(**changes)
+        EXPERIMENT.base.replace(**changes)
 
 
 def test_presets():
     names = ["baseline", "ema", "ema-500", "ema-500-empty", "ema-1000", "ema-1000-empty"]
     late = [f"ema-{step}{empty}" for step in (1000, 2000, 5000) for empty in ("", "-empty")]
-    assert list(PRESETS) == [
+    assert list(EXPERIMENT.presets) == [
         *names,
         "ema-1000-empty-mean",
         "tripled-1000",
         *(f"10m-{name}" for name in ("baseline", "ema", *late)),
     ]
-    for name, config in PRESETS.items():
-        assert (config.filter == "none") == name.endswith("baseline")
-        assert config.filter_from == next((int(part) for part in name.split("-") if part.isdigit()), 0)
-        assert config.collect != ("empty" in name)
-        assert config.budget > config.filter_from
-        assert (config.lr, config.beta1, config.beta2, config.lr_warmup) == (1e-3, 0.9, 0.99, 100)
-        assert (config.optimizer, config.weight_decay, config.alpha) == ("adamw", 0.1, 0.98)
+    for name, (config, _, controls) in EXPERIMENT.presets.items():
+        f, o = config.filtering, config.optimization
+        assert (f.filter == "none") == name.endswith("baseline")
+        assert controls == (() if f.filter == "none" else ("10m-baseline" if "10m" in name else "baseline",))
+        assert f.filter_from == next((int(part) for part in name.split("-") if part.isdigit()), 0)
+        assert f.collect != ("empty" in name)
+        assert config.run.budget > f.filter_from
+        assert (o.lr, o.beta1, o.beta2, o.lr_warmup) == (1e-3, 0.9, 0.99, 100)
+        assert (o.optimizer, o.weight_decay, o.clip_norm, f.alpha) == ("adamw", 0.1, None, 0.98)
         weights = {"ema-1000-empty-mean": (1 / 3, 2 / 3), "tripled-1000": (3, 0)}.get(name, (1, 2))
-        assert (config.fast, config.lamb) == weights
+        assert (f.fast, f.lamb) == weights
+        large = Shakespeare(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64)
+        assert config.task == (large if "10m" in name else Shakespeare())
 
 
 # Characters and positions; LayerNorms; four matrices of 3, 1, 4 and 4 squares a block
@@ -249,27 +257,30 @@ SMALL, LARGE = (65 + 64) * 64 + 9 * 64 + 4 * 12 * 64**2, (65 + 256) * 384 + 13 *
 @pytest.mark.parametrize(("preset", "size", "count"), [("ema", SMALL, 205_440), ("10m-ema-1000", LARGE, 10_745_088)])
 @pytest.mark.skipif(not DATA.exists(), reason="tiny Shakespeare (1.1 MB) is not part of the repository")
 def test_facts_of_the_task(preset, size, count):
-    config = dataclasses.replace(PRESETS[preset], data_dir=DATA)
-    t, hyper, key = config.task(), config.hyper(), jax.random.key(0)
-    assert (len(t.text), len(t.characters), t.train_size) == (1_115_394, 65, 1_003_854)
-    assert t.text.startswith("First Citizen:\n")
-    compiled = program(t, lambda hyper: make_tx(config, hyper))
+    config = EXPERIMENT.preset(preset).replace(data_dir=DATA)
+    hyper, key = config.hyper, jax.random.key(0)
+    text = load(DATA)
+    assert (len(text), "".join(sorted(set(text))), train_part(len(text))) == (1_115_394, ALPHABET, 1_003_854)
+    assert text.startswith("First Citizen:\n")
+    compiled = program(config.task)
+    shared, own = compiled.draw(key)
+    np.testing.assert_array_equal(shared["text"], encode(text))
     state = jax.eval_shape(compiled.init, hyper, key)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == size == count
-    new_state, metrics = jax.eval_shape(compiled.advance, hyper, key, state)
+    new_state, metrics = jax.eval_shape(compiled.advance, hyper, key, shared, own, state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert set(metrics) == {"train_loss", "val_loss", "losses"}
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="tiny Shakespeare (1.1 MB) is not part of the repository")
 def test_real_text_is_learned():
-    config = Config(layers=1, heads=2, width=32, context=16, batch_size=16, lr=1e-2, lr_warmup=0, data_dir=DATA)
-    t, hyper, key = config.task(), config.hyper(), jax.random.key(0)
-    compiled = program(t, lambda hyper: make_tx(config, hyper))
-    state, losses = compiled.init(hyper, key), []
+    small = {"layers": 1, "heads": 2, "width": 32, "context": 16, "batch_size": 16}
+    config = EXPERIMENT.base.replace(**small, lr=1e-2, lr_warmup=0, data_dir=DATA)
+    compiled, hyper, key = program(config.task), config.hyper, jax.random.key(0)
+    (shared, own), state, losses = compiled.draw(key), compiled.init(hyper, key), []
     for _ in range(10):
-        state, metrics = compiled.advance(hyper, key, state)
+        state, metrics = compiled.advance(hyper, key, shared, own, state)
         losses += metrics["losses"].tolist()
     assert losses[0] == pytest.approx(math.log(65), rel=0.02)
-    frequencies = np.unique(list(t.text), return_counts=True)[1] / len(t.text)
+    frequencies = np.unique(shared["text"], return_counts=True)[1] / len(shared["text"])
     assert metrics["val_loss"] < scipy.special.entr(frequencies).sum() - 0.1  # better than guessing by frequency

@@ -3,7 +3,7 @@
 import pytest
 import tqdm
 
-from benchmarks import soak
+from .long import soak
 
 ARGUMENTS = soak.Arguments(updates=4_000, chunk=1_000)
 

@@ -43,12 +43,11 @@ def test_a_jump_is_measured_at_the_switch(folder, capsys, monkeypatch):
     switch_on.main(folder)
     printed = capsys.readouterr().out
     # The mean of the 50 steps before the switch is 20 above the last of them.
-    assert printed.splitlines() == [
-        "| run | jump at step 150 | jump at step 200 | val. loss at the end |",
-        "|---|---|---|---|",
-        "| none | -30.000 | -30.000 | 3.000 |",
-        "| late | 50.500 (50.000 to 51.000) |  | 3.000 |",
-        "| later |  | 5.000 | 3.000 |",
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if ":-" not in line] == [
+        ["run", "jump at step 150", "jump at step 200", "val. loss at the end"],
+        ["none", "-30.000", "-30.000", "3.000"],
+        ["late", "50.500 (50.000 to 51.000)", "", "3.000"],
+        ["later", "", "5.000", "3.000"],
     ]
     assert (folder / "switch_on.md").read_text() == printed
     with (folder / "switch_on.csv").open() as file:

@@ -16,6 +16,9 @@ from .errors import UsageError
 from .optimizers import make_tx
 from .task import Data, Task
 
+# Else XLA runs independent operations of a small model concurrently, which takes up to ten times as long.
+CPU_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
 MakeTx = Callable[[Any], optax.GradientTransformation]
 
 
@@ -182,8 +185,13 @@ def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]
     return NamedSharding(mesh, P()), divide
 
 
+@functools.cache
 def _compiler_options() -> dict[str, bool] | None:
-    """On a CPU, XLA else runs independent operations concurrently: up to ten times as slow, for small models."""
+    """CPU_OPTIONS on a CPU; None for an XLA that does not know them (those of jax 0.6 to 0.12 do)."""
     if jax.default_backend() != "cpu":
         return None
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return CPU_OPTIONS

@@ -1,12 +1,12 @@
-"""What a filter adds to the time and memory of an optimizer update: `python -m benchmarks.step_cost`.
+"""What a filter adds to the time and memory of an optimizer update: `python -m benchmarks.cost.step_cost`.
 
 AdamW alone and AdamW behind each filter take turns, on float32 parameters in few large and in many small arrays, as a
 donated jitted step and as a `lax.scan`. Beside the times stand
 
-- the bytes a parameter that must move if every array is read and written once: 28 for AdamW (gradient, two moments and
-  parameter read; moments and parameter written), 36 with the EMA, 52 with the moving average (two sums read and
-  written, one slot of the ring written and one read);
-- the bytes a parameter that the compiled program moves by XLA's own count: on a CPU it writes one array a loop, so a
+- the bytes per parameter that must move if every array is read and written once: 28 for AdamW (gradient, two moments
+  and parameter read; moments and parameter written), 36 with the EMA, 52 with the moving average (two sums read and
+  written, one slot of the ring buffer written and one read);
+- the bytes per parameter that the compiled program moves by XLA's own count: on a CPU it writes one array a loop, so a
   loop that needs the amplified gradient reads again what it is made of;
 - the bandwidth of a plain copy on this machine.
 
@@ -26,13 +26,14 @@ import optax
 import tyro
 from jax import lax
 
-from examples.harness.run_folder import provenance, write_whole
+from examples.harness.files import provenance, write_whole
+from examples.harness.tables import markdown
 from grokfast_jax import grokfast_ema, grokfast_ma
 
-from .timing import in_turn, ratios, spread
+from .timing import in_turn, in_words, ratios, spread
 
-OUT = Path(__file__).parent / "results" / "step_cost.json"
-MODEL_BYTES = {"none": 28, "ema": 36, "ma": 52}  # a parameter, float32, each array read and written once
+OUT = Path(__file__).parents[1] / "results" / "step_cost.json"
+MODEL_BYTES = {"none": 28, "ema": 36, "ma": 52}  # per parameter, float32, each array read and written once
 SMALL_LEAF = 128 * 128
 
 
@@ -45,7 +46,7 @@ class Arguments:
     windows: tuple[int, ...] = (10, 100, 1000)
     """Window sizes of the moving average."""
     rounds: int = 15
-    """Timed rounds; each contender is timed once a round."""
+    """Timed rounds; each contender is timed once per round."""
     updates: int = 60_000_000
     """Parameters to update in each timing: the number of steps follows."""
     memory: float = 8.0
@@ -93,7 +94,7 @@ def make_scan(tx: optax.GradientTransformation, steps: int) -> Callable[..., Any
 
 
 def contender(name: str, sizes: list[int], mode: str, steps: int) -> tuple[Callable[[], object], dict[str, float]]:
-    """A call that runs `steps` updates to their end, and the bytes a parameter that it needs and moves."""
+    """A call that runs `steps` updates to their end, and the bytes per parameter that it needs and moves."""
     tx = transformation(name)
     params = {f"p{i}": jnp.full(size, 0.5) for i, size in enumerate(sizes)}
     grads = {f"p{i}": jnp.full(size, 1e-3) for i, size in enumerate(sizes)}
@@ -122,7 +123,7 @@ def contender(name: str, sizes: list[int], mode: str, steps: int) -> tuple[Calla
 
 
 def copy_bandwidth(rounds: int) -> dict[str, float]:
-    """Gigabytes a second, read and written, of adding 1 to an array of 400 MB in place."""
+    """Gigabytes per second, read and written, of adding 1 to an array of 400 MB in place."""
     x = jnp.zeros(100_000_000)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -134,7 +135,7 @@ def copy_bandwidth(rounds: int) -> dict[str, float]:
 
 
 def measure(arguments: Arguments, parameters: int, layout: str, mode: str) -> list[dict[str, Any]]:
-    """One row a contender of a cell."""
+    """One row for each contender of a cell."""
     names = ["none", "ema"]
     skipped = []
     used = 2 * 7 * 4 * parameters
@@ -170,29 +171,30 @@ def measure(arguments: Arguments, parameters: int, layout: str, mode: str) -> li
 
 def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
-    copy = result["copy_gb_per_second"]
-    lines = [
-        f"{result['device']}; jax {result['versions']['jax']}; {result['rounds']} rounds in turn; medians (quartiles). "
-        f"A copy moves {copy['median']:.1f} GB/s ({copy['low']:.1f} to {copy['high']:.1f}).",
-        "",
-        "| parameters | arrays | mode | filter | ms a step | ratio to AdamW | by compiled bytes | if all was fused |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    base: dict[str, float] = {}
+    rows, base = [], {}
     for row in result["rows"]:
-        place = f"| {row['parameters']:,} | {row['arrays']} | {row['mode']} | {row['filter']} "
-        if "left_out" in row:
-            lines.append(f"{place}| left out: {row['left_out']} | | | |")
-            continue
-        if row["filter"] == "none":
-            base = row
-        ms, ratio = row["seconds"], row["ratio"]
-        lines.append(
-            f"{place}| {1e3 * ms['median']:.3g} ({1e3 * ms['low']:.3g} to {1e3 * ms['high']:.3g}) "
-            f"| {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) "
-            f"| {row['compiled_bytes'] / base['compiled_bytes']:.2f} | {row['model_bytes'] / base['model_bytes']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        text = {
+            "parameters": f"{row['parameters']:,} in {row['arrays']} arrays",
+            "mode": row["mode"],
+            "filter": row["filter"],
+            "ms per step": f"left out: {row['left_out']}" if "left_out" in row else "",
+            "ratio to AdamW": "",
+            "by compiled bytes": "",
+            "if all was fused": "",
+        }
+        if "left_out" not in row:
+            base = row if row["filter"] == "none" else base
+            text |= {
+                "ms per step": in_words(row["seconds"], ".3g", 1e3),
+                "ratio to AdamW": in_words(row["ratio"], ".2f"),
+                "by compiled bytes": f"{row['compiled_bytes'] / base['compiled_bytes']:.2f}",
+                "if all was fused": f"{row['model_bytes'] / base['model_bytes']:.2f}",
+            }
+        rows.append(text)
+    return (
+        f"{result['device']}; jax {result['versions']['jax']}; {result['rounds']} rounds in turn; medians (quartiles). "
+        f"A copy moves {in_words(result['copy_gb_per_second'], '.1f')} GB/s.\n\n{markdown(rows)}"
+    )
 
 
 def main(arguments: Arguments) -> None:
@@ -208,4 +210,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="python -m benchmarks.cost.step_cost"))

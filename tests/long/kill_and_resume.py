@@ -1,4 +1,4 @@
-"""Kill a run at random moments and resume it each time: `python -m benchmarks.kill_and_resume`.
+"""Kill a run at random moments and resume it each time: `python -m tests.long.kill_and_resume`.
 
 The mod-97 model trains without a disturbance, and again while SIGKILL strikes it at random moments: one time in five
 while it starts, else some records later, among its training steps, evaluations and checkpoints. Both must end with the
@@ -7,7 +7,6 @@ same metrics file, byte for byte, and the same parameters. Takes about ten minut
 
 import contextlib
 import dataclasses
-import functools
 import json
 import random
 import subprocess
@@ -20,12 +19,12 @@ import jax
 import numpy as np
 import tyro
 
-from examples.harness.optimizers import make_tx
-from examples.harness.run_folder import RunFolder, provenance, write_whole
+from examples.harness.files import provenance, write_whole
+from examples.harness.run_folder import RunFolder
 from examples.harness.train import program
-from examples.modular import PRESETS
+from examples.modular import EXPERIMENT
 
-OUT = Path(__file__).parent / "results" / "kill_and_resume.json"
+OUT = Path(__file__).parents[2] / "benchmarks" / "results" / "kill_and_resume.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +39,14 @@ class Arguments:
     """Records between two checkpoints."""
     seed: int = 0
     """Seed of the moments."""
+    out: Path = OUT
+    """File for the results."""
 
 
-def final_parameters(folder: Path, budget: int) -> list[np.ndarray]:
-    """The parameters in the last checkpoint of a run of the EMA preset."""
-    config = dataclasses.replace(PRESETS["ema"], budget=budget, stop_at=None)
-    like = program(config.task(), functools.partial(make_tx, config)).init(config.hyper(), jax.random.key(config.seed))
+def final_parameters(folder: Path) -> list[np.ndarray]:
+    """The parameters in the last checkpoint of a run of the default preset."""
+    config = EXPERIMENT.base
+    like = program(config.task).init(config.hyper, jax.random.key(config.run.seed))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(RunFolder.open(folder).restore(like).params)]
 
 
@@ -91,22 +92,21 @@ def main(arguments: Arguments) -> None:
             print(f"kill {len(moments)} of {arguments.kills}: {moments[-1]}", flush=True)
         subprocess.run([*command, "--resume", killed, *every], check=True, stderr=subprocess.DEVNULL)
         same_metrics = (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
-        pairs = zip(final_parameters(whole, arguments.budget), final_parameters(killed, arguments.budget), strict=True)
+        pairs = zip(final_parameters(whole), final_parameters(killed), strict=True)
         same_parameters = all(np.array_equal(a, b) for a, b in pairs)
     result = {
-        **dataclasses.asdict(arguments),
+        **{name: value for name, value in dataclasses.asdict(arguments).items() if name != "out"},
         **provenance(),
         "kills_done": len(moments),
         "moments": moments,
         "same_metrics": same_metrics,
         "same_parameters": same_parameters,
     }
-    OUT.parent.mkdir(exist_ok=True)
-    write_whole(OUT, json.dumps(result, indent=1) + "\n")
-    print(f"{len(moments)} kills: same metrics {same_metrics}, same parameters {same_parameters}; {OUT}")
+    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+    print(f"{len(moments)} kills: same metrics {same_metrics}, same parameters {same_parameters}; {arguments.out}")
     if not (same_metrics and same_parameters):
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="python -m tests.long.kill_and_resume"))

@@ -1,6 +1,6 @@
 """The tests that optax ships for its own transformations, pointed at ours.
 
-    python -m pytest -W ignore tests/outside/optax_own.py
+    python -m pytest -W ignore tests/long/optax_own.py
 
 They are private modules of optax, which may change with any release, so they are not part of the suite. Their tables of
 optimizers are arguments of absl's `parameterized` decorators, so these are wrapped while the modules are imported: our

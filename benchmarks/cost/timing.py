@@ -29,3 +29,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def ratios(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of the ratio to the base, round by round."""
     return spread([value / one for value, one in zip(values, base, strict=True)])
+
+
+def in_words(values: Mapping[str, float], form: str, scale: float = 1.0) -> str:
+    """Median and quartiles as text: `median (low to high)`, each times `scale`."""
+    middle, low, high = (format(scale * values[name], form) for name in ("median", "low", "high"))
+    return f"{middle} ({low} to {high})"

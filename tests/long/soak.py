@@ -1,4 +1,4 @@
-"""A million updates of every transformation under random gradients: `python -m benchmarks.soak`.
+"""A million updates of every transformation under random gradients: `python -m tests.long.soak`.
 
 The gradients are float32, bfloat16, float16 and complex64, their size jumps by up to four orders of magnitude, and
 bursts of NaN and infinities strike them behind `optax.apply_if_finite`. After each chunk of updates (one `lax.scan`)
@@ -26,9 +26,9 @@ from flax import serialization
 from jax import lax
 
 import grokfast_jax as gf
-from examples.harness.run_folder import provenance, write_whole
+from examples.harness.files import provenance, write_whole
 
-OUT = Path(__file__).parent / "results" / "soak.json"
+OUT = Path(__file__).parents[2] / "benchmarks" / "results" / "soak.json"
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16", "complex64")
 # Largest error of an update, in units of the largest gradient of its chunk times the gain of the transformation. In
 # 16 bits updates are rounded when they go out, amplified ones twice.
@@ -163,7 +163,7 @@ class Arguments:
 
 
 def draw(rng: np.random.Generator, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Gradients of `steps` updates, one leaf a dtype, and which of the updates are free of NaN and infinities."""
+    """Gradients of `steps` updates, one leaf per dtype, and which of the updates are free of NaN and infinities."""
     size = 10 ** rng.uniform(-3, 1)
     grads = {}
     for dtype in DTYPES:
@@ -270,7 +270,6 @@ def main(arguments: Arguments) -> None:
         results = {name: soak(name, arguments, bar) for name in arguments.cases}
     problems = {name: found for name, figures in results.items() if (found := faults(figures))}
     result = {**dataclasses.asdict(arguments), **provenance(), "limits": LIMITS, "faults": problems, "results": results}
-    OUT.parent.mkdir(exist_ok=True)
     write_whole(OUT, json.dumps(result, indent=1) + "\n")
     print(f"{len(results)} transformations, {arguments.updates:,} updates each: {problems or 'no faults'}; {OUT}")
     if problems:
@@ -278,4 +277,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="python -m tests.long.soak"))

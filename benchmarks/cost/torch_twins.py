@@ -1,4 +1,4 @@
-"""The mod-97 model in plain PyTorch, with the filters of the packages on PyPI. Needs the extra "bench"."""
+"""The models of two experiments in plain PyTorch, with the filters of the packages on PyPI. Needs the extra "bench"."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +10,11 @@ from pytorch_optimizer.optimizer.grokfast import gradfilter_ema, gradfilter_ma
 from torch import nn
 from torch.nn import functional
 
-from examples.modular import Config
+from examples.harness.config import Config
+from examples.mnist import CLASSES, Mnist
+from examples.modular import Modular
 
-Weights = Mapping[str, Any]
+Weights = Mapping[Any, Any]
 
 
 class Block(nn.Module):
@@ -55,12 +57,21 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Decoder-only Transformer with learned positions; the head is applied at the last position."""
 
-    def __init__(self, tokens: int, dim: int = 128, depth: int = 2, heads: int = 4, positions: int = 5):
+    def __init__(self, task: Modular, weights: Weights):
         super().__init__()
-        self.token, self.position = nn.Embedding(tokens, dim), nn.Embedding(positions, dim)
-        self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
-        self.ln = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, tokens, bias=False)
+        self.p = task.p
+        self.token, self.position = nn.Embedding(task.p + 2, task.dim), nn.Embedding(5, task.dim)
+        self.blocks = nn.ModuleList([Block(task.dim, task.heads) for _ in range(task.depth)])
+        self.ln = nn.LayerNorm(task.dim)
+        self.head = nn.Linear(task.dim, task.p + 2, bias=False)
+        put(self.token.weight, weights["token"])
+        put(self.position.weight, weights["position"])
+        for i, block in enumerate(self.blocks):
+            values = {**weights["blocks"][i], **weights["blocks"][i]["attention"]}
+            for name, layer in block.named_children():
+                put_layer(layer, values[name])
+        put_layer(self.ln, weights["ln"])
+        put_layer(self.head, weights["head"])
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of the token after the last of (batch, length) tokens."""
@@ -69,10 +80,10 @@ class Decoder(nn.Module):
             x = block(x)
         return self.head(self.ln(x[:, -1]))
 
-    def frugal(self, tokens: torch.Tensor, p: int) -> torch.Tensor:
+    def frugal(self, tokens: torch.Tensor) -> torch.Tensor:
         """The same with the arithmetic of our model: `x op` once for each x, the last block at the last position."""
-        every_x = torch.arange(p, device=tokens.device)
-        past = self.go_on(torch.stack([every_x, torch.full_like(every_x, p + 1)], dim=1), None)[1]
+        every_x = torch.arange(self.p, device=tokens.device)
+        past = self.go_on(torch.stack([every_x, torch.full_like(every_x, self.p + 1)], dim=1), None)[1]
         x = self.go_on(tokens[:, 2:], [both[tokens[:, 0]] for both in past])[0]
         return self.head(self.ln(x[:, -1]))
 
@@ -88,34 +99,28 @@ class Decoder(nn.Module):
         return x, kept
 
 
-def load(model: Decoder, weights: Weights) -> None:
-    """Copy the parameters of the Flax model into `model`."""
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them."""
 
-    def put(target: torch.Tensor, value: Any) -> None:
-        with torch.no_grad():
-            target.copy_(torch.from_numpy(np.array(value)))
+    def __init__(self, weights: Weights):
+        layers: list[nn.Module] = []
+        for values in weights["layers"].values():
+            layers += [nn.Linear(*values["kernel"].shape), nn.ReLU()]
+            put_layer(layers[-2], values)
+        super().__init__(*layers[:-1])
 
-    def linear(layer: nn.Linear, values: Weights) -> None:
-        put(layer.weight, np.asarray(values["kernel"]).T)
-        if "bias" in values:
-            put(layer.bias, values["bias"])
 
-    def norm(layer: nn.LayerNorm, values: Weights) -> None:
-        put(layer.weight, values["scale"])
+def put(target: torch.Tensor, value: np.ndarray) -> None:
+    """Copy an array into a tensor."""
+    with torch.no_grad():
+        target.copy_(torch.from_numpy(np.array(value)))
+
+
+def put_layer(layer: Any, values: Weights) -> None:
+    """Copy the parameters of a layer of Flax, linear or LayerNorm, into that of PyTorch."""
+    put(layer.weight, values["kernel"].T if "kernel" in values else values["scale"])
+    if "bias" in values:
         put(layer.bias, values["bias"])
-
-    put(model.token.weight, weights["token"])
-    put(model.position.weight, weights["position"])
-    for i, block in enumerate(model.blocks):
-        values = weights["blocks"][i]
-        for name in ("ln1", "ln2"):
-            norm(getattr(block, name), values[name])
-        for name in ("query", "key_value", "out"):
-            linear(getattr(block, name), values["attention"][name])
-        for name in ("up", "down"):
-            linear(getattr(block, name), values[name])
-    norm(model.ln, weights["ln"])
-    linear(model.head, weights["head"])
 
 
 class Trainer:
@@ -126,62 +131,62 @@ class Trainer:
         config: Config,
         weights: Weights,
         *,
-        compiled: bool = False,
+        torch_compile: bool = False,
         frugal: bool = False,
         grokfast_pytorch: bool = False,
     ):
-        self.config = config
+        self.filtering, optimization = config.hyper
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = Decoder(config.p + 2)
-        load(model, weights)
+        model = MLP(weights) if isinstance(config.task, Mnist) else Decoder(config.task, weights)
         self.model = model.to(self.device)
-        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
-        if frugal:
-            self.forward = lambda tokens: model.frugal(tokens, config.p)
-        if compiled:
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = model.frugal if frugal else model
+        if torch_compile:
             self.forward = torch.compile(self.forward)
-        betas = (config.beta1, config.beta2)
-        self.filter = config.filter
+        self.squared = isinstance(config.task, Mnist)
+        self.filter = self.filtering.filter
+        numbers = {
+            "lr": optimization.lr,
+            "betas": (optimization.beta1, optimization.beta2),
+            "weight_decay": optimization.weight_decay,
+        }
         if grokfast_pytorch:  # its own AdamW with the EMA inside; decoupled decay
             self.filter = "none"
-            self.optimizer: torch.optim.Optimizer = GrokFastAdamW(
-                self.model.parameters(),
-                lr=config.lr,
-                betas=betas,
-                weight_decay=config.weight_decay,
-                grokfast_alpha=config.alpha,
-                grokfast_lamb=config.lamb,
-            )
+            inside = {"grokfast_alpha": self.filtering.alpha, "grokfast_lamb": self.filtering.lamb}
+            self.optimizer: torch.optim.Optimizer = GrokFastAdamW(model.parameters(), **numbers, **inside)
         else:
-            self.optimizer = torch.optim.Adam(
-                self.model.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay
-            )
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimization.optimizer]
+            self.optimizer = kind(model.parameters(), **numbers)
+        warmup = optimization.lr_warmup
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(step / config.lr_warmup, 1.0) if config.lr_warmup else 1.0
+            self.optimizer, lambda step: min(step / warmup, 1.0) if warmup else 1.0
         )
         self.memory: Any = None
 
     def tensor(self, values: np.ndarray) -> torch.Tensor:
-        """Integers on the device."""
-        return torch.from_numpy(values.astype(np.int64)).to(self.device)
+        """An array on the device, integers as PyTorch wants them for indices."""
+        tensor = torch.from_numpy(np.array(values)).to(self.device)
+        return tensor if tensor.is_floating_point() else tensor.long()
 
-    def step(self, tokens: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    def step(self, inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """One update; returns the loss before it."""
-        loss = functional.cross_entropy(self.forward(tokens), answer)
+        output = self.forward(inputs)
+        if self.squared:
+            loss = functional.mse_loss(output, functional.one_hot(target, CLASSES).to(output.dtype))
+        else:
+            loss = functional.cross_entropy(output, target)
         self.optimizer.zero_grad()
         loss.backward()
+        f = self.filtering
         if self.filter == "ema":
-            self.memory = gradfilter_ema(self.model, self.memory, alpha=self.config.alpha, lamb=self.config.lamb)
+            self.memory = gradfilter_ema(self.model, self.memory, alpha=f.alpha, lamb=f.lamb)
         elif self.filter == "ma":
-            self.memory = gradfilter_ma(
-                self.model, self.memory, window_size=self.config.window_size, lamb=self.config.lamb
-            )
+            self.memory = gradfilter_ma(self.model, self.memory, window_size=f.window_size, lamb=f.lamb)
         self.optimizer.step()
         self.schedule.step()
         return loss.detach()
 
     @torch.no_grad()
     def accuracy(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-        """Part of the answers that are right."""
-        right = sum((self.forward(tokens).argmax(-1) == answer).sum() for tokens, answer in batches)
-        return float(right) / sum(len(answer) for _, answer in batches)
+        """Part of the examples that are classified right."""
+        right = sum((self.forward(inputs).argmax(-1) == target).sum() for inputs, target in batches)
+        return float(right) / sum(len(target) for _, target in batches)
