@@ -12,7 +12,7 @@ import tyro
 from examples.harness import plots
 from examples.harness.errors import UserError, plain_errors
 
-from . import step_cost, throughput, vs_torch
+from .cost import step_cost, throughput, vs_torch
 from .study import pictures as study_pictures
 from .study import spectra, trajectories
 from .study import tables as study_tables

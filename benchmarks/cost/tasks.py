@@ -24,7 +24,7 @@ import tyro
 from jax import lax
 from jax.extend.core import Jaxpr, Literal
 
-from examples.harness.config import TASKS, find_experiment
+from examples.harness.config import find_experiment, task_names
 from examples.harness.errors import UserError, plain_errors
 from examples.harness.files import provenance, write_whole
 from examples.harness.loop import evaluations
@@ -41,7 +41,7 @@ SIDE = 2048  # of the matrices whose product is the machine's rate
 class Arguments:
     """Time the five experiments, and count what they compute."""
 
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(task_names()))
     """Experiments: names that python -m examples lists, or importable modules with an EXPERIMENT."""
     threads: tuple[int, ...] = (1, os.cpu_count() or 1)
     """Numbers of threads of XLA's CPU client."""
