@@ -31,18 +31,18 @@ class AmplifyState(NamedTuple):
 def parallel(
     *branches: tuple[optax.ScalarOrSchedule, optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighted sum of what several transformations make of the same gradients.
+    r"""Weighted sum of several transformations of the same gradients.
 
     .. math::
         y_t = \sum_i w_i \cdot f_i(g)_t
 
-    Filters in series are `optax.chain(f, g)`; this is the other connection. Narrow gradients are widened to float32 for
-    the transformations, and their sum is rounded to the dtype of the gradients once.
+    This connects filters in parallel; `optax.chain(f, g)` connects them in series. Narrow gradients are widened to
+    float32 for the transformations, and the sum is rounded to the dtype of the gradients once.
 
     Args:
       *branches: One or more pairs (weight, transformation). A weight is any finite number, a scalar array or a schedule
         of the update count. A transformation is any `optax.GradientTransformation`; `optax.identity()` stands for the
-        gradient itself. Where a weight is exactly 0, infinities and NaN of its branch stay out of the sum.
+        gradient itself. While a weight is exactly 0, infinities and NaN of its branch stay out of the sum.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
@@ -50,8 +50,8 @@ def parallel(
 
     Raises:
       ValueError: There are no branches, or a weight is not finite or an array that is no scalar.
-      TypeError: A branch is no pair, its transformation is none, or its weight is no number, array or schedule, or of a
-        16-bit dtype.
+      TypeError: A branch is no pair, its second part is no gradient transformation, or its weight is no number, array
+        or schedule, or is of a 16-bit dtype.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -117,7 +117,7 @@ def parallel(
 def _weighted(weight: jax.Array, part: Any) -> jax.Array:
     """`weight * part`, and 0 for a weight of 0 whatever `part` is."""
     part = jnp.asarray(part, weight.dtype)
-    # Not for finite parts, which are the derivative by the weight.
+    # Finite parts are kept: they are the derivative with respect to the weight.
     return jnp.where((weight == 0) & ~jnp.isfinite(part), 0, weight * part)
 
 
@@ -128,7 +128,7 @@ def amplify(
     fast: optax.ScalarOrSchedule = 1.0,
     normalize: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Amplify what a low-pass filter makes of the gradients.
+    r"""Add the slow part of the gradients, amplified, to the gradients.
 
     .. math::
         \hat g_t = \mathrm{fast} \cdot g_t + \lambda \cdot \mathrm{lowpass}(g)_t

@@ -48,7 +48,7 @@ def lfilter(
 
     evaluated in direct form II transposed, so it holds max(M, N) arrays per parameter. Use `sosfilt` for designs above
     order 2 and for low cutoffs: rounding `a` moves its roots, the more so the closer together they are. `init` raises
-    where that can change the response by more than 1 %.
+    if that can change the response by more than 1 %.
 
     Args:
       b: Numerator coefficients, one or more numbers or a 1-D array (which may be traced).
@@ -210,12 +210,12 @@ def sosfilt(
             _check_rounding(section[:3], section[3:], {dtype}, "pass the design as NumPy gives it, in float64")
     xp = jnp if traced else np
 
-    # With d = z - 1 a section is (b_0 d^2 + b_1' d + b_2') / (d^2 + a_1' d + a_2'): rounded is the distance from 1.
+    # With d = z - 1 a section is (b_0 d^2 + b_1' d + b_2') / (d^2 + a_1' d + a_2'): rounding acts on distances from 1.
     b0, b1, b2, _, a1, a2 = array.T
     numerators = xp.stack([b0, 2 * b0 + b1, b0 + b1 + b2], axis=1)
     denominators = xp.stack([xp.ones_like(a1), 2 + a1, 1 + a1 + a2], axis=1)
     if not traced and numerators.any(axis=1).all():
-        # SciPy puts all of the gain in the first section, whose output float32 then cannot hold at low cutoffs.
+        # Share out the gain: SciPy puts all of it in the first section, whose output underflows at low cutoffs.
         gain = abs(numerators).max(axis=1, keepdims=True)
         numerators = numerators * (np.exp(np.log(gain).mean()) / gain)
     steady = xp.zeros((len(array), 2))
@@ -265,7 +265,7 @@ def _check_rounding(b: Any, a: Any, dtypes: set[Any], cure: str) -> None:
     """Raise if rounding the coefficients to one of `dtypes` can change the response by more than 1 %."""
     dtype = max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
     change = _rounding_change(b, a, dtype)
-    if not change <= LARGEST_CHANGE:  # NaN is none
+    if not change <= LARGEST_CHANGE:  # NaN is refused too
         raise ValueError(
             f"b and a, rounded to {dtype}, must change the response by at most {LARGEST_CHANGE} of its largest value, "
             f"got b = {b.tolist()}, a = {a.tolist()} (over a[0]), which can change it by {change:.2g}; {cure}"
@@ -279,7 +279,7 @@ def _rounding_change(b: Any, a: Any, dtype: Any) -> float:
     circle |dB| <= u sum |b|, |dA| <= u sum |a|, and to first order |d(B / A)| <= (|dB| + |B / A| |dA|) / |A|. If the
     bound is below 1, then |dA| < |A|, and by Rouché's theorem no pole has crossed the circle. |A| is sampled.
     """
-    # Roots at exactly 1 stay where they are, and make integrators: judged is what else there is.
+    # An integrator: rounding leaves a root at exactly 1 where it is, so divide it out.
     while len(a) > 1 and math.fsum(a) == 0 and math.fsum(a.astype(dtype).astype(np.float64)) == 0:
         a = np.cumsum(a)[:-1]
     # |A| is smallest near the angles of its roots, over a range of angles as wide as they are far from the circle.

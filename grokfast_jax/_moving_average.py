@@ -1,4 +1,4 @@
-"""The windowed moving average as a low-pass filter, in O(1) a step."""
+"""The windowed moving average as a low-pass filter, in O(1) per step."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -104,8 +104,8 @@ def moving_average(
 
     axis = window_axis or 0
     slots = w // s  # of the window; the ring has one more
-    # XLA's CPU compiler converts a whole bfloat16 array to float32 and back when one slot of it is updated; bits it
-    # leaves in place.
+    # To update one slot, XLA's CPU compiler converts a whole bfloat16 array to float32 and back. It does not do that to
+    # integers, so a narrow ring holds bits.
     slot_dtype = ring_dtype = None if buffer_dtype is None else jnp.dtype(buffer_dtype)
     if slot_dtype is not None and slot_dtype.itemsize < 4:
         ring_dtype = jnp.dtype(f"uint{8 * slot_dtype.itemsize}")
@@ -143,8 +143,8 @@ def moving_average(
         place = jnp.asarray(state.position)
         slot, phase = place // s, place % s
         slot_begins, slot_ends = phase == 0, phase == s - 1
-        # A turn of the ring begins with slot 1, so that in the last slot `fresh` is the sum of the window, free of all
-        # that came before. A window of one slot is always so.
+        # A turn of the ring begins with slot 1. So in the last slot `fresh` is the sum of the window, without rounding
+        # errors from before. With a window of one slot it is so at every step.
         turn_begins = slot_begins & (slot <= 1)
         turn_ends = (slot == slots) | (slots == 1)
         fill = jnp.minimum(state.fill + 1, w)
@@ -164,18 +164,18 @@ def moving_average(
             g = jnp.asarray(g, window.dtype)
             total = partial[0] + g if partial else g
             stored = to_slot(total, ring)
-            # What is added to the sums now is what leaves them later, so the slot counts as the ring holds it.
+            # Add the slot as the ring holds it, rounded: that is what is subtracted later.
             added = from_slot(stored, window.dtype)
             if partial:
                 added = jnp.where(slot_ends, added - partial[0], g)
 
-            # XLA updates an array in place if nothing but its new value is read, so each is written first and then
-            # read: the ring too, which is why it keeps the slot that leaves the window.
+            # Write first, then read: XLA updates an array in place only if nothing reads its old value. So the ring has
+            # one slot more, for the gradients that leave the window.
             ring = lax.dynamic_update_index_in_dim(ring, stored, slot, ring_axis)
             leaving = lax.dynamic_index_in_dim(ring, (slot + 1) % (slots + 1), ring_axis, keepdims=False)
             removed = jnp.where(slot_begins, from_slot(leaving, window.dtype), 0)
             fresh = jnp.where(turn_begins, 0, fresh) + added
-            # One rounding at the size of the window: the two gradients are small beside a sum that holds a spike.
+            # The difference first: one rounding at the size of the window, not two. It matters after a spike.
             window = jnp.where(turn_ends, fresh, window + (added - removed))
 
             slow = scale.astype(window.dtype) * window
