@@ -120,6 +120,7 @@ class Case(NamedTuple):
 
 
 BUTTER: Any = scipy.signal.butter(2, 0.05)
+SECTIONS: Any = scipy.signal.butter(6, 0.02, output="sos")
 LATE = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(5.0)], [500])
 CASES = {
     "ema": Case(lambda: gf.ema(0.98), lambda: Ema(0.98)),
@@ -135,6 +136,17 @@ CASES = {
     "lfilter": Case(lambda: gf.lfilter(*BUTTER), lambda: Linear(*BUTTER)),
     "lfilter from the gradient": Case(
         lambda: gf.lfilter(*BUTTER, start="gradient"), lambda: Linear(*BUTTER, steady=True)
+    ),
+    "sosfilt": Case(lambda: gf.sosfilt(SECTIONS), lambda: Cascade(*(Linear(s[:3], s[3:]) for s in SECTIONS))),
+    "sosfilt from the gradient": Case(
+        lambda: gf.sosfilt(SECTIONS, start="gradient"),
+        lambda: Cascade(*(Linear(s[:3], s[3:], steady=True) for s in SECTIONS)),
+    ),
+    "parallel": Case(
+        lambda: gf.parallel((0.1, optax.identity()), (0.9, gf.ema(0.9, start="debiased"))),
+        lambda: Ema(0.9, "debiased"),
+        fast=0.1,
+        lamb=0.9,
     ),
     "amplify cascade": Case(
         lambda: gf.amplify(optax.chain(gf.ema(0.9), gf.ema(0.98)), 2.0),
