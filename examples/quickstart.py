@@ -136,10 +136,10 @@ def main(picture="quickstart.png", num_seeds=16, num_steps=5_000):
     for label, tx in METHODS.items():
         began = time.perf_counter()
         accuracies[label] = train(label, tx, num_seeds, num_steps)
-        seconds = time.perf_counter() - began
         steps_s = steps_to_goal(accuracies[label][1])
         reached, median = np.isfinite(steps_s).sum(), np.median(steps_s)
-        lines.append(f"{label}: {reached} of {num_seeds} seeds reach 95 %, median steps {median:,.0f}, {seconds:.0f} s")
+        when = f", after {median:,.0f} steps in the median" if np.isfinite(median) else ""
+        lines.append(f"{label}: {reached} of {num_seeds} seeds reach 95 %{when} ({time.perf_counter() - began:.0f} s)")
     draw(accuracies, picture)
     print(*lines, sep="\n")
 
