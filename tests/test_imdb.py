@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import requests
 import scipy.stats
 from flax import nnx
 
@@ -265,22 +264,6 @@ def test_training_learns_and_is_reproducible(small):
     np.testing.assert_array_equal(ends[0][2], ends[1][2])
 
 
-def test_presets_are_the_two_by_two():
-    configs = {name: preset.config for name, preset in EXPERIMENT.presets.items()}
-    assert {name: (c.filtering.filter, c.optimization.weight_decay) for name, c in configs.items()} == {
-        "baseline": ("none", 1.0),
-        "filter-only": ("ema", 1.0),
-        "decay-only": ("none", 10.0),
-        "paper": ("ema", 10.0),
-    }
-    controls = {name: preset.controls for name, preset in EXPERIMENT.presets.items() if preset.controls}
-    assert controls == {"filter-only": ("baseline",), "paper": ("decay-only",)}
-    for c in configs.values():
-        f, o = c.filtering, c.optimization
-        assert (f.alpha, f.lamb, o.clip_norm, c.run.budget, o.lr_warmup) == (0.98, 2.0, 5.0, 10_000, 0)
-        assert (o.optimizer, o.lr, o.beta1, o.beta2, c.task) == ("adamw", 3e-4, 0.9, 0.999, Imdb())
-
-
 def test_the_best_of_many_batches_is_as_far_above_the_accuracy_as_the_readme_tells():
     """The highest accuracy of 10,000 random batches of 50 out of 250 reviews, the median of it."""
 
@@ -395,13 +378,3 @@ def test_a_damaged_archive_is_told(archive, tmp_path):
     shutil.rmtree(tmp_path / "unpacked" / "aclImdb" / "train" / "pos")
     with pytest.raises(UserError, match=r"aclImdb must hold at least 500 reviews in train/pos, got 0; unpack"):
         load(tmp_path / "unpacked")
-
-
-def test_the_download_is_checked_and_offline_it_says_what_to_do(monkeypatch):
-    def fail(url, known_hash, fname, path):
-        assert (url, known_hash) == (imdb.SOURCE + imdb.ARCHIVE, "md5:7c2ac02c03563afcf9b574c7e56c153a")
-        raise requests.ConnectionError("a long story")
-
-    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
-    with pytest.raises(UserError, match=r"(?s)could not download aclImdb.*no connection.*--data-dir FOLDER"):
-        load(None)

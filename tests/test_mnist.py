@@ -72,15 +72,6 @@ def test_a_missing_or_damaged_file_is_named(data_dir):
         load(folder)
 
 
-def test_without_a_network_it_says_what_to_do(monkeypatch, tmp_path):
-    def fail(*_, **__):
-        raise requests.ConnectionError("a long story")
-
-    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
-    with pytest.raises(UserError, match=r"(?s)could not download train-images.*no connection.*--data-dir FOLDER"):
-        load(None)
-
-
 def test_downloads_are_cached_and_tried_elsewhere(data_dir, monkeypatch):
     folder, _ = data_dir
     asked = []
@@ -150,22 +141,6 @@ def test_loss_and_accuracy_by_hand():
     assert batch["weight"].tolist() == [1.0] * 10
     np.testing.assert_allclose(metrics["loss"], np.mean((x - np.eye(10)[label]) ** 2, axis=1), rtol=1e-4)
     np.testing.assert_array_equal(metrics["accuracy"], x.argmax(axis=1) == label)
-
-
-def test_presets_are_the_two_by_two():
-    configs = {name: preset.config for name, preset in EXPERIMENT.presets.items()}
-    assert {name: (c.filtering.filter, c.optimization.weight_decay) for name, c in configs.items()} == {
-        "baseline": ("none", 0.01),
-        "filter-only": ("ema", 0.01),
-        "decay-only": ("none", 2.0),
-        "paper": ("ema", 2.0),
-    }
-    controls = {name: preset.controls for name, preset in EXPERIMENT.presets.items() if preset.controls}
-    assert controls == {"filter-only": ("baseline",), "paper": ("decay-only",)}
-    for c in configs.values():
-        f, o = c.filtering, c.optimization
-        assert (f.alpha, f.lamb, o.optimizer, o.lr, o.beta1, o.beta2) == (0.8, 0.1, "adamw", 1e-3, 0.9, 0.999)
-        assert (o.lr_warmup, o.clip_norm, c.run.budget, c.task) == (0, None, 100_000, Mnist())
 
 
 def test_the_optimizer_is_adamw():

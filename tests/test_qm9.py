@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import requests
 
 from examples import qm9
 from examples.harness import downloads
@@ -204,23 +203,6 @@ def test_gradients_are_finite_and_reach_every_parameter(monkeypatch):
         assert leaf.any(), path
 
 
-def test_presets_are_the_two_by_two():
-    configs = {name: preset.config for name, preset in EXPERIMENT.presets.items()}
-    assert {name: (c.filtering.filter, c.optimization.weight_decay) for name, c in configs.items()} == {
-        "baseline": ("none", 0.0),
-        "filter-only": ("ema", 0.0),
-        "decay-only": ("none", 0.01),
-        "paper": ("ema", 0.01),
-    }
-    controls = {name: preset.controls for name, preset in EXPERIMENT.presets.items() if preset.controls}
-    assert controls == {"filter-only": ("baseline",), "paper": ("decay-only",)}
-    for c in configs.values():
-        f, o = c.filtering, c.optimization
-        assert (f.alpha, f.lamb, o.optimizer, o.lr, o.beta1, o.beta2) == (0.9, 1.0, "adamw", 1e-3, 0.9, 0.999)
-        assert (o.lr_warmup, o.clip_norm, c.run.budget, c.run.stop_at) == (0, None, 100_000, None)
-        assert (c.task, c.task.metric) == (Qm9(), "loss")
-
-
 def test_a_run_that_is_told_its_folder_is_resumed_from_there(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(qm9, "MOLECULES", 8)
@@ -364,15 +346,6 @@ def test_the_download_is_cached_and_has_no_hash(zipped, monkeypatch):
 
     monkeypatch.setattr(downloads.pooch, "retrieve", retrieve)
     assert len(load(None)) == 3
-
-
-def test_without_a_network_it_says_what_to_do(monkeypatch):
-    def fail(*_, **__):
-        raise requests.ConnectionError("a long story")
-
-    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
-    with pytest.raises(UserError, match=r"(?s)could not download qm9.zip.*no connection.*--data-dir FOLDER"):
-        load(None)
 
 
 @pytest.mark.parametrize("damage", ["cut", "key", "short"])

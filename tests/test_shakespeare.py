@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import requests
 import scipy.special
 
 from examples import shakespeare
-from examples.harness import downloads
 from examples.harness.cli import main, parse
 from examples.harness.errors import UserError
 from examples.harness.train import program
@@ -199,15 +197,6 @@ def test_a_missing_or_damaged_file_is_named(data_dir):
     (data_dir / "input.txt").unlink()
     with pytest.raises(UserError, match=r"input.txt is missing; put it there \(from http"):
         Shakespeare(data_dir=data_dir).load()
-
-
-def test_without_a_network_it_says_what_to_do(monkeypatch):
-    def fail(*_, **__):
-        raise requests.ConnectionError("a long story")
-
-    monkeypatch.setattr(downloads.pooch, "retrieve", fail)
-    with pytest.raises(UserError, match=r"(?s)could not download input.txt.*no connection.*--data-dir FOLDER"):
-        load(None)
 
 
 @pytest.mark.parametrize(
