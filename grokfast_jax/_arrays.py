@@ -18,7 +18,9 @@ def wide_dtype(x: Any) -> jnp.dtype:
 
 def widened(tree: Any) -> Any:
     """`tree` in the dtypes to compute in."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide_dtype(leaf)), tree)
+    # What is wide already stays as it is, so that abstract parameters, which have no values, may be given to `init`.
+    is_wide = lambda leaf: getattr(leaf, "dtype", None) == wide_dtype(leaf)
+    return jax.tree.map(lambda leaf: leaf if is_wide(leaf) else jnp.asarray(leaf, wide_dtype(leaf)), tree)
 
 
 def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
