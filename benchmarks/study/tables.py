@@ -51,7 +51,7 @@ def variants_table(results: Results, variants: Iterable[Variant], columns: Colum
     return markdown(rows) if rows else MISSING
 
 
-def facts(*titles: str) -> Columns:
+def described(*titles: str) -> Columns:
     """Columns with what a variant is: its `method`, `what` it is in words, or settings."""
 
     def columns(variant: Variant) -> dict[str, str]:
@@ -63,7 +63,7 @@ def facts(*titles: str) -> Columns:
 
 
 def tuned_pair(variant: Variant) -> dict[str, str]:
-    """Columns with the learning rate and weight decay that tuning chose, and whether they are at an edge of the grid."""
+    """Columns with the chosen learning rate and weight decay, and whether they are at an edge of the grid."""
     values = {
         title: f"{value:g}" + " (edge)" * (value in (grid[0], grid[-1]))
         for title, value, grid in zip(
@@ -76,22 +76,20 @@ def tuned_pair(variant: Variant) -> dict[str, str]:
 def compare(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, str]:
     """Two variants over the seeds that both have, as cells of a table; empty if there are none.
 
-    A run that fails takes more steps than any that does not. The median ratio is over the seeds that fail with neither.
+    A run that fails takes more steps than any that does not. The ratio is a median, of seeds without failure.
     """
     taken = pd.concat([one["first_step"], other["first_step"]], axis=1, join="inner").to_numpy(float)
+    if not len(taken):
+        return {}
     first, second = taken.T
     both = taken[np.isfinite(taken).all(axis=1)]
-    return (
-        {}
-        if not len(taken)
-        else {
-            "seeds": str(len(taken)),
-            "fewer steps": str(np.sum(first < second)),
-            "more steps": str(np.sum(first > second)),
-            "neither": str(np.sum(first == second)),
-            "ratio of steps (seeds)": f"{np.median(both[:, 0] / both[:, 1]):.2f} ({len(both)})" if len(both) else "",
-        }
-    )
+    return {
+        "seeds": str(len(taken)),
+        "fewer steps": str(np.sum(first < second)),
+        "more steps": str(np.sum(first > second)),
+        "neither": str(np.sum(first == second)),
+        "ratio of steps (seeds)": f"{np.median(both[:, 0] / both[:, 1]):.2f} ({len(both)})" if len(both) else "",
+    }
 
 
 def pairs_table(
@@ -122,7 +120,8 @@ def part_table(
     variants = sorted([*PARTS[part], *more], key=key, reverse=descending)
     compared = sorted(pairs(part), key=lambda pair: key(pair[0]), reverse=descending)
     return joined(
-        variants_table(results, variants, facts(*settings, "method")), pairs_table(results, compared, tuple(settings))
+        variants_table(results, variants, described(*settings, "method")),
+        pairs_table(results, compared, tuple(settings)),
     )
 
 
@@ -144,16 +143,16 @@ def tables(results: Results) -> dict[str, str]:
     """All tables, by name."""
     multiplication = [Variant(method, {"operation": "multiplication"}) for method in ELSEWHERE]
     return {
-        "study_methods": variants_table(results, PARTS["methods"], facts("method", "what")),
+        "study_methods": variants_table(results, PARTS["methods"], described("method", "what")),
         "study_pairs": pairs_table(results, [*pairs("methods"), *FIRST_STEPS]) or MISSING,
         "study_rate": part_table(results, "rate", ("lr", "weight_decay")),
         "study_operations": part_table(results, "operations", ("operation",), multiplication),
         "study_start": part_table(results, "start", ("embedding_std", "train_fraction"), descending=True),
-        "study_early": variants_table(results, PARTS["early"], facts("method", "what")),
+        "study_early": variants_table(results, PARTS["early"], described("method", "what")),
         "study_snippet": joined(
-            variants_table(results, PARTS["snippet"], facts("method", "what", "beta2")),
+            variants_table(results, PARTS["snippet"], described("method", "what", "beta2")),
             pairs_table(results, pairs("snippet"), hidden=("lr_warmup",)),
         ),
-        "study_undecayed": variants_table(results, PARTS["undecayed"], facts("method", "what", "lr")),
+        "study_undecayed": variants_table(results, PARTS["undecayed"], described("method", "what", "lr")),
         "study_tuned": tuned_table(results, all_tuned(results)),
     }
