@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import re
 
@@ -10,8 +11,11 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from benchmarks import report, run_command, switch_on
 from benchmarks.cost import step_cost, tasks, throughput, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
+from benchmarks.study import __main__ as study
+from benchmarks.study import spectra, trajectories
 from examples import mnist, modular
 from examples.harness import train
 from examples.harness.errors import UserError
@@ -19,6 +23,30 @@ from examples.harness.optimizers import make_tx
 from examples.harness.train import advance, init
 
 pytestmark = pytest.mark.usefixtures("lenient")
+
+
+@pytest.mark.parametrize(
+    "module", [report, switch_on, step_cost, tasks, throughput, vs_torch, study, spectra, trajectories]
+)
+def test_a_command_explains_all_its_flags(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(module.main, module.__name__)
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: python -m {module.__name__}" in shown
+    for name in inspect.signature(module.main).parameters:
+        explained = re.search(rf"^  {name}: (.{{14}})", inspect.getdoc(module.main), re.MULTILINE)
+        assert explained, name
+        assert explained[1] in shown
+
+
+def test_a_command_tells_what_is_wrong_and_its_exit_code_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--windows", "0"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(spectra.main, "benchmarks.study.spectra")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --windows must be at least 1, got 0\n"
 
 
 def test_contenders_take_turns():
@@ -136,8 +164,6 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 
 def test_the_readme_is_made_from_the_result_files(tmp_path):
-    from benchmarks import report
-
     text = (report.HERE / "README.md").read_text()
     made = report.tables(report.HERE / "results", tmp_path)
     assert report.fill(text, made) == text
