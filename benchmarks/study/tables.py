@@ -1,7 +1,7 @@
 """The tables of the study, from its results alone."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,13 +9,11 @@ import pandas as pd
 from examples.harness.optimizers import describe
 from examples.harness.tables import markdown
 
-from .cells import BASE
 from .methods import AFTER, ELSEWHERE, FIRST_STEPS, PARTS, TUNED, Pair, Variant, pairs, tuned_pairs
 from .statistics import Results, all_tuned, interval
 
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
 MISSING = "Not measured yet.\n"
-Columns = Callable[[Variant], dict[str, str]]  # the first cells of the row of a variant, by title
 
 
 def steps(value: float, cap: int) -> str:
@@ -45,32 +43,16 @@ def numbers(runs: pd.DataFrame, cap: int) -> dict[str, str]:
     }
 
 
-def variants_table(results: Results, variants: Iterable[Variant], columns: Columns) -> str:
-    """A table of variants, a row each, with its first columns; those without a result are left out."""
-    rows = [columns(one) | numbers(runs, results.cap) for one in variants if len(runs := results.reported(one))]
+def variants_table(results: Results, variants: Iterable[Variant], titles: Sequence[str] = ("method",)) -> str:
+    """A table of variants, a row each; those without a result are left out."""
+    rows = []
+    for variant in variants:
+        runs = results.reported(variant)
+        if len(runs):
+            config = variant.run(0, results.cap)
+            cells = config.flat() | {"method": f"`{variant.name}`", "what": describe(*config.hyper)}
+            rows.append({title: str(cells[title]) for title in titles} | numbers(runs, results.cap))
     return markdown(rows) if rows else MISSING
-
-
-def described(*titles: str) -> Columns:
-    """Columns with what a variant is: its `method`, `what` it is in words, or settings."""
-
-    def columns(variant: Variant) -> dict[str, str]:
-        config = variant.run(BASE["seed"], BASE["budget"])
-        every = config.flat() | {"method": f"`{variant.name}`", "what": describe(*config.hyper)}
-        return {title: str(every[title]) for title in titles}
-
-    return columns
-
-
-def tuned_pair(variant: Variant) -> dict[str, str]:
-    """Columns with the chosen learning rate and weight decay, and whether they are at an edge of the grid."""
-    values = {
-        title: f"{value:g}" + " (edge)" * (value in (grid[0], grid[-1]))
-        for title, value, grid in zip(
-            ("learning rate", "weight decay"), variant.changes.values(), TUNED[variant.method], strict=True
-        )
-    }
-    return {"method": f"`{variant.name}`"} | values
 
 
 def compare(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, str]:
@@ -120,18 +102,26 @@ def part_table(
     variants = sorted([*PARTS[part], *more], key=key, reverse=descending)
     compared = sorted(pairs(part), key=lambda pair: key(pair[0]), reverse=descending)
     return joined(
-        variants_table(results, variants, described(*settings, "method")),
+        variants_table(results, variants, (*settings, "method")),
         pairs_table(results, compared, tuple(settings)),
     )
 
 
 def tuned_table(results: Results, chosen: Mapping[str, Variant]) -> str:
     """All methods with a learning rate and weight decay from a grid, and those with a filter against those without."""
+    rows = []
+    for method, variant in chosen.items():
+        runs = results.reported(variant)
+        if len(runs):
+            values = {
+                title: f"{value:g}" + " (edge)" * (value in (grid[0], grid[-1]))
+                for title, value, grid in zip(
+                    ("learning rate", "weight decay"), variant.changes.values(), TUNED[method], strict=True
+                )
+            }
+            rows.append({"method": f"`{variant.name}`"} | values | numbers(runs, results.cap))
     compared = [(chosen[one], chosen[other]) for one, other in tuned_pairs() if {one, other} <= chosen.keys()]
-    return joined(
-        variants_table(results, chosen.values(), tuned_pair),
-        pairs_table(results, compared, hidden=("lr", "weight_decay")),
-    )
+    return joined(markdown(rows) if rows else MISSING, pairs_table(results, compared, hidden=("lr", "weight_decay")))
 
 
 def joined(*texts: str) -> str:
@@ -143,16 +133,16 @@ def tables(results: Results) -> dict[str, str]:
     """All tables, by name."""
     multiplication = [Variant(method, {"operation": "multiplication"}) for method in ELSEWHERE]
     return {
-        "study_methods": variants_table(results, PARTS["methods"], described("method", "what")),
+        "study_methods": variants_table(results, PARTS["methods"], ("method", "what")),
         "study_pairs": pairs_table(results, [*pairs("methods"), *FIRST_STEPS]) or MISSING,
         "study_rate": part_table(results, "rate", ("lr", "weight_decay")),
         "study_operations": part_table(results, "operations", ("operation",), multiplication),
         "study_start": part_table(results, "start", ("embedding_std", "train_fraction"), descending=True),
-        "study_early": variants_table(results, PARTS["early"], described("method", "what")),
+        "study_early": variants_table(results, PARTS["early"], ("method", "what")),
         "study_snippet": joined(
-            variants_table(results, PARTS["snippet"], described("method", "what", "beta2")),
+            variants_table(results, PARTS["snippet"], ("method", "what", "beta2")),
             pairs_table(results, pairs("snippet"), hidden=("lr_warmup",)),
         ),
-        "study_undecayed": variants_table(results, PARTS["undecayed"], described("method", "what", "lr")),
+        "study_undecayed": variants_table(results, PARTS["undecayed"], ("method", "what", "lr")),
         "study_tuned": tuned_table(results, all_tuned(results)),
     }
