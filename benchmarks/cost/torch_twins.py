@@ -72,26 +72,26 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of the token after the last of (batch, length) tokens."""
-        return self.logits(tokens)[0]
+        return self.head(self.stream(tokens)[0])
 
     def frugal(self, tokens: torch.Tensor) -> torch.Tensor:
         """The same with the arithmetic of our model: `x op` once for each x, the last block at the last position."""
         every_x = torch.arange(self.p, device=tokens.device)
         prefixes = torch.stack([every_x, torch.full_like(every_x, self.p + 1)], dim=1)
-        past = self.logits(prefixes, readout=1)[1]
-        return self.logits(tokens[:, 2:], [both[tokens[:, 0]] for both in past], readout=1)[0]
+        past = self.stream(prefixes, readout=1)[1]
+        return self.head(self.stream(tokens[:, 2:], [both[tokens[:, 0]] for both in past], readout=1)[0])
 
-    def logits(
+    def stream(
         self, tokens: torch.Tensor, past: Sequence[torch.Tensor] = (), readout: int = 0
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits after the last token, and keys and values of each block; the last is read at `readout` positions."""
+        """What the head reads at the last token, and keys and values of each block; the last gives `readout` positions."""
         first = past[0].shape[1] if past else 0
         x = self.token(tokens) + self.position.weight[first : first + tokens.shape[1]]
         kept = []
         for block, before in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
             x, both = block(x, before, readout if block is self.blocks[-1] else 0)
             kept.append(both)
-        return self.head(self.ln(x[:, -1])), kept
+        return self.ln(x[:, -1]), kept
 
 
 class MLP(nn.Sequential):
