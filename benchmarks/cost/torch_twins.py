@@ -84,7 +84,7 @@ class Decoder(nn.Module):
     def stream(
         self, tokens: torch.Tensor, past: Sequence[torch.Tensor] = (), readout: int = 0
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """What the head reads at the last token, and keys and values of each block; the last gives `readout` positions."""
+        """What the head reads at the last token, and keys and values of each block; `readout` is of the last block."""
         first = past[0].shape[1] if past else 0
         x = self.token(tokens) + self.position.weight[first : first + tokens.shape[1]]
         kept = []
