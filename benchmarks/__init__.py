@@ -1,1 +1,16 @@
 """What it costs and how it compares: scripts that write measured results."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+
+from examples.harness.errors import plain_errors
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run_command(main: Callable[..., object], module: str) -> None:
+    """Call `main` with the flags of the command line and exit; what the user can cure is told without a traceback."""
+    sys.exit(plain_errors(lambda: tyro.cli(main, prog=f"python -m {module}")))

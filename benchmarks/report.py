@@ -1,16 +1,13 @@
 """Write the tables and pictures of benchmarks/README.md anew from results/: `python -m benchmarks.report`."""
 
-import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from benchmarks import RESULTS, run_command
 from examples.harness import plots
-from examples.harness.errors import UserError, plain_errors
+from examples.harness.errors import UserError
 
 from .cost import step_cost, throughput, vs_torch
 from .study import pictures as study_pictures
@@ -31,9 +28,8 @@ def tables(results: Path, pictures: Path, study: Path | None = None) -> dict[str
     made = {}
     for name, table in TABLES.items():
         path = results / f"{name}.json"
-        made[name] = (
-            table(json.loads(path.read_text())) if path.exists() else f"Not measured yet: {path.name} is missing.\n"
-        )
+        missing = f"Not measured yet: {path.name} is missing.\n"
+        made[name] = table(json.loads(path.read_text())) if path.exists() else missing
     runs = Results.load(study or results / "study")
     made |= {"study_ablations": study_tables.MISSING} | study_tables.tables(runs)
     shown = study_pictures.pictures(runs)
@@ -64,23 +60,18 @@ def fill(text: str, made: dict[str, str]) -> str:
     return text
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Rewrite benchmarks/README.md and its pictures."""
+def main(study: Path = RESULTS / "study") -> None:
+    """Rewrite benchmarks/README.md and its pictures.
 
-    study: Path = HERE / "results" / "study"
-    """Folder of the study's results, the --out of python -m benchmarks.study."""
-
-
-def main(arguments: Arguments) -> None:
-    """Rewrite the README and the pictures."""
-    if not any(arguments.study.glob("*.jsonl")):
-        raise UserError(f"--study must be a folder with results of python -m benchmarks.study, got {arguments.study}")
-    readme = HERE / "README.md"
-    pictures = HERE / "pictures"
+    Args:
+      study: Folder of the study's results, the --out of python -m benchmarks.study.
+    """
+    if not any(study.glob("*.jsonl")):
+        raise UserError(f"--study must be a folder with results of python -m benchmarks.study, got {study}")
+    readme, pictures = HERE / "README.md", HERE / "pictures"
     pictures.mkdir(exist_ok=True)
-    readme.write_text(fill(readme.read_text(), tables(HERE / "results", pictures, arguments.study)))
+    readme.write_text(fill(readme.read_text(), tables(RESULTS, pictures, study)))
 
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main(tyro.cli(Arguments, prog="python -m benchmarks.report"))))
+    run_command(main, "benchmarks.report")

@@ -8,7 +8,6 @@ SWEEP/switch_on.csv gets a row per run, SWEEP/switch_on.md the table, SWEEP/swit
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +15,9 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
+from benchmarks import run_command
 from examples.harness import plots
-from examples.harness.errors import UserError, plain_errors
+from examples.harness.errors import UserError
 from examples.harness.files import write_whole
 from examples.harness.records import Row
 from examples.harness.tables import markdown, median_and_range
@@ -59,13 +59,11 @@ def main(sweep: Annotated[Path, tyro.conf.Positional]) -> None:
     write_whole(sweep / "switch_on.csv", frame.to_csv(index=False))
 
     titles = {f"jump_at_{s}": f"jump at step {s:,}" for s in switches} | {"last_val_loss": "val. loss at the end"}
-    lines = []
-    for name, group in frame.groupby("run", sort=False):
-        values = {title: group[column].to_numpy() for column, title in titles.items()}
-        measured = {
-            title: median_and_range(v, ".3f") if v.size > sum(pd.isna(v)) else "" for title, v in values.items()
-        }
-        lines.append({"run": name, **measured})
+    in_words = lambda values: "" if values.isna().all() else median_and_range(values.to_numpy(), ".3f")
+    lines = [
+        {"run": name} | {title: in_words(group[column]) for column, title in titles.items()}
+        for name, group in frame.groupby("run", sort=False)
+    ]
     text = markdown(lines)
     write_whole(sweep / "switch_on.md", text)
     print(text, end="")
@@ -76,4 +74,4 @@ def main(sweep: Annotated[Path, tyro.conf.Positional]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: tyro.cli(main, prog="python -m benchmarks.switch_on")))
+    run_command(main, "benchmarks.switch_on")

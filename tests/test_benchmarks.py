@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import re
 
@@ -10,8 +11,11 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from benchmarks import report, run_command, switch_on
 from benchmarks.cost import step_cost, tasks, throughput, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
+from benchmarks.study import __main__ as study
+from benchmarks.study import spectra, trajectories
 from examples import mnist, modular
 from examples.harness import train
 from examples.harness.errors import UserError
@@ -19,6 +23,30 @@ from examples.harness.optimizers import make_tx
 from examples.harness.train import advance, init
 
 pytestmark = pytest.mark.usefixtures("lenient")
+
+
+@pytest.mark.parametrize(
+    "module", [report, switch_on, step_cost, tasks, throughput, vs_torch, study, spectra, trajectories]
+)
+def test_a_command_explains_all_its_flags(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(module.main, module.__name__)
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: python -m {module.__name__}" in shown
+    for name in inspect.signature(module.main).parameters:
+        explained = re.search(rf"^  {name}: (.{{14}})", inspect.getdoc(module.main), re.MULTILINE)
+        assert explained, name
+        assert explained[1] in shown
+
+
+def test_a_command_tells_what_is_wrong_and_its_exit_code_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--windows", "0"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(spectra.main, "benchmarks.study.spectra")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --windows must be at least 1, got 0\n"
 
 
 def test_contenders_take_turns():
@@ -38,7 +66,7 @@ def test_spread_and_ratios_by_hand():
 def test_each_array_of_a_filter_is_written_by_one_pass_and_nothing_is_copied(tmp_path):
     """By XLA's count AdamW moves 40 bytes per parameter, 60 with the EMA, 88 with the moving average of any window."""
     out = tmp_path / "step_cost.json"
-    step_cost.main(step_cost.Arguments((200_000,), (5, 50), rounds=2, updates=400_000, out=out))
+    step_cost.main((200_000,), (5, 50), rounds=2, updates=400_000, out=out)
     rows = json.loads(out.read_text())["rows"]
     cells = [(layout, mode) for layout in ("few", "many") for mode in ("step", "scan")]
     assert [(r["layout"], r["mode"]) for r in rows[::4]] == cells
@@ -54,7 +82,7 @@ def test_each_array_of_a_filter_is_written_by_one_pass_and_nothing_is_copied(tmp
 
 def test_cells_that_need_too_much_memory_are_left_out_and_told(tmp_path, capsys):
     out = tmp_path / "step_cost.json"
-    step_cost.main(step_cost.Arguments((1000,), (3, 1000), rounds=2, updates=1000, memory=0.001, out=out))
+    step_cost.main((1000,), (3, 1000), rounds=2, updates=1000, memory=0.001, out=out)
     rows = json.loads(out.read_text())["rows"]
     assert [row["filter"] for row in rows[:4]] == ["none", "ema", "ma-3", "ma-1000"]
     assert rows[3]["left_out"] == "needs 0.00403 GB"
@@ -71,7 +99,7 @@ def small():
 
 def test_throughput_runs_many_seeds(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(throughput, "EXPERIMENT", small)
-    throughput.main(throughput.Arguments(runs=(1, 3), rounds=2, out=tmp_path / "t.json"))
+    throughput.main(runs=(1, 3), rounds=2, out=tmp_path / "t.json")
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert [row["runs"] for row in rows] == [1, 3]
     assert "| 3 " in capsys.readouterr().out
@@ -110,7 +138,7 @@ def test_a_task_whose_data_cannot_be_had_is_left_out_and_told(small, tmp_path, m
     found = {"small": small, "mnist": mnist.EXPERIMENT}
     monkeypatch.setattr(tasks, "find_experiment", found.__getitem__)
     monkeypatch.setattr(tasks, "SIDE", 64)
-    rows = tasks.measure(tasks.Arguments(tuple(found), rounds=2, data_dir=tmp_path), threads=2)
+    rows = tasks.measure(tuple(found), threads=2, rounds=2, data_dir=tmp_path)
     assert [(row["task"], row["threads"]) for row in rows] == [("small", 2), ("mnist", 2)]
     assert rows[0]["share"] > 0
     assert "train-images-idx3-ubyte.gz is missing" in rows[1]["left_out"]
@@ -136,8 +164,6 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 
 def test_the_readme_is_made_from_the_result_files(tmp_path):
-    from benchmarks import report
-
     text = (report.HERE / "README.md").read_text()
     made = report.tables(report.HERE / "results", tmp_path)
     assert report.fill(text, made) == text
@@ -150,4 +176,4 @@ def test_the_readme_is_made_from_the_result_files(tmp_path):
     with pytest.raises(ValueError, match="lacks the marks of step_cost"):
         report.fill("", none)
     with pytest.raises(UserError, match=r"--study must be a folder with results .* got .*none"):
-        report.main(report.Arguments(tmp_path / "none"))
+        report.main(tmp_path / "none")

@@ -17,7 +17,6 @@ import scipy.stats
 import benchmarks
 from benchmarks.study import __main__ as study
 from benchmarks.study import cells, methods, pictures, spectra, statistics, tables, trajectories
-from benchmarks.study.__main__ import Study
 from benchmarks.study.cells import BASE, as_cell, differences
 from benchmarks.study.methods import METHODS, PARTS, TUNED, TUNING_CAP, TUNING_SEEDS, Variant, grid
 from benchmarks.study.statistics import Results
@@ -256,31 +255,31 @@ def test_a_run_is_followed_after_its_first_time_at_the_threshold_and_summarised(
 
 
 def test_a_deleted_cell_is_made_again_the_same_and_another_cap_is_refused(tmp_path, toys):
-    arguments = Study(("methods",), seeds=(0, 1), methods=("ema", "ma", "muon"), cap=240, out=tmp_path / "study")
-    study.run(arguments)
+    arguments = {"seeds": (0, 1), "methods": ("ema", "ma", "muon"), "cap": 240, "out": tmp_path / "study"}
+    study.main(("methods",), **arguments)
     path = tmp_path / "study" / "methods.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 6
     path.write_text("".join(lines[:3] + lines[4:]))
-    study.run(arguments)
+    study.main(("methods",), **arguments)
     assert path.read_text().splitlines(keepends=True) == [*lines[:3], *lines[4:], lines[3]]
     results = Results.load(path.parent)
     assert results.reported(Variant("ema", {}))["last_step"].max() <= 240
     assert set(results.reported(Variant("ema", {})).index) == {0, 1}
     with pytest.raises(UserError, match=r"study holds runs with --cap 240, not 80; pass it, or choose another --out"):
-        study.run(dataclasses.replace(arguments, cap=80))
+        study.main(("methods",), **arguments | {"cap": 80})
     with pytest.raises(UserError, match=r"--methods must be among adam, .* got sgd"):
-        Study(("methods",), methods=("sgd",))
+        study.main(("methods",), methods=("sgd",))
     with pytest.raises(UserError, match=r"--group-size must be at least 1, got 0"):
-        Study(("methods",), group_size=0)
+        study.main(("methods",), group_size=0)
     with pytest.raises(UserError, match=r"--cap must be at least 1, got 0"):
-        Study(("methods",), cap=0)
+        study.main(("methods",), cap=0)
     with pytest.raises(UserError, match=r"PARTS must be among methods, .*, tuned, got none"):
-        Study(())
+        study.main(())
 
 
 def test_a_cell_of_two_parts_is_trained_once_and_groups_are_stored_run_by_run(tmp_path, toys):
-    study.run(Study(("methods", "lamb"), methods=("ema",), cap=8, out=tmp_path, group_size=4))
+    study.main(("methods", "lamb"), methods=("ema",), cap=8, out=tmp_path, group_size=4)
     stored = {path.name: len(list(cells.read(path))) for path in tmp_path.glob("*.jsonl")}
     assert stored == {"methods.jsonl": 1, "lamb.jsonl": 5}  # λ = 2 is that of the method
     results = Results.load(tmp_path)
@@ -292,9 +291,9 @@ def test_the_parts_of_the_tuning_follow_from_one_another_in_one_command(tmp_path
         monkeypatch.setattr(module, "TUNING_CAP", 4)
     for part, missing in (("finals", "tuning"), ("tuned", "tuning")):
         with pytest.raises(UserError, match=rf"lack ema with .* and seed 1000; run .*benchmarks.study {missing}"):
-            study.run(Study((part,), methods=("ema",), cap=8, out=tmp_path))
+            study.main((part,), methods=("ema",), cap=8, out=tmp_path)
     # Needs no other method to have been tuned.
-    study.run(Study(("tuning", "finals", "tuned"), methods=("ema",), cap=8, out=tmp_path))
+    study.main(("tuning", "finals", "tuned"), methods=("ema",), cap=8, out=tmp_path)
     found = {path.stem: [line.result["cell"] for line in cells.read(path)] for path in tmp_path.glob("*.jsonl")}
     assert {part: len(runs) for part, runs in found.items()} == {"tuning": 9, "finals": 3, "tuned": 1}
     assert {run["budget"] for run in found["tuning"] + found["finals"]} == {4}
@@ -494,13 +493,14 @@ def test_streamed_paths_give_the_principal_axes_of_all_points():
 
 
 def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
-    arguments = trajectories.Arguments((0, 1, 0), ("ema", "adamw-1"), cap=400, every=8, out=tmp_path / "paths.jsonl")
-    trajectories.main(arguments)
-    before = arguments.out.read_text()
+    out = tmp_path / "paths.jsonl"
+    arguments = {"seeds": (0, 1, 0), "methods": ("ema", "adamw-1"), "cap": 400, "every": 8, "out": out}
+    trajectories.main(**arguments)
+    before = out.read_text()
     assert before.count("\n") == 1 + 2
-    trajectories.main(dataclasses.replace(arguments, seeds=(1,)))
-    assert arguments.out.read_text() == before
-    found = trajectories.load(arguments.out)[0]["paths"]
+    trajectories.main(**arguments | {"seeds": (1,)})
+    assert out.read_text() == before
+    found = trajectories.load(out)[0]["paths"]
     assert list(found) == ["ema", "adamw-1"]
     for name, run in found.items():
         config = METHODS[name].config
@@ -517,26 +517,25 @@ def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
         x = np.array(run["path"])
         drawn = np.linalg.norm(x[run["steps"].index(run["at"]["C"])] - x[0])
         assert 0.5 * run["distances"]["AC"] < drawn <= run["distances"]["AC"] + 2e-3
-    rows = cells_of(trajectories.table(arguments.out))
+    rows = cells_of(trajectories.table(out))
     assert [row[:2] + row[-1:] for row in rows] == [["`adamw-1`", "2", "0"], ["`ema`", "2", "0"]]
-    trajectories.picture(arguments.out).savefig(tmp_path / "paths.png")
+    trajectories.picture(out).savefig(tmp_path / "paths.png")
     with pytest.raises(UserError, match=r"--methods must be among"):
-        dataclasses.replace(arguments, methods=("sgd",))
+        trajectories.main(methods=("sgd",))
     with pytest.raises(UserError, match=r"--every must be at least 1, got 0"):
-        dataclasses.replace(arguments, every=0)
+        trajectories.main(every=0)
     for change in ({"methods": ("ma",)}, {"cap": 200}, {"every": 4}):
         with pytest.raises(UserError, match=r"paths.jsonl, line 2 was made with another --methods, --cap or --every"):
-            trajectories.main(dataclasses.replace(arguments, **change))
+            trajectories.main(**arguments | change)
 
 
 def test_a_path_or_spectrum_of_a_run_that_diverges_is_refused(tmp_path, toys, monkeypatch):
     preset = METHODS["ema"]
     monkeypatch.setitem(METHODS, "ema", preset._replace(config=preset.config.replace(lr=3e38, lr_warmup=0)))
     for module in (trajectories, spectra):
-        arguments = module.Arguments((0,), ("ema",), out=tmp_path / "results.jsonl")
         with pytest.raises(UserError, match=r"ema, seed 0: the loss is no longer finite at step \d+; leave out"):
-            module.main(arguments)
-        assert not arguments.out.exists()
+            module.main((0,), ("ema",), out=tmp_path / "results.jsonl")
+        assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_recorded_gradients_are_those_that_come_in():
@@ -570,24 +569,25 @@ def test_sampling_noise_has_little_slow_power():
 
 
 def test_spectra_are_measured_window_by_window(tmp_path, toys):
-    arguments = spectra.Arguments((0, 0), ("adam", "ema"), windows=2, parameters=4, out=tmp_path / "spectra.jsonl")
-    spectra.main(arguments)
-    before = arguments.out.read_text()
-    spectra.main(arguments)
-    assert arguments.out.read_text() == before
-    (windows,) = spectra.load(arguments.out)["ema"]
+    out = tmp_path / "spectra.jsonl"
+    arguments = {"seeds": (0, 0), "methods": ("adam", "ema"), "windows": 2, "parameters": 4, "out": out}
+    spectra.main(**arguments)
+    before = out.read_text()
+    spectra.main(**arguments)
+    assert out.read_text() == before
+    (windows,) = spectra.load(out)["ema"]
     assert [window["from_step"] for window in windows] == [0, 500]
     for window in windows:
         assert sum(window["power"]) == pytest.approx(1, abs=0.01)
         assert window["rms"] > 0
-    rows = cells_of(spectra.table(arguments.out))
+    rows = cells_of(spectra.table(out))
     assert [row[0] for row in rows] == ["none: sampling noise", *["`adam`"] * 3, *["`ema`"] * 3]
-    for change in ({"windows": 3}, {"parameters": 3}):
+    for change in ({"windows": 3}, {"windows": 10}, {"parameters": 3}):  # 10 windows are the steps of the base
         with pytest.raises(UserError, match=r"jsonl, line 2 was made with another --windows or --parameters; delete"):
-            spectra.main(dataclasses.replace(arguments, **change))
+            spectra.main(**arguments | change)
     with pytest.raises(UserError, match=r"--windows must be at least 1, got 0"):
-        dataclasses.replace(arguments, windows=0)
-    spectra.picture(arguments.out).savefig(tmp_path / "spectra.png")
+        spectra.main(windows=0)
+    spectra.picture(out).savefig(tmp_path / "spectra.png")
     spectra.responses_picture().savefig(tmp_path / "responses.png")
 
 

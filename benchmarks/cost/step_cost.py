@@ -14,8 +14,7 @@ Timing starts when all windows are full: a ring that has just been allocated is 
 that need more memory than --memory are left out, and said to be.
 """
 
-import dataclasses
-import json
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,85 +22,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jax import lax
 
-from examples.harness.files import provenance, write_whole
+from benchmarks import RESULTS, run_command
+from examples.harness.files import provenance
 from examples.harness.tables import markdown
 from grokfast_jax import grokfast_ema, grokfast_ma
 
-from .timing import in_turn, in_words, ratios, spread
+from .timing import in_turn, in_words, ratios, spread, write
 
-OUT = Path(__file__).parents[1] / "results" / "step_cost.json"
+OUT = RESULTS / "step_cost.json"
 MODEL_BYTES = {"none": 28, "ema": 36, "ma": 52}  # per parameter, float32, each array read and written once
 SMALL_LEAF = 128 * 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Time one update of AdamW alone and behind each filter."""
-
-    parameters: tuple[int, ...] = (400_000, 10_000_000, 100_000_000)
-    """Numbers of parameters."""
-    windows: tuple[int, ...] = (10, 100, 1000)
-    """Window sizes of the moving average."""
-    rounds: int = 15
-    """Timed rounds; each contender is timed once per round."""
-    updates: int = 60_000_000
-    """Parameters to update in each timing: the number of steps follows."""
-    memory: float = 8.0
-    """Gigabytes that the contenders of a cell may need together."""
-    out: Path = OUT
-    """File for the results."""
-
-
-def leaf_shapes(parameters: int, layout: str) -> list[int]:
-    """Sizes of the arrays: four large ones, or as many of 128 x 128 as there are parameters (256 at most)."""
-    count = 4 if layout == "few" else min(max(parameters // SMALL_LEAF, 1), 256)
-    return [parameters // count] * count
-
-
 def transformation(name: str) -> optax.GradientTransformation:
     """AdamW behind the filter `name`: none, ema or ma-WINDOW."""
-    kind, _, window = name.partition("-")
-    adamw = optax.adamw(1e-3)
-    if kind == "none":
-        return adamw
-    return optax.chain(grokfast_ema() if kind == "ema" else grokfast_ma(int(window)), adamw)
-
-
-def make_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
-    """One update of the parameters."""
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
-def make_scan(tx: optax.GradientTransformation, steps: int) -> Callable[..., Any]:
-    """So many updates in one scan; the gradient is scaled anew in each, so that none of it can be precomputed."""
-    step = make_step(tx)
-
-    def scan(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        def body(carry: tuple[Any, Any], scale: jax.Array) -> tuple[tuple[Any, Any], None]:
-            return step(*carry, jax.tree.map(lambda g: scale * g, grads)), None
-
-        return lax.scan(body, (params, state), jnp.linspace(1.0, 1.1, steps))[0]
-
-    return scan
+    window = name.partition("-")[2]
+    filtering = grokfast_ma(int(window)) if window else {"none": optax.identity(), "ema": grokfast_ema()}[name]
+    return optax.chain(filtering, optax.adamw(1e-3))
 
 
 def contender(name: str, sizes: list[int], mode: str, steps: int) -> tuple[Callable[[], object], dict[str, float]]:
     """A call that runs `steps` updates to their end, and the bytes per parameter that it needs and moves."""
     tx = transformation(name)
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def scan(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        # The gradient is scaled anew in each step, so that none of it can be precomputed.
+        body = lambda carry, scale: (step(carry[0], carry[1], jax.tree.map(lambda g: scale * g, grads)), None)
+        return lax.scan(body, (params, state), jnp.linspace(1.0, 1.1, steps))[0]
+
     params = {f"p{i}": jnp.full(size, 0.5) for i, size in enumerate(sizes)}
     grads = {f"p{i}": jnp.full(size, 1e-3) for i, size in enumerate(sizes)}
     state = jax.jit(tx.init)(params)
     compile_ = lambda function: jax.jit(function, donate_argnums=(0, 1)).lower(params, state, grads).compile()
-    one = compile_(make_step(tx))
-    compiled = one if mode == "step" else compile_(make_scan(tx, steps))
+    one = compile_(step)
+    compiled = one if mode == "step" else compile_(scan)
     total, memory, cost = sum(sizes), compiled.memory_analysis(), one.cost_analysis()
     if memory is None or cost is None:
         raise RuntimeError(f"the backend {jax.default_backend()} tells no memory and cost of a compiled program")
@@ -134,80 +94,80 @@ def copy_bandwidth(rounds: int) -> dict[str, float]:
     return spread([2 * x.nbytes / 1e9 / seconds for seconds in in_turn({"copy": call}, rounds)["copy"]])
 
 
-def measure(arguments: Arguments, parameters: int, layout: str, mode: str) -> list[dict[str, Any]]:
-    """One row for each contender of a cell."""
-    names = ["none", "ema"]
-    skipped = []
+def measure(
+    parameters: int, layout: str, mode: str, *, windows: tuple[int, ...], rounds: int, updates: int, memory: float
+) -> list[dict[str, Any]]:
+    """One row for each contender of a cell; `layout` is few arrays, or many of 128 x 128 (256 at most)."""
+    arrays = 4 if layout == "few" else min(max(parameters // SMALL_LEAF, 1), 256)
+    sizes = [parameters // arrays] * arrays
+    steps = max(1, updates // parameters)
+    place = {"parameters": sum(sizes), "layout": layout, "arrays": arrays, "mode": mode}
+    names, skipped, longest = ["none", "ema"], [], 0
     used = 2 * 7 * 4 * parameters
-    for window in arguments.windows:
+    for window in windows:
         needed = (window + 8) * 4 * parameters
-        if used + needed > arguments.memory * 1e9:
-            skipped.append({"filter": f"ma-{window}", "left_out": f"needs {needed / 1e9:.3g} GB"})
+        if used + needed > memory * 1e9:
+            skipped.append({**place, "filter": f"ma-{window}", "left_out": f"needs {needed / 1e9:.3g} GB"})
         else:
             used += needed
+            longest = max(longest, window)
             names.append(f"ma-{window}")
-    sizes = leaf_shapes(parameters, layout)
-    steps = max(1, arguments.updates // parameters)
     built = {name: contender(name, sizes, mode, steps) for name in names}
-    longest = max((window for window in arguments.windows if f"ma-{window}" in names), default=0)
     for call, _ in built.values():
         for _ in range(-(-longest // steps)):
             call()
-    seconds = in_turn({name: call for name, (call, _) in built.items()}, arguments.rounds)
-    place = {"parameters": sum(sizes), "layout": layout, "arrays": len(sizes), "mode": mode}
-    rows = [
-        {
-            **place,
-            "filter": name,
-            "steps": steps,
-            "seconds": spread([value / steps for value in seconds[name]]),
-            "ratio": ratios(seconds[name], seconds["none"]),
-            **facts,
-        }
-        for name, (_, facts) in built.items()
-    ]
-    return rows + [{**place, **row} for row in skipped]
+    seconds = in_turn({name: call for name, (call, _) in built.items()}, rounds)
+    rows = []
+    for name, (_, facts) in built.items():
+        times = {"seconds": spread([v / steps for v in seconds[name]]), "ratio": ratios(seconds[name], seconds["none"])}
+        rows.append({**place, "filter": name, "steps": steps, **times, **facts})
+    return rows + skipped
 
 
 def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
+    titles = ("ms per step", "ratio to AdamW", "by compiled bytes", "if all was fused")
     rows, base = [], {}
     for row in result["rows"]:
-        text = {
-            "parameters": f"{row['parameters']:,} in {row['arrays']} arrays",
-            "mode": row["mode"],
-            "filter": row["filter"],
-            "ms per step": f"left out: {row['left_out']}" if "left_out" in row else "",
-            "ratio to AdamW": "",
-            "by compiled bytes": "",
-            "if all was fused": "",
-        }
-        if "left_out" not in row:
+        if "left_out" in row:
+            texts = [f"left out: {row['left_out']}", "", "", ""]
+        else:
             base = row if row["filter"] == "none" else base
-            text |= {
-                "ms per step": in_words(row["seconds"], ".3g", 1e3),
-                "ratio to AdamW": in_words(row["ratio"], ".2f"),
-                "by compiled bytes": f"{row['compiled_bytes'] / base['compiled_bytes']:.2f}",
-                "if all was fused": f"{row['model_bytes'] / base['model_bytes']:.2f}",
-            }
-        rows.append(text)
+            times = in_words(row["seconds"], ".3g", 1e3), in_words(row["ratio"], ".2f")
+            texts = [*times, *(f"{row[kind] / base[kind]:.2f}" for kind in ("compiled_bytes", "model_bytes"))]
+        cell = {"parameters": f"{row['parameters']:,} in {row['arrays']} arrays"}
+        cell |= {name: row[name] for name in ("mode", "filter")}
+        rows.append(cell | dict(zip(titles, texts, strict=True)))
     return (
         f"{result['device']}; jax {result['versions']['jax']}; {result['rounds']} rounds in turn; medians (quartiles). "
         f"A copy moves {in_words(result['copy_gb_per_second'], '.1f')} GB/s.\n\n{markdown(rows)}"
     )
 
 
-def main(arguments: Arguments) -> None:
-    """Measure all cells and write the file after each."""
-    result = {**provenance(), "rounds": arguments.rounds, "copy_gb_per_second": copy_bandwidth(arguments.rounds)}
-    rows: list[dict[str, Any]] = []
-    for parameters in arguments.parameters:
-        for layout in ("few", "many"):
-            for mode in ("step", "scan"):
-                rows += measure(arguments, parameters, layout, mode)
-                write_whole(arguments.out, json.dumps({**result, "rows": rows}, indent=1) + "\n")
-    print(table({**result, "rows": rows}))
+def main(
+    parameters: tuple[int, ...] = (400_000, 10_000_000, 100_000_000),
+    windows: tuple[int, ...] = (10, 100, 1000),
+    rounds: int = 15,
+    updates: int = 60_000_000,
+    memory: float = 8.0,
+    out: Path = OUT,
+) -> None:
+    """Time one update of AdamW alone and behind each filter; the file is written after each cell.
+
+    Args:
+      parameters: Numbers of parameters.
+      windows: Window sizes of the moving average.
+      rounds: Timed rounds; each contender is timed once per round.
+      updates: Parameters to update in each timing: the number of steps follows.
+      memory: Gigabytes that the contenders of a cell may need together.
+      out: File for the results.
+    """
+    result = {**provenance(), "rounds": rounds, "copy_gb_per_second": copy_bandwidth(rounds), "rows": []}
+    for cell in itertools.product(parameters, ("few", "many"), ("step", "scan")):
+        result["rows"] += measure(*cell, windows=windows, rounds=rounds, updates=updates, memory=memory)
+        write(out, result)
+    print(table(result))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, prog="python -m benchmarks.cost.step_cost"))
+    run_command(main, "benchmarks.cost.step_cost")

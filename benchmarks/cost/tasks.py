@@ -7,12 +7,9 @@ cannot be had is left out.
 """
 
 import concurrent.futures
-import dataclasses
 import functools
-import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,37 +17,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax import lax
 from jax.extend.core import Jaxpr, Literal
 
+from benchmarks import RESULTS, run_command
 from examples.harness.config import find_experiment, task_names
-from examples.harness.errors import UserError, plain_errors
-from examples.harness.files import provenance, write_whole
+from examples.harness.errors import UserError
+from examples.harness.files import provenance
 from examples.harness.loop import evaluations
 from examples.harness.tables import markdown
-from examples.harness.train import Program, program
+from examples.harness.train import program
 
-from .timing import in_turn, in_words, spread
+from .timing import in_turn, in_words, spread, write
 
-OUT = Path(__file__).parents[1] / "results" / "tasks.json"
+OUT = RESULTS / "tasks.json"
+TASKS = tuple(task_names())
+THREADS = (1, os.cpu_count() or 1)
 SIDE = 2048  # of the matrices whose product is the machine's rate
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Time the five experiments, and count what they compute."""
-
-    tasks: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(task_names()))
-    """Experiments: names that python -m examples lists, or importable modules with an EXPERIMENT."""
-    threads: tuple[int, ...] = (1, os.cpu_count() or 1)
-    """Numbers of threads of XLA's CPU client."""
-    rounds: int = 10
-    """Timed chunks of each task, and timed products."""
-    data_dir: Path | None = None
-    """Folder that holds the data files of the tasks, or a subfolder for each task; None downloads them once."""
-    out: Path = OUT
-    """File for the results."""
 
 
 def matmul_flop(function: Any, *args: Any) -> float:
@@ -100,38 +83,26 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], *args: Any) -> tuple[jax.Array, li
     return total, [read(variable) for variable in jaxpr.outvars]
 
 
-def with_data(name: str, data_dir: Path | None) -> tuple[Program, Any]:
-    """The program and the hyperparameters of the default preset of a task; UserError if its data cannot be had."""
-    config = find_experiment(name).base
-    if "data_dir" not in config.flat() or data_dir is None:
-        return program(config.task), config.hyper
-    problems = []
-    for folder in (data_dir, *sorted(filter(Path.is_dir, data_dir.iterdir()))):
-        try:
-            return program(config.replace(data_dir=folder).task), config.hyper
-        except UserError as error:
-            problems.append(error)
-    raise problems[0]
-
-
-def measure(arguments: Arguments, threads: int) -> list[dict[str, Any]]:
+def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | None) -> list[dict[str, Any]]:
     """One row for each task, in a process that has so many threads."""
     x = jnp.ones((SIDE, SIDE))
     product = jax.jit(jnp.dot)
-    seconds = in_turn({"product": lambda: jax.block_until_ready(product(x, x))}, arguments.rounds)["product"]
+    seconds = in_turn({"product": lambda: jax.block_until_ready(product(x, x))}, rounds)["product"]
     rate = spread([2 * SIDE**3 / 1e9 / value for value in seconds])
     rows: list[dict[str, Any]] = []
-    for name in arguments.tasks:
-        row = {"task": name, "threads": threads}
+    for name in tasks:
+        config, row = find_experiment(name).base, {"task": name, "threads": threads}
+        if data_dir is not None and "data_dir" in config.flat():
+            config = config.replace(data_dir=data_dir / name if (data_dir / name).is_dir() else data_dir)
         try:
-            compiled, hyper = with_data(name, arguments.data_dir)
+            compiled = program(config.task)
         except UserError as error:
             rows.append({**row, "left_out": str(error).splitlines()[0]})
             continue
-        key, steps = jax.random.key(0), compiled.task.steps
+        hyper, key, steps = config.hyper, jax.random.key(0), config.task.steps
         gflop = matmul_flop(compiled.advance, hyper, key, *compiled.draw(key), compiled.init(hyper, key)) / 1e9 / steps
         records = evaluations(compiled, hyper, key)
-        seconds = in_turn({name: lambda records=records: next(records)}, arguments.rounds)[name]
+        seconds = in_turn({name: lambda records=records: next(records)}, rounds)[name]
         per_step = spread([value / steps for value in seconds])
         share = gflop / per_step["median"] / rate["median"]
         rows.append({**row, "gflop": gflop, "seconds": per_step, "gflop_per_second": rate, "share": share})
@@ -140,36 +111,46 @@ def measure(arguments: Arguments, threads: int) -> list[dict[str, Any]]:
 
 def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
-    rows = [
-        {"task": row["task"], "threads": row["threads"]}
-        | (
-            {"GFLOP per step": "", "ms per step": f"left out: {row['left_out']}", "share of the matmul rate": ""}
-            if "left_out" in row
-            else {
-                "GFLOP per step": f"{row['gflop']:.3g}",
-                "ms per step": in_words(row["seconds"], ".3g", 1e3),
-                "share of the matmul rate": f"{row['share']:.0%} of {row['gflop_per_second']['median']:.0f} GFLOP/s",
-            }
-        )
-        for row in result["rows"]
-    ]
+    rows = []
+    for row in result["rows"]:
+        flop, time, share = "", f"left out: {row.get('left_out')}", ""
+        if "left_out" not in row:
+            flop, time = f"{row['gflop']:.3g}", in_words(row["seconds"], ".3g", 1e3)
+            share = f"{row['share']:.0%} of {row['gflop_per_second']['median']:.0f} GFLOP/s"
+        texts = {"GFLOP per step": flop, "ms per step": time, "share of the matmul rate": share}
+        rows.append({"task": row["task"], "threads": row["threads"], **texts})
     return (
         f"{result['device']}; jax {result['versions']['jax']}; {result['rounds']} chunks each, evaluation included; "
         f"medians (quartiles).\n\n{markdown(rows)}"
     )
 
 
-def main(arguments: Arguments) -> None:
-    """Measure in a fresh process for each number of threads."""
+def main(
+    tasks: tuple[str, ...] = TASKS,
+    threads: tuple[int, ...] = THREADS,
+    rounds: int = 10,
+    data_dir: Path | None = None,
+    out: Path = OUT,
+) -> None:
+    """Time the experiments, and count what they compute, in a fresh process for each number of threads.
+
+    Args:
+      tasks: Experiments: names that python -m examples lists, or importable modules with an EXPERIMENT.
+      threads: Numbers of threads of XLA's CPU client.
+      rounds: Timed chunks of each task, and timed products.
+      data_dir: Folder that holds the data files, those of a task in the subfolder of its name if there is one; None
+        downloads them once.
+      out: File for the results.
+    """
     rows = []
-    for threads in arguments.threads:
-        os.environ["PJRT_NPROC"] = str(threads)
+    for count in threads:
+        os.environ["PJRT_NPROC"] = str(count)
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            rows += pool.submit(measure, arguments, threads).result()
-    result = {**provenance(), "rounds": arguments.rounds, "rows": rows}
-    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+            rows += pool.submit(measure, tasks, count, rounds, data_dir).result()
+    result = {**provenance(), "rounds": rounds, "rows": rows}
+    write(out, result)
     print(table(result))
 
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main(tyro.cli(Arguments, prog="python -m benchmarks.cost.tasks"))))
+    run_command(main, "benchmarks.cost.tasks")

@@ -3,39 +3,23 @@
 Each program trains so many seeds of the mod-97 model at once, evaluation included. Compilation is not counted.
 """
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
+from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
-from examples.harness.files import provenance, write_whole
+from examples.harness.files import provenance
 from examples.harness.loop import evaluations, stack
 from examples.harness.tables import markdown
 from examples.harness.train import program
 from examples.modular import EXPERIMENT
 
-from .timing import in_turn, in_words, spread
+from .timing import in_turn, in_words, spread, write
 
-OUT = Path(__file__).parents[1] / "results" / "throughput.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Time vmapped programs of many runs."""
-
-    preset: str = "ema"
-    """Preset of the mod-97 experiment."""
-    runs: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of runs in one program; on a GPU go on to 256 and beyond."""
-    rounds: int = 10
-    """Timed epochs of each program."""
-    out: Path = OUT
-    """File for the results."""
+OUT = RESULTS / "throughput.json"
 
 
 def epochs(config: Config, runs: int) -> Callable[[], object]:
@@ -65,18 +49,23 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: Arguments) -> None:
-    """Time all programs in turn."""
-    config = EXPERIMENT.preset(arguments.preset)
-    seconds = in_turn({str(runs): epochs(config, runs) for runs in arguments.runs}, arguments.rounds)
-    rows = [
-        {"runs": runs, "steps_a_second": spread([runs * config.task.steps / value for value in seconds[str(runs)]])}
-        for runs in arguments.runs
-    ]
-    result = {**provenance(), "preset": arguments.preset, "rounds": arguments.rounds, "rows": rows}
-    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+def main(preset: str = "ema", runs: tuple[int, ...] = (1, 2, 4, 8), rounds: int = 10, out: Path = OUT) -> None:
+    """Time vmapped programs of many runs.
+
+    Args:
+      preset: Preset of the mod-97 experiment.
+      runs: Numbers of runs in one program; on a GPU go on to 256 and beyond.
+      rounds: Timed epochs of each program.
+      out: File for the results.
+    """
+    config = EXPERIMENT.preset(preset)
+    seconds = in_turn({str(n): epochs(config, n) for n in runs}, rounds)
+    steps = {n: [n * config.task.steps / value for value in seconds[str(n)]] for n in runs}
+    rows = [{"runs": n, "steps_a_second": spread(values)} for n, values in steps.items()]
+    result = {**provenance(), "preset": preset, "rounds": rounds, "rows": rows}
+    write(out, result)
     print(table(result))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, prog="python -m benchmarks.cost.throughput"))
+    run_command(main, "benchmarks.cost.throughput")

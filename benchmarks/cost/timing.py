@@ -1,8 +1,13 @@
 """Timing several contenders in turn, so that whatever else the machine does meets them all."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.harness.files import write_whole
 
 
 def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -35,3 +40,8 @@ def in_words(values: Mapping[str, float], form: str, scale: float = 1.0) -> str:
     """Median and quartiles as text: `median (low to high)`, each times `scale`."""
     middle, low, high = (format(scale * values[name], form) for name in ("median", "low", "high"))
     return f"{middle} ({low} to {high})"
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """Write results as JSON."""
+    write_whole(path, json.dumps(result, indent=1) + "\n")

@@ -1,16 +1,20 @@
 """The models of two experiments in plain PyTorch, with the filters of the packages on PyPI. Needs the extra "bench"."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from grokfast_pytorch import GrokFastAdamW
 from pytorch_optimizer.optimizer.grokfast import gradfilter_ema, gradfilter_ma
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from examples.harness.config import Config
+from examples.harness.train import Program, keys
 from examples.mnist import CLASSES, Mnist
 from examples.modular import Modular
 
@@ -32,26 +36,19 @@ class Block(nn.Module):
         """(batch, length, dim) to (batch, heads, length, dim / heads)."""
         return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def feed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The stream after the block, from that before and what attention reads."""
-        x = x + self.out(y.transpose(1, 2).reshape(x.shape))
-        return x + self.down(functional.gelu(self.up(self.ln2(x))))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The residual stream after the block: (batch, length, dim)."""
-        x = self.ln1(x)
-        key, value = self.key_value(x).chunk(2, dim=-1)
-        query, key, value = map(self.split, (self.query(x), key, value))
-        return self.feed(x, functional.scaled_dot_product_attention(query, key, value, is_causal=True))
-
-    def go_on(self, x: torch.Tensor, past: torch.Tensor | None, readout: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream at the last `readout` positions, and keys and values of all so far: (batch, length, 2 dim)."""
+    def forward(
+        self, x: torch.Tensor, past: torch.Tensor | None = None, readout: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream at the last `readout` positions (0: all), and keys and values so far: (batch, length, 2 dim)."""
         x = self.ln1(x)
         both = self.key_value(x) if past is None else torch.cat([past, self.key_value(x)], dim=1)
         x = x[:, -readout:]
         query, key, value = map(self.split, (self.query(x), *both.chunk(2, dim=-1)))
-        visible = torch.ones(both.shape[1], both.shape[1], dtype=torch.bool, device=x.device).tril()[-readout:]
-        return self.feed(x, functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)), both
+        square, end = x.shape[1] == both.shape[1], both.shape[1]
+        visible = None if square else x.new_ones(end, end, dtype=torch.bool).tril()[-x.shape[1] :]
+        y = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=square)
+        x = x + self.out(y.transpose(1, 2).reshape(x.shape))
+        return x + self.down(functional.gelu(self.up(self.ln2(x)))), both
 
 
 class Decoder(nn.Module):
@@ -75,28 +72,26 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of the token after the last of (batch, length) tokens."""
-        x = self.token(tokens) + self.position.weight[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.ln(x[:, -1]))
+        return self.head(self.stream(tokens)[0])
 
     def frugal(self, tokens: torch.Tensor) -> torch.Tensor:
         """The same with the arithmetic of our model: `x op` once for each x, the last block at the last position."""
         every_x = torch.arange(self.p, device=tokens.device)
-        past = self.go_on(torch.stack([every_x, torch.full_like(every_x, self.p + 1)], dim=1), None)[1]
-        x = self.go_on(tokens[:, 2:], [both[tokens[:, 0]] for both in past])[0]
-        return self.head(self.ln(x[:, -1]))
+        prefixes = torch.stack([every_x, torch.full_like(every_x, self.p + 1)], dim=1)
+        past = self.stream(prefixes, readout=1)[1]
+        return self.head(self.stream(tokens[:, 2:], [both[tokens[:, 0]] for both in past], readout=1)[0])
 
-    def go_on(self, tokens: torch.Tensor, past: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The stream at the last position, and the keys and values of all positions, block by block."""
+    def stream(
+        self, tokens: torch.Tensor, past: Sequence[torch.Tensor] = (), readout: int = 0
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What the head reads at the last token, and keys and values of each block; `readout` is of the last block."""
         first = past[0].shape[1] if past else 0
         x = self.token(tokens) + self.position.weight[first : first + tokens.shape[1]]
         kept = []
-        for i, block in enumerate(self.blocks):
-            readout = 1 if i == len(self.blocks) - 1 else tokens.shape[1]
-            x, both = block.go_on(x, past[i] if past else None, readout)
+        for block, before in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
+            x, both = block(x, before, readout if block is self.blocks[-1] else 0)
             kept.append(both)
-        return x, kept
+        return self.ln(x[:, -1]), kept
 
 
 class MLP(nn.Sequential):
@@ -124,48 +119,69 @@ def put_layer(layer: Any, values: Weights) -> None:
 
 
 class Trainer:
-    """One run: the model, its optimizer and its filter."""
+    """A run in PyTorch with the weights and batches of ours."""
 
     def __init__(
         self,
+        compiled: Program,
         config: Config,
-        weights: Weights,
+        seed: int,
         *,
         torch_compile: bool = False,
         frugal: bool = False,
         grokfast_pytorch: bool = False,
     ):
-        self.filtering, optimization = config.hyper
+        self.filtering, o = config.hyper
+        task, key = compiled.task, jax.random.key(seed)
+        shared, own = compiled.draw(key)
+        weights = jax.device_get(compiled.init(config.hyper, key).params)
+        if isinstance(task, Modular):
+            pairs = jnp.arange(task.pairs)
+            model, examples = Decoder(task, weights), (task.tokens(pairs), task.answer(pairs))
+        else:
+            model, examples = MLP(weights), (shared["images"], shared["labels"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = MLP(weights) if isinstance(config.task, Mnist) else Decoder(config.task, weights)
         self.model = model.to(self.device)
         self.forward: Callable[[torch.Tensor], torch.Tensor] = model.frugal if frugal else model
         if torch_compile:
             self.forward = torch.compile(self.forward)
-        self.squared = isinstance(config.task, Mnist)
+        self.inputs, self.targets = map(self.tensor, jax.device_get(examples))
+        self.squared = isinstance(task, Mnist)
         self.filter = self.filtering.filter
-        numbers = {
-            "lr": optimization.lr,
-            "betas": (optimization.beta1, optimization.beta2),
-            "weight_decay": optimization.weight_decay,
-        }
+        numbers = {"lr": o.lr, "betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay}
         if grokfast_pytorch:  # its own AdamW with the EMA inside; decoupled decay
             self.filter = "none"
             inside = {"grokfast_alpha": self.filtering.alpha, "grokfast_lamb": self.filtering.lamb}
             self.optimizer: torch.optim.Optimizer = GrokFastAdamW(model.parameters(), **numbers, **inside)
         else:
-            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimization.optimizer]
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.optimizer]
             self.optimizer = kind(model.parameters(), **numbers)
-        warmup = optimization.lr_warmup
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(step / warmup, 1.0) if warmup else 1.0
-        )
+        warmup = lambda step: min(step / o.lr_warmup, 1.0) if o.lr_warmup else 1.0
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup)
         self.memory: Any = None
+        self.batches = jax.jit(lambda chunk: task.batches(own, jax.random.fold_in(keys(key).batch, chunk)))
+        self.validation = self.examples(task.validation(own))
+        self.chunks = 0
+        self.losses: list[float] = []  # of the last chunk
 
     def tensor(self, values: np.ndarray) -> torch.Tensor:
         """An array on the device, integers as PyTorch wants them for indices."""
         tensor = torch.from_numpy(np.array(values)).to(self.device)
         return tensor if tensor.is_floating_point() else tensor.long()
+
+    def examples(self, batches: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Inputs and targets of each batch, without its padding."""
+        numbers = zip(*jax.device_get((batches["index"], batches["weight"])), strict=True)
+        rows = [self.tensor(index[weight > 0]) for index, weight in numbers]
+        return [(self.inputs[row], self.targets[row]) for row in rows]
+
+    def chunk(self) -> float:
+        """Train one chunk; the validation accuracy after it."""
+        losses = [self.step(*batch) for batch in self.examples(self.batches(self.chunks))]
+        self.chunks += 1
+        accuracy = self.accuracy()
+        self.losses = [float(loss) for loss in losses]
+        return accuracy
 
     def step(self, inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """One update; returns the loss before it."""
@@ -186,7 +202,13 @@ class Trainer:
         return loss.detach()
 
     @torch.no_grad()
-    def accuracy(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-        """Part of the examples that are classified right."""
-        right = sum((self.forward(inputs).argmax(-1) == target).sum() for inputs, target in batches)
-        return float(right) / sum(len(target) for _, target in batches)
+    def accuracy(self) -> float:
+        """Part of the validation examples that are classified right."""
+        right = sum((self.forward(inputs).argmax(-1) == target).sum() for inputs, target in self.validation)
+        return float(right) / sum(len(target) for _, target in self.validation)
+
+    def forward_gflop(self) -> float:
+        """Operations of the matrix products of a forward pass of one batch, by PyTorch's count."""
+        with FlopCounterMode(display=False) as counter:
+            self.forward(self.validation[0][0])
+        return counter.get_total_flops() / 1e9

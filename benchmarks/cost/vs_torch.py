@@ -15,10 +15,6 @@ And for the mod-97 model
 - `grokfast-pytorch`: `torch` with that package's AdamW, which has the EMA inside.
 """
 
-import dataclasses
-import importlib
-import json
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -26,42 +22,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import tyro
 
+from benchmarks import RESULTS, run_command
 from examples.harness.config import Config, find_experiment
-from examples.harness.errors import UserError, plain_errors
-from examples.harness.files import provenance, write_whole
+from examples.harness.errors import UserError
+from examples.harness.files import provenance
 from examples.harness.loop import evaluations
 from examples.harness.tables import markdown
-from examples.harness.train import Program, keys, program
+from examples.harness.train import Program, program
 from examples.modular import Modular
 
-from .timing import in_turn, in_words, ratios, spread
+from .timing import in_turn, in_words, ratios, spread, write
 
-OUT = Path(__file__).parents[1] / "results" / "vs_torch.json"
+OUT = RESULTS / "vs_torch.json"
 COMPILATIONS = 3
 TOLERANCE = 1e-4  # of the losses of the first ten steps, relative where they are above 1
 
 Chunk = Callable[[], float]  # trains one chunk; the validation accuracy after it
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Time the mod-97 and the MNIST experiment here and in PyTorch."""
-
-    runs: tuple[str, ...] = ("modular adam", "modular ema", "modular ma", "mnist paper")
-    """Tasks and presets whose chunks are timed."""
-    rounds: int = 15
-    """Timed rounds; each contender trains one chunk per round."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the whole runs to 95 % validation accuracy, mod 97 with the EMA and the MA; none to leave them out."""
-    data_dir: Path | None = None
-    """Folder with the four files of MNIST; None downloads them once."""
-    out: Path = OUT
-    """File for the results."""
 
 
 def ours(compiled: Program, config: Config, seed: int) -> Chunk:
@@ -70,47 +49,7 @@ def ours(compiled: Program, config: Config, seed: int) -> Chunk:
     return lambda: next(records).rows[0]["val_accuracy"]
 
 
-class Torch:
-    """A run in PyTorch with the weights and batches of ours."""
-
-    def __init__(self, compiled: Program, config: Config, seed: int, **options: bool):
-        task, key = compiled.task, jax.random.key(seed)
-        shared, own = compiled.draw(key)
-        weights = jax.device_get(compiled.init(config.hyper, key).params)
-        self.trainer = importlib.import_module("benchmarks.cost.torch_twins").Trainer(config, weights, **options)
-        if isinstance(task, Modular):
-            pairs = jnp.arange(task.pairs)
-            examples = task.tokens(pairs), task.answer(pairs)
-        else:
-            examples = shared["images"], shared["labels"]
-        self.inputs, self.targets = map(self.trainer.tensor, jax.device_get(examples))
-        self.batches = jax.jit(lambda chunk: task.batches(own, jax.random.fold_in(keys(key).batch, chunk)))
-        self.validation = self.examples(task.validation(own))
-        self.chunks = 0
-        self.losses: list[float] = []
-
-    def examples(self, batches: Any) -> list[tuple[Any, Any]]:
-        """Inputs and targets of each batch, without its padding."""
-        numbers = zip(*jax.device_get((batches["index"], batches["weight"])), strict=True)
-        rows = [self.trainer.tensor(index[weight > 0]) for index, weight in numbers]
-        return [(self.inputs[row], self.targets[row]) for row in rows]
-
-    def chunk(self) -> float:
-        """Train one chunk; the validation accuracy after it."""
-        losses = [self.trainer.step(*batch) for batch in self.examples(self.batches(self.chunks))]
-        self.chunks += 1
-        accuracy = self.trainer.accuracy(self.validation)
-        self.losses = [float(loss) for loss in losses]
-        return accuracy
-
-    def forward_gflop(self) -> float:
-        """Operations of the matrix products of a forward pass of one batch, by PyTorch's count."""
-        with importlib.import_module("torch.utils.flop_counter").FlopCounterMode(display=False) as counter:
-            self.trainer.forward(self.validation[0][0])
-        return counter.get_total_flops() / 1e9
-
-
-def check_agreement(compiled: Program, config: Config, other: Torch) -> float:
+def check_agreement(compiled: Program, config: Config, other: Any) -> float:
     """The largest difference of the losses of the first ten steps, of which `other` has none; they must agree."""
     key = jax.random.key(0)
     state = compiled.init(config.hyper, key)
@@ -136,18 +75,20 @@ def compile_seconds(compiled: Program, config: Config) -> float:
 
 def time_chunks(config: Config, rounds: int) -> dict[str, Any]:
     """Seconds to compile, and seconds per step, evaluation included, of each contender."""
-    compiled = program(config.task)
+    from .torch_twins import Trainer
+
+    compiled, steps, filtering = program(config.task), config.task.steps, config.filtering
     compiling = spread([compile_seconds(compiled, config) for _ in range(COMPILATIONS)])
-    options = {"torch": {}}
+    options: dict[str, dict[str, bool]] = {"torch": {}}
     if isinstance(config.task, Modular):
         options |= {"torch, frugal": {"frugal": True}, "torch.compile": {"torch_compile": True}}
         options |= {"torch.compile, frugal": {"torch_compile": True, "frugal": True}}
-        if config.filtering.filter == "ema":
+        if filtering.filter == "ema":
             options |= {"grokfast-pytorch": {"grokfast_pytorch": True}}
     contenders: dict[str, Chunk] = {"ours": ours(compiled, config, 0)}
     gflop, failed, difference = {}, {}, 0.0
     for side, option in options.items():
-        run = Torch(compiled, config, 0, **option)
+        run = Trainer(compiled, config, 0, **option)
         if side == "grokfast-pytorch":  # its decay is another
             run.chunk()
         elif "torch_compile" not in option:
@@ -160,9 +101,8 @@ def time_chunks(config: Config, rounds: int) -> dict[str, Any]:
                 failed[side] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
                 continue
         contenders[side] = run.chunk
-    steps = config.task.steps
-    if config.filtering.filter == "ma":  # its cost in PyTorch grows until the window is full
-        for _ in range(config.filtering.window_size // steps):
+    if filtering.filter == "ma":  # its cost in PyTorch grows until the window is full
+        for _ in range(filtering.window_size // steps):
             for chunk in contenders.values():
                 chunk()
     seconds = in_turn(contenders, rounds)
@@ -178,12 +118,14 @@ def time_chunks(config: Config, rounds: int) -> dict[str, Any]:
 
 def time_to_95(preset: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     """Steps and seconds to 95 % validation accuracy, evaluation included and compilation not, here and in PyTorch."""
+    from .torch_twins import Trainer
+
     config = find_experiment("modular").preset(preset)
     compiled, steps = program(config.task), config.task.steps
     ours(compiled, config, 0)()
     rows = []
     for seed in seeds:
-        for side, run in (("ours", ours(compiled, config, seed)), ("torch", Torch(compiled, config, seed).chunk)):
+        for side, run in (("ours", ours(compiled, config, seed)), ("torch", Trainer(compiled, config, seed).chunk)):
             start = time.perf_counter()
             chunks, accuracy = 0, 0.0
             while accuracy < 0.95 and chunks * steps < config.run.budget:
@@ -195,47 +137,39 @@ def time_to_95(preset: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     return rows
 
 
-def whole_run_ratios(rows: list[dict[str, Any]]) -> str:
-    """By preset, the seconds of PyTorch over ours: median and range of the seeds."""
+def whole_runs(rows: list[dict[str, Any]]) -> str:
+    """The runs to 95 %, and by preset the seconds of PyTorch over ours: median and range of the seeds."""
+    shown = [
+        {name: row[name] for name in ("preset", "seed", "side")}
+        | {"steps to 95 %": f"{'' if row['reached'] else 'fails within '}{row['steps']:,}"}
+        | {"seconds": f"{row['seconds']:.1f}"}
+        for row in rows
+    ]
     seconds = pd.DataFrame(rows).pivot(index=["preset", "seed"], columns="side", values="seconds")
-    times = (seconds["torch"] / seconds["ours"]).groupby("preset").agg(["median", "min", "max"])
-    return ", ".join(
-        f"{middle:.1f} ({low:.1f} to {high:.1f}) times as long ({preset})"
-        for preset, middle, low, high in times.itertuples()
-    )
+    texts = [
+        f"{times.median():.1f} ({times.min():.1f} to {times.max():.1f}) times as long ({preset})"
+        for preset, times in (seconds["torch"] / seconds["ours"]).groupby("preset", sort=False)
+    ]
+    return f"{markdown(shown)}\nPyTorch took {', '.join(texts)}.\n"
 
 
 def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
-    versions, cells = result["versions"], result["epochs"]
-    rows = []
+    versions, cells, rows = result["versions"], result["epochs"], []
     for name, cell in cells.items():
-        for side, seconds in cell["seconds_a_step"].items():
-            ms, ratio = in_words(seconds, ".1f", 1e3), in_words(cell["ratio_to_ours"][side], ".2f")
-            rows.append({"run": name, "side": side, "ms per step": ms, "times ours": ratio})
-        rows += [
-            {"run": name, "side": side, "ms per step": f"does not run here: {why}", "times ours": ""}
-            for side, why in cell["failed"].items()
-        ]
+        texts = {
+            side: (in_words(seconds, ".1f", 1e3), in_words(cell["ratio_to_ours"][side], ".2f"))
+            for side, seconds in cell["seconds_a_step"].items()
+        } | {side: (f"does not run here: {why}", "") for side, why in cell["failed"].items()}
+        rows += [{"run": name, "side": s, "ms per step": ms, "times ours": r} for s, (ms, r) in texts.items()]
+    gflop = {name.partition(" ")[0]: cell["forward_gflop"] for name, cell in cells.items()}
+    counts = [f"{side} {value:.2g} ({task})" for task, sides in gflop.items() for side, value in sides.items()]
+    compiling = ", ".join(f"{cell['compile_seconds']['median']:.1f} s ({name})" for name, cell in cells.items())
     parts = [
         f"{result['device']}; jax {versions['jax']}, torch {versions['torch']}; {result['rounds']} rounds in turn; "
         "medians (quartiles). A step includes its share of the evaluation after each chunk.\n",
         markdown(rows),
-    ]
-    if result["to_95"]:
-        whole = [
-            {
-                **{name: row[name] for name in ("preset", "seed", "side")},
-                "steps to 95 %": f"{row['steps']:,}" if row["reached"] else f"fails within {row['steps']:,}",
-                "seconds": f"{row['seconds']:.1f}",
-            }
-            for row in result["to_95"]
-        ]
-        parts += [markdown(whole), f"PyTorch took {whole_run_ratios(result['to_95'])}.\n"]
-    gflop = {name.partition(" ")[0]: cell["forward_gflop"] for name, cell in cells.items()}
-    counts = [f"`{side}` {value:.2g} ({task})" for task, sides in gflop.items() for side, value in sides.items()]
-    compiling = ", ".join(f"{cell['compile_seconds']['median']:.1f} s ({name})" for name, cell in cells.items())
-    parts += [
+        *([whole_runs(result["to_95"])] if result["to_95"] else []),
         f"GFLOP of the matrix products of a forward pass of one batch: {', '.join(counts)}. "
         "Ours has the arithmetic of `torch, frugal`.\n",
         f"Tracing and compiling, not counted above, median of {COMPILATIONS}: {compiling}.\n",
@@ -243,26 +177,40 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def main(arguments: Arguments) -> None:
-    """Time chunks, then whole runs; the file is written after each part."""
+def main(
+    runs: tuple[str, ...] = ("modular adam", "modular ema", "modular ma", "mnist paper"),
+    rounds: int = 15,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    data_dir: Path | None = None,
+    out: Path = OUT,
+) -> None:
+    """Time the mod-97 and the MNIST experiment here and in PyTorch; the file is written after each part.
+
+    Args:
+      runs: Tasks and presets whose chunks are timed.
+      rounds: Timed rounds; each contender trains one chunk per round.
+      seeds: Seeds of the whole runs to 95 % validation accuracy, mod 97 with the EMA and the MA; may be none.
+      data_dir: Folder with the four files of MNIST; None downloads them once.
+      out: File for the results.
+    """
     jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
-    result = {**provenance(), "rounds": arguments.rounds, "epochs": {}, "to_95": []}
+    result = {**provenance(), "rounds": rounds, "epochs": {}, "to_95": []}
     try:
         result["versions"] |= {name: version(name) for name in ("torch", "pytorch_optimizer", "grokfast-pytorch")}
     except PackageNotFoundError as error:
         raise UserError(f"{error.name} is missing; pip install -e '.[bench]'") from error
-    for run in arguments.runs:
+    for run in runs:
         task, _, preset = run.partition(" ")
         config = find_experiment(task).preset(preset)
         if task == "mnist":
-            config = config.replace(data_dir=arguments.data_dir)
-        result["epochs"][run] = time_chunks(config, arguments.rounds)
-        write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+            config = config.replace(data_dir=data_dir)
+        result["epochs"][run] = time_chunks(config, rounds)
+        write(out, result)
     for preset in ("ema", "ma"):
-        result["to_95"] += time_to_95(preset, arguments.seeds)
-        write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+        result["to_95"] += time_to_95(preset, seeds)
+        write(out, result)
     print(table(result))
 
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main(tyro.cli(Arguments, prog="python -m benchmarks.cost.vs_torch"))))
+    run_command(main, "benchmarks.cost.vs_torch")

@@ -5,50 +5,35 @@ commands may write into one OUT at once; give each its own methods or seeds. `py
 tables and pictures.
 """
 
-import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
-from examples.harness.errors import UserError, plain_errors, require
+from examples.harness.errors import UserError
 from examples.harness.records import Row, best, is_finite, step_reached
 from examples.harness.sweep import train_all
 
 from .cells import append, as_cell, differences
-from .methods import AFTER, METHODS, PARTS, THRESHOLD, TUNED, TUNING, TUNING_CAP, TUNING_SEEDS, Variant, check_among
+from .methods import (
+    AFTER,
+    METHODS,
+    PARTS,
+    THRESHOLD,
+    TUNED,
+    TUNING,
+    TUNING_CAP,
+    TUNING_SEEDS,
+    Variant,
+    check_among,
+    check_flags,
+)
 from .statistics import Results, finalists, tuned
 
-OUT = Path(__file__).parents[1] / "results" / "study"
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Train what is missing of some parts of the study."""
-
-    parts: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Which parts: methods, operations, start, lamb, alpha, decay, window, early, snippet, undecayed, rate, or, in
-    this order, tuning, finals and tuned."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of every method and variant; `tuning` and `finals` have one each of their own."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Only these methods."""
-    cap: int = 5_000
-    """Optimizer steps at most; of a tuning run 2,500 at most."""
-    group_size: int = 1
-    """Runs to train at once in one vmapped program; on a GPU as many as fit its memory, on a CPU 1."""
-    out: Path = OUT
-    """Folder for the results."""
-
-    def __post_init__(self) -> None:
-        """Validate the flags."""
-        check_among("PARTS", self.parts, [*PARTS, "finals", "tuned"])
-        check_among("--methods", self.methods)
-        require(self.cap >= 1, "cap", "at least 1", self.cap)
-        require(self.group_size >= 1, "group_size", "at least 1", self.group_size)
+OUT = RESULTS / "study"
 
 
 def followed(config: Config, rows: Sequence[Row]) -> bool:
@@ -87,22 +72,39 @@ def variants(part: str, methods: Sequence[str], results: Results) -> list[Varian
     return [variant for variant in PARTS[part] if variant.method in methods]
 
 
-def run(study: Study) -> None:
-    """Train what is missing, part by part."""
-    study.out.mkdir(parents=True, exist_ok=True)
-    for part in study.parts:
-        results = Results.load(study.out)
-        if other := results.budgets - {study.cap, min(study.cap, TUNING_CAP)}:
-            raise UserError(
-                f"{study.out} holds runs with --cap {max(other)}, not {study.cap}; pass it, or choose another --out"
-            )
-        seeds = (TUNING[part],) if part in TUNING else study.seeds
-        configs = [variant.run(seed, study.cap) for variant in variants(part, study.methods, results) for seed in seeds]
+def main(
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional],
+    seeds: tuple[int, ...] = (0,),
+    methods: tuple[str, ...] = tuple(METHODS),
+    cap: int = 5_000,
+    group_size: int = 1,
+    out: Path = OUT,
+) -> None:
+    """Train what is missing of some parts of the study.
+
+    Args:
+      parts: Which of methods, operations, start, lamb, alpha, decay, window, early, snippet, undecayed, rate; or, in
+        this order, tuning, finals and tuned.
+      seeds: Seeds of every method and variant; `tuning` and `finals` have one each of their own.
+      methods: Only these methods.
+      cap: Optimizer steps at most; of a tuning run 2,500 at most.
+      group_size: Runs to train at once in one vmapped program; on a GPU as many as fit its memory, on a CPU 1.
+      out: Folder for the results.
+    """
+    check_among("PARTS", parts, [*PARTS, "finals", "tuned"])
+    check_flags(methods, cap=cap, group_size=group_size)
+    out.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        results = Results.load(out)
+        if other := results.budgets - {cap, min(cap, TUNING_CAP)}:
+            raise UserError(f"{out} holds runs with --cap {max(other)}, not {cap}; pass it, or choose another --out")
+        part_seeds = (TUNING[part],) if part in TUNING else seeds
+        configs = [variant.run(seed, cap) for variant in variants(part, methods, results) for seed in part_seeds]
         todo = list({as_cell(differences(one)): one for one in configs if not results.has(one)}.values())
-        for trained in train_all(todo, study.group_size, followed):
+        for trained in train_all(todo, group_size, followed):
             cell = differences(todo[trained.number])
-            append(study.out / f"{part}.jsonl", {"cell": cell, **summary(trained.rows)})
+            append(out / f"{part}.jsonl", {"cell": cell, **summary(trained.rows)})
 
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: run(tyro.cli(Study, prog="python -m benchmarks.study"))))
+    run_command(main, "benchmarks.study")

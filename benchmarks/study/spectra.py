@@ -5,11 +5,9 @@ mod-97 model trains, and measures their power spectrum in windows of 500 steps: 
 memorised, and after. `python -m benchmarks.report` draws it, with the responses of the filters.
 """
 
-import dataclasses
 import itertools
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +15,22 @@ import numpy as np
 import optax
 import scipy.signal
 import tqdm
-import tyro
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
-from examples.harness.errors import UserError, plain_errors, require
-from examples.harness.loop import evaluations
-from examples.harness.optimizers import Hyper, make_tx
+from examples.harness.optimizers import make_tx
 from examples.harness.tables import markdown, median_and_range
 from examples.harness.train import program
 from examples.modular import Modular
 from grokfast_jax import ema, frequency_response, impulse_response, lfilter, moving_average
 
 from .cells import BASE, append, as_cell, differences, read
-from .methods import METHODS, check_among, method_of, require_finite
+from .methods import METHODS, check_flags, method_of
+from .runs import stored, train
 
-OUT = Path(__file__).parents[1] / "results" / "spectra.jsonl"
+OUT = RESULTS / "spectra.jsonl"
 WINDOW = 500  # steps
 EDGE = 0.01  # cycles per step: the first zero of the mean of 100 gradients
 
@@ -68,25 +64,18 @@ def responses_picture() -> Figure:
     return figure
 
 
-class Recorded(NamedTuple):
-    """Gradients as they came in."""
-
-    last: jax.Array  # (length, parameters), the newest last
-
-
 def record(which: jax.Array, length: int) -> optax.GradientTransformation:
-    """Pass gradients on, and keep those of some parameters, numbered through all arrays, of the last `length` steps."""
+    """Pass gradients on, and keep those of some parameters, numbered through all arrays, of the last `length` steps.
 
-    def init(params: Any) -> Recorded:
-        del params
-        return Recorded(jnp.zeros((length, len(which))))
+    The state's `last` is (length, parameters), the newest last.
+    """
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Recorded]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(updates)])
-        return updates, Recorded(jnp.concatenate([state.last[1:], flat[which][None]]))
+        return updates, {"last": jnp.concatenate([state["last"][1:], flat[which][None]])}
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(lambda params: {"last": jnp.zeros((length, len(which)))}, update)
 
 
 def spectrum(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,82 +104,56 @@ def sampling_noise(signals: int = 512) -> np.ndarray:
     return np.array([epoch[i : i + task.batch_size].mean(axis=0) for epoch in epochs for i in starts])
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Measure the spectrum of gradients."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds: start, split, batches, and which parameters are recorded."""
-    methods: tuple[str, ...] = ("adam", "adam-0.005", "ema")
-    """Methods, as python -m benchmarks.study --help names them."""
-    windows: int = 6
-    """Windows of 500 steps to train."""
-    parameters: int = 4096
-    """How many parameters are recorded."""
-    out: Path = OUT
-    """File for the results, a line a run; a run that is there is not made again."""
-
-    def __post_init__(self) -> None:
-        """Validate the flags."""
-        check_among("--methods", self.methods)
-        require(self.windows >= 1, "windows", "at least 1", self.windows)
-        require(self.parameters >= 1, "parameters", "at least 1", self.parameters)
-
-
 def measure(config: Config, parameters: int, bar: tqdm.tqdm) -> list[dict[str, Any]]:
     """The spectrum of the gradients of some parameters in each window of a run."""
     task, seed = config.task, config.run.seed
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))]
     which = jax.random.choice(jax.random.key(seed), sum(sizes), (min(parameters, sum(sizes)),), replace=False)
-
-    def make(hyper: Hyper) -> optax.GradientTransformation:
-        return optax.chain(record(which, task.steps), make_tx(hyper))
-
-    found, gradients, rows = [], [], []
-    for evaluation in evaluations(program(task, make), config.hyper, jax.random.key(seed)):
-        (row,), (diverged_at,) = evaluation.rows, evaluation.diverged_at
-        require_finite(config, diverged_at)
-        rows.append(row)
+    compiled = program(task, lambda hyper: optax.chain(record(which, task.steps), make_tx(hyper)))
+    windows, gradients, rows = [], [], []
+    for evaluation in train(compiled, config, bar):
+        rows += evaluation.rows
         gradients.append(np.array(optax.tree_utils.tree_get(evaluation.state.opt_state, "last")))
-        bar.update(task.steps)
         if len(rows) == WINDOW // task.steps:
             signals = np.concatenate(gradients)
             f, power = spectrum(signals)
-            found.append(
-                {
-                    "from_step": evaluation.step - len(signals),
-                    **{name: [round(rows[i][name], 4) for i in (0, -1)] for name in ("train_accuracy", "val_accuracy")},
-                    "rms": float(np.sqrt(np.mean(signals.astype(np.float64) ** 2))),
-                    "slow_share": round(slow_share(f, power), 5),
-                    "power": [float(f"{p:.3g}") for p in power],
-                }
-            )
+            window: dict[str, Any] = {"from_step": evaluation.step - len(signals)}
+            window |= {k: [round(rows[i][k], 4) for i in (0, -1)] for k in ("train_accuracy", "val_accuracy")}
+            window["rms"] = float(np.sqrt(np.mean(signals.astype(np.float64) ** 2)))
+            window |= {"slow_share": round(slow_share(f, power), 5), "power": [float(f"{p:.3g}") for p in power]}
+            windows.append(window)
             gradients, rows = [], []
-        if evaluation.step >= config.run.budget:
-            break
-    return found
+    return windows
 
 
-def main(arguments: Arguments) -> None:
-    """Measure what is missing."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    run = {"budget": arguments.windows * WINDOW, "stop_at": None}
-    done = set()
-    for line in read(arguments.out):
-        cell = line.result["cell"]
-        if (cell.get("budget", BASE["budget"]), line.result["parameters"]) != (run["budget"], arguments.parameters):
-            raise UserError(
-                f"{line.place} was made with another --windows or --parameters; delete it, or choose another --out"
-            )
-        done.add(as_cell(cell))
-    pairs = dict.fromkeys(itertools.product(arguments.seeds, arguments.methods))
-    configs = [METHODS[name].config.replace(seed=seed, **run) for seed, name in pairs]
-    todo = [config for config in configs if as_cell(differences(config)) not in done]
-    with tqdm.tqdm(total=len(todo) * arguments.windows * WINDOW, unit="step") as bar:
-        for config in todo:
-            found = measure(config, arguments.parameters, bar)
-            result = {"cell": differences(config), "parameters": arguments.parameters, "windows": found}
-            append(arguments.out, result)
+def main(
+    seeds: tuple[int, ...] = (0, 1, 2),
+    methods: tuple[str, ...] = ("adam", "adam-0.005", "ema"),
+    windows: int = 6,
+    parameters: int = 4096,
+    out: Path = OUT,
+) -> None:
+    """Measure the spectrum of gradients.
+
+    Args:
+      seeds: Seeds: start, split, batches, and which parameters are recorded.
+      methods: Methods, as python -m benchmarks.study --help names them.
+      windows: Windows of 500 steps to train.
+      parameters: How many parameters are recorded.
+      out: File for the results, a line a run; a run that is there is not made again.
+    """
+    check_flags(methods, windows=windows, parameters=parameters)
+    run = {"budget": windows * WINDOW, "stop_at": None}
+    configs = [METHODS[name].config.replace(seed=seed, **run) for seed, name in itertools.product(seeds, methods)]
+    settings = {name: value for name, value in run.items() if value != BASE[name]}
+    same = lambda cell: {name: value for name, value in cell.items() if name not in run} | settings
+    expected = lambda result: {"cell": same(result["cell"]), "parameters": parameters}
+    done = {as_cell(result["cell"]) for result in stored(out, "--windows or --parameters", expected)}
+    todo = {cell: config for config in configs if (cell := as_cell(differences(config))) not in done}
+    with tqdm.tqdm(total=len(todo) * run["budget"], unit="step") as bar:
+        for config in todo.values():
+            measured = measure(config, parameters, bar)
+            append(out, {"cell": differences(config), "parameters": parameters, "windows": measured})
 
 
 def load(path: Path) -> dict[str, list[list[dict[str, Any]]]]:
@@ -203,28 +166,23 @@ def load(path: Path) -> dict[str, list[list[dict[str, Any]]]]:
 
 def table(path: Path) -> str:
     """The slow share of the power, window by window, as Markdown."""
-    results = load(path)
-    if not results:
-        return "Not measured yet.\n"
     kinds = {
-        "power below 0.01 (%)": (lambda w: 100 * w["slow_share"], ".2g"),
-        "training accuracy at the end (%)": (lambda w: 100 * w["train_accuracy"][1], ".0f"),
-        "validation accuracy at the end (%)": (lambda w: 100 * w["val_accuracy"][1], ".0f"),
+        "power below 0.01 (%)": (lambda window: 100 * window["slow_share"], ".2g"),
+        "training accuracy at the end (%)": (lambda window: 100 * window["train_accuracy"][1], ".0f"),
+        "validation accuracy at the end (%)": (lambda window: 100 * window["val_accuracy"][1], ".0f"),
     }
-    rows = [
-        {"method": f"`{name}`", "seeds": str(len(runs)), "": kind}
-        | {
-            f"steps {windows[0]['from_step']:,} to {windows[0]['from_step'] + WINDOW - 1:,}": median_and_range(
-                np.array([value(window) for window in windows]), form
-            )
-            for windows in zip(*runs, strict=True)
-        }
-        for name, runs in results.items()
-        for kind, (value, form) in kinds.items()
-    ]
-    noise = f"{100 * slow_share(*spectrum(sampling_noise())):.2f}"
-    named = {"method": "none: sampling noise", "seeds": "", "": next(iter(kinds))}
-    return markdown([dict.fromkeys(rows[0], noise) | named, *rows])
+    rows = []
+    for (name, runs), (kind, (value, form)) in itertools.product(load(path).items(), kinds.items()):
+        row = {"method": f"`{name}`", "seeds": str(len(runs)), "": kind}
+        for windows in zip(*runs, strict=True):
+            first = windows[0]["from_step"]
+            values = np.array([value(window) for window in windows])
+            row[f"steps {first:,} to {first + WINDOW - 1:,}"] = median_and_range(values, form)
+        rows.append(row)
+    if not rows:
+        return "Not measured yet.\n"
+    noise = dict.fromkeys(rows[0], f"{100 * slow_share(*spectrum(sampling_noise())):.2f}")
+    return markdown([noise | {"method": "none: sampling noise", "seeds": "", "": next(iter(kinds))}, *rows])
 
 
 def picture(path: Path) -> Figure:
@@ -232,17 +190,15 @@ def picture(path: Path) -> Figure:
     results = load(path)
     figure = Figure(figsize=(3.4 * len(results), 3.4), layout="constrained")
     panels = np.ravel(figure.subplots(1, len(results), sharey=True))
-    noise = spectrum(sampling_noise())[1]
     for axes, (name, runs) in zip(panels, results.items(), strict=True):
-
-        def draw(power: np.ndarray, axes: Axes = axes, **style: Any) -> None:
-            axes.plot(np.arange(1, len(power)) / WINDOW, power[1:] * len(power), linewidth=0.8, **style)
-
+        lines = []
         for i, windows in enumerate(zip(*runs, strict=True)):
             colour = colormaps["viridis"](0.9 * i / max(1, len(runs[0]) - 1))
             power = np.mean([window["power"] for window in windows], axis=0)
-            draw(power, color=colour, label=f"from step {windows[0]['from_step']:,}")
-        draw(noise, color="black", linestyle="--", label="sampling noise")
+            lines.append((power, {"color": colour, "label": f"from step {windows[0]['from_step']:,}"}))
+        noise = spectrum(sampling_noise())[1]
+        for power, style in [*lines, (noise, {"color": "black", "linestyle": "--", "label": "sampling noise"})]:
+            axes.plot(np.arange(1, len(power)) / WINDOW, power[1:] * len(power), linewidth=0.8, **style)
         axes.axvline(EDGE, color="grey", linestyle=":", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="cycles per step")
         axes.set_title(name, fontsize="medium")
@@ -254,4 +210,4 @@ def picture(path: Path) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main(tyro.cli(Arguments, prog="python -m benchmarks.study.spectra"))))
+    run_command(main, "benchmarks.study.spectra")

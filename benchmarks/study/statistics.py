@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,25 +60,6 @@ class Results:
     def reported(self, variant: Variant) -> pd.DataFrame:
         """The runs of a variant but for those of the tuning; empty if there are none."""
         return self.same_but_for_seed(variant.run(BASE["seed"], self.cap)).drop(index=[*TUNING_SEEDS], errors="ignore")
-
-
-class Comparison(NamedTuple):
-    """Two variants compared over the seeds that both have."""
-
-    seeds: int
-    fewer: int  # seeds with which the first takes fewer steps; a run that fails takes more than any that does not
-    more: int
-    both: int  # seeds with which both reach the threshold
-    ratio: float  # median over these of the first's steps over the other's, NaN if there are none
-
-
-def compare(one: pd.DataFrame, other: pd.DataFrame) -> Comparison:
-    """Compare the steps of two variants seed by seed."""
-    steps = pd.concat([one["first_step"], other["first_step"]], axis=1, join="inner").to_numpy(float)
-    fewer, more = np.sum(steps[:, 0] < steps[:, 1]), np.sum(steps[:, 0] > steps[:, 1])
-    both = steps[np.isfinite(steps).all(axis=1)]
-    ratio = float(np.median(both[:, 0] / both[:, 1])) if len(both) else math.nan
-    return Comparison(len(steps), int(fewer), int(more), len(both), ratio)
 
 
 def interval(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from examples.harness.optimizers import describe
 from examples.harness.tables import markdown
 
 from .methods import AFTER, ELSEWHERE, FIRST_STEPS, PARTS, TUNED, Pair, Variant, pairs, tuned_pairs
-from .statistics import Results, all_tuned, compare, interval
+from .statistics import Results, all_tuned, interval
 
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
 MISSING = "Not measured yet.\n"
@@ -55,6 +55,25 @@ def variants_table(results: Results, variants: Iterable[Variant], titles: Sequen
     return markdown(rows) if rows else MISSING
 
 
+def compare(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, str]:
+    """Two variants over the seeds that both have, as cells of a table; empty if there are none.
+
+    A run that fails takes more steps than any that does not. The ratio is a median, of seeds without failure.
+    """
+    taken = pd.concat([one["first_step"], other["first_step"]], axis=1, join="inner").to_numpy(float)
+    if not len(taken):
+        return {}
+    first, second = taken.T
+    both = taken[np.isfinite(taken).all(axis=1)]
+    return {
+        "seeds": str(len(taken)),
+        "fewer steps": str(np.sum(first < second)),
+        "more steps": str(np.sum(first > second)),
+        "neither": str(np.sum(first == second)),
+        "ratio of steps (seeds)": f"{np.median(both[:, 0] / both[:, 1]):.2f} ({len(both)})" if len(both) else "",
+    }
+
+
 def pairs_table(
     results: Results, compared: Iterable[Pair], settings: Sequence[str] = (), hidden: Sequence[str] = ()
 ) -> str:
@@ -69,15 +88,9 @@ def pairs_table(
 
     rows = []
     for one, other in compared:
-        found = compare(results.reported(one), results.reported(other))
-        if found.seeds:
-            rows.append(
-                {setting: str(one.changes[setting]) for setting in settings}
-                | {"method": name(one), "against": name(other), "seeds": str(found.seeds)}
-                | {"fewer steps": str(found.fewer), "more steps": str(found.more)}
-                | {"neither": str(found.seeds - found.fewer - found.more)}
-                | {"ratio of steps (seeds)": f"{found.ratio:.2f} ({found.both})" if found.both else ""}
-            )
+        if found := compare(results.reported(one), results.reported(other)):
+            changed = {setting: str(one.changes[setting]) for setting in settings}
+            rows.append(changed | {"method": name(one), "against": name(other)} | found)
     return markdown(rows) if rows else ""
 
 
@@ -89,7 +102,8 @@ def part_table(
     variants = sorted([*PARTS[part], *more], key=key, reverse=descending)
     compared = sorted(pairs(part), key=lambda pair: key(pair[0]), reverse=descending)
     return joined(
-        variants_table(results, variants, (*settings, "method")), pairs_table(results, compared, tuple(settings))
+        variants_table(results, variants, (*settings, "method")),
+        pairs_table(results, compared, tuple(settings)),
     )
 
 

@@ -5,8 +5,7 @@ are the distances between them, and the projection of the paths of several metho
 their two common principal axes. These are found while the models train, without keeping all parameters of all steps.
 """
 
-import dataclasses
-import sys
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,18 @@ import jax
 import numpy as np
 import pandas as pd
 import tqdm
-import tyro
 from matplotlib.figure import Figure
 
+from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
-from examples.harness.errors import UserError, plain_errors, require
-from examples.harness.loop import evaluations
 from examples.harness.tables import markdown
 from examples.harness.train import program
 
 from .cells import BASE, append, differences, read
-from .methods import MAIN, METHODS, THRESHOLD, Variant, check_among, method_of, require_finite
+from .methods import MAIN, METHODS, THRESHOLD, Variant, check_flags, method_of
+from .runs import stored, train
 
-OUT = Path(__file__).parents[1] / "results" / "trajectories.jsonl"
+OUT = RESULTS / "trajectories.jsonl"
 
 
 class StreamedPaths:
@@ -69,87 +67,63 @@ def vector(params: Any) -> np.ndarray:
 
 def follow(config: Config, paths: StreamedPaths, bar: tqdm.tqdm, block: int = 16) -> dict[str, Any]:
     """Train one method until B and C, its path from the start being added to `paths`; returns steps and distances."""
-    compiled, key = program(config.task), jax.random.key(config.run.seed)
-    state = compiled.init(config.hyper, key)
+    compiled = program(config.task)
+    state = compiled.init(config.hyper, jax.random.key(config.run.seed))
     start = vector(state.params)
-    points: dict[str, np.ndarray] = {}
+    points = {"A": np.zeros_like(start)}
     at: dict[str, int] = {}
-    waiting, steps = [np.zeros_like(start)], [0]
-    for evaluation in evaluations(compiled, config.hyper, key, state=state):
-        (row,), (diverged_at,) = evaluation.rows, evaluation.diverged_at
-        require_finite(config, diverged_at)
+    waiting, steps = [points["A"]], [0]
+    for evaluation in train(compiled, config, bar, state):
         here = vector(evaluation.state.params) - start
         steps.append(evaluation.step)
         waiting.append(here)
         for point, metric in (("B", "train_accuracy"), ("C", "val_accuracy")):
-            if point not in at and row[metric] >= THRESHOLD:
+            if point not in at and evaluation.rows[0][metric] >= THRESHOLD:
                 points[point], at[point] = here, evaluation.step
         if len(waiting) == block:
             paths.add(np.stack(waiting))
             waiting = []
-        bar.update(config.task.steps)
-        if len(at) == 2 or evaluation.step >= config.run.budget:
+        if len(at) == 2:
             break
     if waiting:
         paths.add(np.stack(waiting))
     norm = lambda x: float(np.linalg.norm(x.astype(np.float64)))
-    distances = {f"A{point}": norm(where) for point, where in points.items()}
-    if len(points) == 2:
-        distances["BC"] = norm(points["C"] - points["B"])
+    pairs = itertools.combinations(sorted(points), 2)
+    distances = {one + other: norm(points[other] - points[one]) for one, other in pairs}
     return {"at": at, "distances": distances, "start_norm": norm(start), "steps": steps}
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Follow several methods from one start, for several seeds."""
+def main(
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    methods: tuple[str, ...] = MAIN,
+    cap: int = 5_000,
+    every: int = 50,
+    out: Path = OUT,
+) -> None:
+    """Follow several methods from one start, for several seeds.
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds: the start, the split and the batches."""
-    methods: tuple[str, ...] = MAIN
-    """Methods, as python -m benchmarks.study --help names them."""
-    cap: int = 5_000
-    """Steps at most."""
-    every: int = 50
-    """Steps between the points of a path that are kept in the file."""
-    out: Path = OUT
-    """File for the results, a line a seed; a seed that is there is not run again."""
-
-    def __post_init__(self) -> None:
-        """Validate the flags."""
-        check_among("--methods", self.methods)
-        require(self.cap >= 1, "cap", "at least 1", self.cap)
-        require(self.every >= 1, "every", "at least 1", self.every)
-
-
-def main(arguments: Arguments) -> None:
-    """Run what is missing."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    runs = lambda seed: [Variant(name, {}).run(seed, arguments.cap) for name in arguments.methods]
-    done = set()
-    for line in read(arguments.out):
-        seed = seed_of(line.result)
-        expected = {"cells": [differences(config) for config in runs(seed)], "every": arguments.every}
-        if any(line.result[name] != value for name, value in expected.items()):
-            raise UserError(
-                f"{line.place} was made with another --methods, --cap or --every; delete it, or choose another --out"
-            )
-        done.add(seed)
-    todo = [runs(seed) for seed in dict.fromkeys(arguments.seeds) if seed not in done]
-    with tqdm.tqdm(total=len(todo) * len(arguments.methods) * arguments.cap, unit="step") as bar:
-        for configs in todo:
+    Args:
+      seeds: Seeds: the start, the split and the batches.
+      methods: Methods, as python -m benchmarks.study --help names them.
+      cap: Steps at most.
+      every: Steps between the points of a path that are kept in the file.
+      out: File for the results, a line a seed; a seed that is there is not run again.
+    """
+    check_flags(methods, cap=cap, every=every)
+    runs = lambda seed: [Variant(name, {}).run(seed, cap) for name in methods]
+    settings = lambda seed: {"cells": [differences(config) for config in runs(seed)], "every": every}
+    found = stored(out, "--methods, --cap or --every", lambda result: settings(seed_of(result)))
+    todo = sorted(set(seeds) - set(map(seed_of, found)), key=seeds.index)
+    with tqdm.tqdm(total=len(todo) * len(methods) * cap, unit="step") as bar:
+        for seed in todo:
             paths = StreamedPaths()
-            found = [follow(config, paths, bar) for config in configs]
+            followed = [follow(config, paths, bar) for config in runs(seed)]
             coordinates, shares = paths.principal()
-            first = 0
-            for one in found:
-                steps = one["steps"]
-                kept = [i for i, step in enumerate(steps) if step % arguments.every == 0 or step in one["at"].values()]
-                one["steps"] = [steps[i] for i in kept]
-                one["path"] = [[round(float(x), 3) for x in coordinates[first + i]] for i in kept]
-                first += len(steps)
-            cells = [differences(config) for config in configs]
-            result = {"cells": cells, "every": arguments.every, "variance": shares.tolist(), "paths": found}
-            append(arguments.out, result)
+            for run in followed:
+                own, coordinates = np.split(coordinates, [len(run["steps"])])
+                keep = [step % every == 0 or step in run["at"].values() for step in run["steps"]]
+                run |= {"steps": list(itertools.compress(run["steps"], keep)), "path": own[keep].round(3).tolist()}
+            append(out, settings(seed) | {"variance": shares.tolist(), "paths": followed})
 
 
 def seed_of(result: Mapping[str, Any]) -> int:
@@ -210,4 +184,4 @@ def picture(path: Path, seeds: int = 3) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(plain_errors(lambda: main(tyro.cli(Arguments, prog="python -m benchmarks.study.trajectories"))))
+    run_command(main, "benchmarks.study.trajectories")
