@@ -149,8 +149,7 @@ class Shakespeare(Task):
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        for name in ("layers", "heads", "width", "context", "batch_size", "eval_every", "val_windows"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        super().__post_init__()
         require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})", self.width)
         limit = "at most 100,000, for the validation part to hold a window"
         require(self.context <= 100_000, "context", limit, self.context)
