@@ -97,11 +97,10 @@ def load(data_dir: Path | None) -> list[Molecule]:
     path = unpacked[0] if unpacked else fetch(FILES, SOURCES, data_dir)["qm9.zip"]
     molecules: list[Molecule] = []
     try:
-        for molecule in read_raw(path if unpacked else zipfile.Path(path, "gdb9.sdf")):
+        found = read_raw(path.parent, path.name) if unpacked else read_raw(zipfile.Path(path), "gdb9.sdf")
+        for molecule in itertools.islice(found, MOLECULES):
             molecules.append(molecule)
-            if len(molecules) == MOLECULES:
-                break
-    except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, TypeError, OSError, EOFError, csv.Error, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} or its table cannot be read after {len(molecules)} molecules ({type(error).__name__}: {error}); "
             f"get it again from {SOURCES[0]}qm9.zip"
@@ -115,16 +114,15 @@ def load(data_dir: Path | None) -> list[Molecule]:
     return molecules
 
 
-def read_raw(sdf: Path | zipfile.Path) -> Iterator[Molecule]:
+def read_raw(folder: Path | zipfile.Path, name: str) -> Iterator[Molecule]:
     """The molecules of an SDF file, whose table is beside it, but for the uncharacterized."""
-    table = sdf.parent / f"{sdf.name}.csv"
-    with sdf.open(encoding="utf-8") as lines, table.open(encoding="utf-8") as rows:
+    with (folder / name).open(encoding="utf-8") as lines, (folder / f"{name}.csv").open(encoding="utf-8") as rows:
         for row in csv.DictReader(rows):
             record = list(itertools.takewhile(lambda line: line != "$$$$", (line.rstrip() for line in lines)))
-            name, alpha = row["mol_id"], float(row["alpha"])
-            if record[0] != name or not 0 < alpha < math.inf:
-                raise ValueError(f"{record[0]} must be in the table with a positive alpha, got {name} with {alpha}")
-            if name not in UNCHARACTERIZED:
+            molecule, alpha = row["mol_id"], float(row["alpha"])
+            if record[0] != molecule or not 0 < alpha < math.inf:
+                raise ValueError(f"{record[0]} must be in the table with a positive alpha, got {molecule} with {alpha}")
+            if molecule not in UNCHARACTERIZED:
                 yield Molecule(*read_record(record), alpha)
 
 

@@ -64,7 +64,7 @@ def write(folder, sdf=SDF, table=CSV):
 
 
 def read(folder):
-    return list(read_raw(folder / "gdb9.sdf"))
+    return list(read_raw(folder, "gdb9.sdf"))
 
 
 def molecules(count, seed=0, kinds=4):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from .files import write_whole
 from .records import Row, selection_metric
@@ -26,9 +26,8 @@ def curves(rows: Sequence[Row], title: str) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = _axes(figure, rows[0], "{}", title)
     metric, steps = selection_metric(rows[0]), [row["step"] for row in rows]
-    scale = _scale(metric)
-    axes.plot(steps, [scale * row[f"train_{metric}"] for row in rows], label="training", color="tab:red")
-    axes.plot(steps, [scale * row[f"val_{metric}"] for row in rows], label="validation", color="tab:green")
+    for part, label, colour in (("train", "training", "tab:red"), ("val", "validation", "tab:green")):
+        axes.plot(steps, [row[f"{part}_{metric}"] for row in rows], label=label, color=colour)
     _number(axes, steps)
     axes.legend()
     return figure
@@ -51,8 +50,7 @@ def bands(
         steps = np.unique([row["step"] for rows in runs for row in rows])
         steps = steps[(between[0] <= steps) & (steps <= between[1])]
         values = [
-            np.interp(steps, [row["step"] for row in rows], [_scale(metric) * row[f"val_{metric}"] for row in rows])
-            for rows in runs
+            np.interp(steps, [row["step"] for row in rows], [row[f"val_{metric}"] for row in rows]) for rows in runs
         ]
         (line,) = axes.plot(steps, np.median(values, axis=0), label=label)
         axes.fill_between(steps, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2)
@@ -75,7 +73,8 @@ def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
     axes = figure.subplots()
     metric = selection_metric(row)
     if metric == "accuracy":
-        axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 101))
+        axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 1.01))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
     else:
         axes.set(ylabel=ylabel.format("loss"), yscale="log")
         axes.yaxis.set_minor_formatter(LogFormatter())
@@ -83,11 +82,6 @@ def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
     return axes
-
-
-def _scale(metric: str) -> float:
-    """What a metric is multiplied with to be shown: accuracies are shown in per cent."""
-    return 100.0 if metric == "accuracy" else 1.0
 
 
 def heat_map(

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,24 +44,21 @@ class RunFolder:
         """A new folder that holds `config`; it appears in whole or not at all."""
         if not is_primary_process():
             return cls(path)
-        occupied = f"{path} exists already; continue its run with --resume {path}, or choose another --out"
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file; choose another --out")
         if path.exists() and any(path.iterdir()):
-            raise UsageError(occupied)
-        with contextlib.ExitStack() as stack:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            except OSError as error:
-                raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
-            stack.callback(shutil.rmtree, new, ignore_errors=True)
-            write_whole(new / "config.json", to_json({**config, **provenance()}))
-            new.chmod(0o755)
-            try:
-                new.replace(path)
-            except OSError as error:  # another process was faster
-                raise UsageError(occupied) from error
+            raise _occupied(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = {"dir": path.parent, "prefix": f".{path.name}.", "ignore_cleanup_errors": True}
+            with tempfile.TemporaryDirectory(**place) as new:
+                write_whole(Path(new) / "config.json", to_json({**config, **provenance()}))
+                Path(new).chmod(0o755)
+                Path(new).replace(path)
+        except OSError as error:
+            if path.is_dir():  # another process was faster
+                raise _occupied(path) from error
+            raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
         return cls(path)
 
     @classmethod
@@ -172,6 +168,10 @@ def read_json(file: Path) -> dict[str, Any]:
         if file.read_text() == to_json(content):
             return content
     raise _damaged(str(file))
+
+
+def _occupied(path: Path) -> UserError:
+    return UsageError(f"{path} exists already; continue its run with --resume {path}, or choose another --out")
 
 
 def _damaged(what: str) -> UserError:

@@ -14,7 +14,7 @@ import tqdm
 
 from . import loggers, plots
 from .config import Config, Experiment, title
-from .errors import RunInterruptedError, UsageError, UserError
+from .errors import RunInterruptedError, UsageError, UserError, require
 from .loop import evaluations
 from .processes import in_any_process, is_primary_process
 from .records import Row, best, format_metric, selection_metric, step_reached
@@ -41,8 +41,7 @@ class Output:
 
     def __post_init__(self) -> None:
         """Validate the flags."""
-        if self.checkpoint_every < 1:
-            raise UsageError(f"--checkpoint-every must be at least 1, got {self.checkpoint_every}")
+        require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
         if self.out is not None and self.resume is not None:
             raise UsageError("--out starts a run and --resume continues one; pass one of them")
 
@@ -113,11 +112,16 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     return folder
 
 
+def new_path(experiment: Experiment, config: Config) -> Path:
+    """The run folder of a command line without --out."""
+    name = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / name
+
+
 def open_folder(experiment: Experiment, config: Config, output: Output, data: str) -> RunFolder:
     """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
     if output.resume is None:
-        name = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        path = output.out or Path("runs") / name
+        path = output.out or new_path(experiment, config)
         return RunFolder.create(path, {"experiment": experiment.name, **config.flat(), "data": data})
     folder = RunFolder.open(output.resume)
     if folder.config.get("data", data) != data:
@@ -139,8 +143,7 @@ def deferred_interrupts() -> Iterator[list[int]]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    def receive(number: int, frame: FrameType | None) -> None:
-        del frame
+    def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
         restore()
 
