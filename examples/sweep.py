@@ -173,7 +173,7 @@ def report(sweep: Sweep, experiment: Experiment, results: Sequence[dict[str, Any
         values = runs.assign(value=runs[name].astype(float).fillna(np.inf))
         median = values.pivot_table("value", y, x, "median", sort=False).loc[order[y], order[x]]
         title = f"{experiment.name}: median {what} on the validation examples"
-        figure = plots.heat_map(median.replace(np.inf, np.nan).to_numpy(), (x, order[x]), (y, order[y]), title, form)
+        figure = plots.heat_map(median.replace(np.inf, np.nan), title, form)
     else:
         labelled: dict[str, list[list[Row]]] = {}
         for result in results:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
@@ -84,18 +85,16 @@ def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
     return axes
 
 
-def heat_map(
-    values: np.ndarray, x: tuple[str, Sequence[str]], y: tuple[str, Sequence[str]], title: str, form: str
-) -> Figure:
-    """A table of numbers in colour, each written in `form`, not a number as a dash; `x` and `y` name axis and ticks."""
-    figure = Figure(figsize=(max(5.5, 1.6 + 0.9 * len(x[1])), 1.6 + 0.6 * len(y[1])), layout="constrained")
+def heat_map(table: pd.DataFrame, title: str, form: str) -> Figure:
+    """A table of numbers in colour, each written in `form`, not a number as a dash."""
+    values, (height, width) = table.to_numpy(), table.shape
+    figure = Figure(figsize=(max(5.5, 1.6 + 0.9 * width), 1.6 + 0.6 * height), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="viridis_r", aspect="auto")
-    figure.colorbar(image, ax=axes)
-    axes.set(xlabel=x[0], ylabel=y[0])
+    figure.colorbar(axes.imshow(values, cmap="viridis_r", aspect="auto"), ax=axes)
+    axes.set(xlabel=table.columns.name, ylabel=table.index.name)
     axes.set_title(title, fontsize="medium", wrap=True)
-    axes.set_xticks(range(len(x[1])), x[1])
-    axes.set_yticks(range(len(y[1])), y[1])
+    axes.set_xticks(range(width), table.columns)
+    axes.set_yticks(range(height), table.index)
     middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value > middle else "black"

@@ -88,35 +88,34 @@ class RunFolder:
         if is_primary_process():
             write_whole(self.path / "config.json", to_json({**self.config, **changes}))
 
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Say of an error what could not be written and how to go on."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # Orbax makes a ValueError of a full disk, whose text ends in the reason
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split(": ")[-1]
+            raise UserError(
+                f"{self.path / name} could not be written ({reason}); what was there before is kept. "
+                f"Free space and continue with --resume {self.path}"
+            ) from error
+
     def append(self, row: Row) -> None:
         """Add a record to metrics.csv."""
         text = to_csv([row], header=not self.rows)
         if is_primary_process():
-            try:
-                with self._metrics.open("a") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise UserError(
-                    f"step {row['step']:,} could not be recorded in {self._metrics} ({error.strerror}). "
-                    f"Free space and continue with --resume {self.path}"
-                ) from error
+            with self.writing("metrics.csv"), self._metrics.open("a") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         self.rows.append(row)
 
     def save(self, state: Any, seconds: float) -> None:
         """Keep a checkpoint of state and records, `seconds` into the run, in place of the one before."""
-        step = int(self.rows[-1]["step"])
         about = with_checksum({"state": fingerprint(state), "seconds": seconds, "rows": self.rows})
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
-        try:
-            with self._checkpoints() as manager:
-                manager.save(step, args=items, force=True)
-        except (OSError, ValueError) as error:  # Orbax makes a ValueError of a full disk, whose text ends in the reason
-            raise UserError(
-                f"the checkpoint of step {step:,} could not be written ({str(error).splitlines()[0].split(': ')[-1]}); "
-                f"the one before, if any, is kept. Free space and continue with --resume {self.path}"
-            ) from error
+        with self.writing("checkpoints"), self._checkpoints() as manager:
+            manager.save(int(self.rows[-1]["step"]), args=items, force=True)
 
     def restore(self, state: Any) -> Any:
         """The state of the last checkpoint, `state` itself if there is none; metrics.csv is set back to its records."""

@@ -19,6 +19,7 @@ from .loop import evaluations
 from .processes import in_any_process, is_primary_process
 from .records import Row, best, format_metric, selection_metric, step_reached
 from .run_folder import RunFolder, fingerprint
+from .sweep import reached
 from .train import check_memory, program
 
 MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "devices")  # when a run is resumed
@@ -57,19 +58,13 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     run = config.run
 
     def finished() -> bool:
-        reached = run.stop_at is not None and step_reached(folder.rows, run.stop_at, run.hold) is not None
-        return reached or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
+        return reached(config, folder.rows) or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
 
     def draw(kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        # If something went wrong before, that is told.
+        with folder.writing("curves.png") if kind is None else contextlib.suppress(OSError):
             if folder.rows and is_primary_process():
                 plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")
-        except OSError as error:
-            if kind is None:  # else what went wrong before is told
-                raise UserError(
-                    f"{folder.path / 'curves.png'} could not be written ({error.strerror}). "
-                    f"Free space and continue with --resume {folder.path}"
-                ) from error
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
@@ -175,8 +170,8 @@ def summary(config: Config, folder: RunFolder, seconds: float) -> str:
     steps, metric = int(last["step"]), selection_metric(last)
     if stop_at is None:
         text = f"The best validation {metric} was {format_metric(metric, best(folder.rows))} in {steps:,} steps"
-    elif (reached := step_reached(folder.rows, stop_at, config.run.hold)) is not None:
-        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {reached:,} steps"
+    elif (step := step_reached(folder.rows, stop_at, config.run.hold)) is not None:
+        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {step:,} steps"
     else:
         text = f"Validation {metric} did not reach {format_metric(metric, stop_at)}: "
         text += f"it is {format_metric(metric, last[f'val_{metric}'])} after {steps:,} steps"
