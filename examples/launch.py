@@ -5,6 +5,7 @@ command starts them on this machine, on its CPU. On a cluster, whose nodes are e
 `jax.distributed.initialize()` takes the place of what this command does; all else is the same.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -40,9 +41,12 @@ def work(address: str, process: int, name: str, config: Config, output: Output) 
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, config.run.devices, process)
-    if process > 0:
-        sys.stdout = sys.stderr = Path(os.devnull).open("w")
-    train(find_experiment(name), config, output)
+    with contextlib.ExitStack() as stack:
+        if process > 0:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        train(find_experiment(name), config, output)
     jax.distributed.shutdown()
 
 
