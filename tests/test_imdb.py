@@ -328,7 +328,7 @@ def swap(line, new):
         (swap(4, "a,b,positive\n"), r"d\.csv, row 3: must be a review and .* \(too many values"),
         (swap(7, "\n"), r"d\.csv, row 6: must be a review and .* \(not enough values"),
         (swap(4, "fine,neutral\n"), r"d\.csv, row 3: must be a review and negative or positive"),
-        (swap(4, '"quotes "inside"",positive\n'), r"d\.csv, row 3: .*quoted as CSV .*expected"),
+        (swap(4, '"quotes "inside"",positive\n'), r"d\.csv, row 3: .*quoted as CSV, .*expected"),
         (swap(1001, '"never closed,positive\n'), r"d\.csv, row 1000: .*\(unexpected end of data"),
         (swap(4, "caf\n").replace(b"caf", b"caf\xe9"), r"d\.csv, row .*in UTF-8 \(.*can't decode"),
         (table(999).encode(), r"d\.csv must hold at least 1,000 reviews, got 999; get the whole file"),
