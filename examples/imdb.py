@@ -2,10 +2,11 @@
 
 import csv
 import dataclasses
+import itertools
 import re
 import sys
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from jax import lax
 from .fast import padded_logits
 from .harness.batches import Batch
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset, Run
+from .harness.config import Config, Experiment, two_by_two
 from .harness.downloads import fetch
 from .harness.errors import UserError, require
-from .harness.optimizers import Filtering, Optimization
 from .harness.task import Data, Task
 from .harness.torch_init import linear, uniform
 
@@ -114,10 +114,10 @@ def load(data_dir: Path | None) -> tuple[list[str], np.ndarray]:
     half, drawn once and for all. Without `data_dir` the archive is downloaded.
     """
     if data_dir is None or (data_dir / ARCHIVE).exists():
-        return read_archive(fetch({ARCHIVE: MD5}, (SOURCE,), data_dir)[ARCHIVE])
+        return read_original(fetch({ARCHIVE: MD5}, (SOURCE,), data_dir)[ARCHIVE])
     for folder in (data_dir, data_dir / "aclImdb"):
         if (folder / "train").is_dir():
-            return read_folder(folder)
+            return read_original(folder)
     tables = sorted(data_dir.glob("*.csv"))
     if len(tables) != 1:
         raise UserError(
@@ -131,72 +131,47 @@ def load(data_dir: Path | None) -> tuple[list[str], np.ndarray]:
 def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """The first 1,000 reviews of a CSV file, whose quoting must be right."""
     reviews, labels = [], []
-    cure = "mend the file, or get it again"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        try:
-            header = next(rows, None)
-            if header != ["review", "sentiment"]:
-                raise UserError(f"{path} must begin with the line review,sentiment, got {header}; {cure}")
-            for row in rows:
-                where = f"{path}, row {len(reviews) + 1} (line {rows.line_num})"
-                if len(row) != 2:
-                    raise UserError(f"{where}: must have 2 fields, review and sentiment, got {len(row)}; {cure}")
-                if row[1] not in SENTIMENTS:
-                    raise UserError(f"{where}: sentiment must be {' or '.join(SENTIMENTS)}, got {row[1]!r}; {cure}")
-                reviews.append(row[0])
-                labels.append(SENTIMENTS.index(row[1]))
-                if len(reviews) == REVIEWS:
-                    return reviews, np.array(labels, np.int32)
-        except (csv.Error, UnicodeDecodeError) as error:
-            where = f"{path}, row {len(reviews) + 1} (line {rows.line_num})"
-            raise UserError(f"{where}: is no CSV in UTF-8 ({error}); {cure}") from error
-    raise UserError(f"{path} must hold at least {REVIEWS:,} reviews, got {len(reviews)}; get the whole file")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            if next(rows, None) != ["review", "sentiment"]:
+                raise UserError(f"{path} must begin with the line review,sentiment; get it again")
+            for review, sentiment in itertools.islice(rows, REVIEWS):
+                labels.append(SENTIMENTS.index(sentiment))
+                reviews.append(review)
+    except (csv.Error, ValueError) as error:
+        raise UserError(
+            f"{path}, row {len(labels) + 1}: must be a review and {' or '.join(SENTIMENTS)}, quoted as CSV, in UTF-8 "
+            f"({error}); mend the file, or get it again"
+        ) from error
+    if len(reviews) < REVIEWS:
+        raise UserError(f"{path} must hold at least {REVIEWS:,} reviews, got {len(reviews)}; get the whole file")
+    return reviews, np.array(labels, np.int32)
 
 
-def read_folder(folder: Path) -> tuple[list[str], np.ndarray]:
-    """1,000 reviews of the unpacked archive."""
-    names = [path.relative_to(folder).as_posix() for path in folder.glob("train/*/*.txt")]
-    chosen, labels = choose(names, folder)
-    reviews = []
-    for name in chosen:
-        try:
-            reviews.append((folder / name).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{folder / name} is no UTF-8 ({error}); unpack {ARCHIVE} again") from error
-    return reviews, labels
-
-
-def read_archive(path: Path) -> tuple[list[str], np.ndarray]:
-    """1,000 reviews of the archive."""
-    with tarfile.open(path) as archive:
-        members = {member.name.removeprefix("aclImdb/"): member for member in archive if member.isfile()}
-        chosen, labels = choose(members, path)
-        texts = {}
-        for name in sorted(chosen, key=lambda name: members[name].offset):  # a gzip file is read forwards
-            file = archive.extractfile(members[name])
-            assert file is not None
-            texts[name] = file.read().decode("utf-8")
-    return [texts[name] for name in chosen], labels
-
-
-def choose(names: Iterable[str], source: Path) -> tuple[list[str], np.ndarray]:
-    """500 positive and 500 negative reviews in random order, the same ones in the archive and unpacked."""
-    reviews: dict[str, list[str]] = {"neg": [], "pos": []}
-    for name in sorted(names):
-        if match := re.fullmatch(r"train/(neg|pos)/\d+_\d+\.txt", name):
-            reviews[match[1]].append(name)
-    rng = np.random.default_rng(0)
-    chosen: list[tuple[str, int]] = []
-    for label, (part, candidates) in enumerate(reviews.items()):
-        if len(candidates) < REVIEWS // 2:
+def read_original(path: Path) -> tuple[list[str], np.ndarray]:
+    """500 negative and 500 positive reviews of the archive, or of the folder it unpacks to, in random order."""
+    if path.is_dir():
+        files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.glob("train/[np]*/*_*.txt")}
+    else:
+        with tarfile.open(path) as archive:
+            members = [member for member in archive if re.fullmatch(r"aclImdb/train/(neg|pos)/.*", member.name)]
+            files = {member.name: file.read() for member in members if (file := archive.extractfile(member))}
+    rng, chosen = np.random.default_rng(0), []
+    for part in ("/neg/", "/pos/"):
+        names = sorted(name for name in files if part in name)
+        if len(names) < REVIEWS // 2:
             raise UserError(
-                f"{source} must hold at least {REVIEWS // 2} reviews in train/{part}, got {len(candidates)}; "
+                f"{path} must hold at least {REVIEWS // 2} reviews in train{part}, got {len(names)}; "
                 f"unpack {ARCHIVE} again"
             )
-        chosen += [(name, label) for name in rng.choice(candidates, REVIEWS // 2, replace=False).tolist()]
-    order = rng.permutation(REVIEWS)
-    return [chosen[i][0] for i in order], np.array([chosen[i][1] for i in order], np.int32)
+        chosen += rng.choice(names, REVIEWS // 2, replace=False).tolist()
+    chosen = [chosen[i] for i in rng.permutation(REVIEWS)]
+    try:
+        reviews = [files[name].decode() for name in chosen]
+    except UnicodeDecodeError as error:
+        raise UserError(f"a review in {path} is no UTF-8 ({error}); unpack {ARCHIVE} again") from error
+    return reviews, np.array(["/pos/" in name for name in chosen], np.int32)
 
 
 def numbered(reviews: Sequence[str]) -> np.ndarray:
@@ -238,9 +213,8 @@ class Imdb(Task):
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        for name in ("vocabulary", "batch_size", "dim", "hidden", "epochs"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(self.length >= 20 and self.length % 20 == 0, "length", "a multiple of 20", self.length)
+        super().__post_init__()
+        require(self.length % 20 == 0, "length", "a multiple of 20", self.length)
         require(0 < self.validation_part < 1, "validation_part", "in (0, 1)", self.validation_part)
 
     @property
@@ -303,21 +277,10 @@ class Imdb(Task):
         return {"loss": loss, "accuracy": ((logits > 0) == (label == 1)).astype(loss.dtype)}
 
 
-PAPER = Config(
-    Imdb(),
-    Filtering(filter="ema"),
-    Optimization(optimizer="adamw", lr=3e-4, weight_decay=10.0, beta2=0.999, lr_warmup=0, clip_norm=5.0),
-    Run(budget=10_000),
+PAPER = Config(Imdb()).replace(
+    optimizer="adamw", lr=3e-4, weight_decay=10.0, beta2=0.999, lr_warmup=0, clip_norm=5.0, budget=10_000
 )
-PRESETS = {
-    "baseline": Preset(PAPER.replace(filter="none", weight_decay=1.0), "The paper's baseline"),
-    "filter-only": Preset(
-        PAPER.replace(weight_decay=1.0), "The paper's filter with the baseline's decay", ("baseline",)
-    ),
-    "decay-only": Preset(PAPER.replace(filter="none"), "The paper's decay without its filter"),
-    "paper": Preset(PAPER, "The paper's filter and decay", ("decay-only",)),
-}
-EXPERIMENT = Experiment("imdb", PRESETS, default="paper", thresholds=(0.75, 0.80))
+EXPERIMENT = Experiment("imdb", two_by_two(PAPER, weight_decay=1.0), default="paper", thresholds=(0.75, 0.80))
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

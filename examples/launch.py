@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +23,7 @@ import jax
 from .harness.cli import parse
 from .harness.config import Config, find_experiment
 from .harness.errors import UsageError, UserError, plain_errors
-from .harness.runner import Output, deferred_interrupts, train
+from .harness.runner import Output, deferred_interrupts, new_path, train
 
 
 def work(address: str, process: int, name: str, config: Config, output: Output) -> None:
@@ -56,8 +55,7 @@ def launch(processes: int, name: str, argv: Sequence[str]) -> None:
     experiment = find_experiment(name)
     config, output = parse(experiment, ["--devices", str(processes), *argv])
     if output.out is None and output.resume is None:
-        folder = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        output = dataclasses.replace(output, out=Path("runs") / folder)
+        output = dataclasses.replace(output, out=new_path(experiment, config))
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (

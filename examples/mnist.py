@@ -14,10 +14,9 @@ from flax import nnx
 
 from .harness.batches import Batch
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset, Run
+from .harness.config import Config, Experiment, two_by_two
 from .harness.downloads import fetch
 from .harness.errors import require
-from .harness.optimizers import Filtering, Optimization
 from .harness.task import Data, Task
 from .harness.torch_init import linear
 
@@ -79,9 +78,8 @@ class Mnist(Task):
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        require(1 <= self.train_images <= 60_000, "train_images", "from 1 to 60,000", self.train_images)
-        for name in ("batch_size", "epochs"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        super().__post_init__()
+        require(self.train_images <= 60_000, "train_images", "from 1 to 60,000", self.train_images)
 
     @property
     def train_size(self) -> int:
@@ -112,21 +110,10 @@ class Mnist(Task):
         return {"loss": loss, "accuracy": (jnp.argmax(output, axis=-1) == label).astype(loss.dtype)}
 
 
-PAPER = Config(
-    Mnist(),
-    Filtering(filter="ema", alpha=0.8, lamb=0.1),
-    Optimization(optimizer="adamw", weight_decay=2.0, beta2=0.999, lr_warmup=0),
-    Run(budget=100_000),
+PAPER = Config(Mnist()).replace(
+    alpha=0.8, lamb=0.1, optimizer="adamw", weight_decay=2.0, beta2=0.999, lr_warmup=0, budget=100_000
 )
-PRESETS = {
-    "baseline": Preset(PAPER.replace(filter="none", weight_decay=0.01), "The paper's baseline"),
-    "filter-only": Preset(
-        PAPER.replace(weight_decay=0.01), "The paper's filter with the baseline's decay", ("baseline",)
-    ),
-    "decay-only": Preset(PAPER.replace(filter="none"), "The paper's decay without its filter"),
-    "paper": Preset(PAPER, "The paper's filter and decay", ("decay-only",)),
-}
-EXPERIMENT = Experiment("mnist", PRESETS, default="paper", thresholds=(0.80, 0.85, 0.88))
+EXPERIMENT = Experiment("mnist", two_by_two(PAPER, weight_decay=0.01), default="paper", thresholds=(0.80, 0.85, 0.88))
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

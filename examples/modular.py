@@ -12,9 +12,8 @@ from flax import nnx
 from .fast import answer_logits
 from .harness.batches import Batch, shuffled
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset, Run
+from .harness.config import Config, Experiment, Preset
 from .harness.errors import require
-from .harness.optimizers import Filtering, Optimization
 from .harness.task import Data, Task
 from .harness.torch_init import linear
 
@@ -108,10 +107,9 @@ class Modular(Task):
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
+        super().__post_init__()
         prime = self.p >= 2 and all(self.p % k for k in range(2, int(self.p**0.5) + 1))
         require(prime and self.pairs < 2**31, "p", "a prime number below 46,349", self.p)
-        for name in ("batch_size", "dim", "depth", "heads"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.dim % self.heads == 0, "dim", f"a multiple of --heads ({self.heads})", self.dim)
         both = 0 < self.train_fraction < 1 and 0 < self.train_size < self.pairs
         require(both, "train_fraction", "in (0, 1) and leave a pair on either side", self.train_fraction)
@@ -184,7 +182,7 @@ class Modular(Task):
 
 def method(about: str = "", *, controls: tuple[str, ...] = (), **changes: Any) -> Preset:
     """A method: no filter and Adam at the paper's learning rate of 0.001, but for the changes."""
-    base = Config(Modular(), Filtering(filter="none"), Optimization(), Run(budget=5_000, stop_at=0.95))
+    base = Config(Modular()).replace(filter="none", budget=5_000, stop_at=0.95)
     return Preset(base.replace(**changes), about, controls)
 
 

@@ -1,6 +1,5 @@
 """Delayed generalisation of a graph network on 100 QM9 molecules: `python -m examples.qm9`."""
 
-import contextlib
 import csv
 import dataclasses
 import itertools
@@ -8,7 +7,7 @@ import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +18,14 @@ from flax import nnx
 
 from .harness.batches import Batch
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset, Run
+from .harness.config import Config, Experiment, two_by_two
 from .harness.downloads import fetch
-from .harness.errors import UserError, require
-from .harness.optimizers import Filtering, Optimization
+from .harness.errors import UserError
 from .harness.task import Data, Task
 from .harness.torch_init import linear
 
 SOURCES = ("https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/molnet_publish/",)
 FILES = {"qm9.zip": None}  # holds gdb9.sdf and gdb9.sdf.csv; its hash is not known, so its first molecules are checked
-PREPARED = "qm9_first_100_graphs.npz"  # the same graphs as arrays, see read_prepared
 MOLECULES = 100
 UNCHARACTERIZED = {"gdb_58", "gdb_61", "gdb_80"}  # left out by QM9's authors; the next one is gdb_185
 FIRST_ALPHAS = (13.21, 9.46, 6.31, 16.28, 12.99, 14.18, 23.95, 16.97)  # CH4, NH3, H2O, C2H2, HCN, CH2O, C2H6, CH3OH
@@ -91,153 +88,65 @@ class Molecule(NamedTuple):
 
 
 def load(data_dir: Path | None) -> list[Molecule]:
-    """The first 100 molecules, from the prepared arrays, from gdb9.sdf and gdb9.sdf.csv, or from qm9.zip with these.
+    """The first 100 molecules, from an SDF file and its table in `data_dir`, or from qm9.zip, which holds both.
 
     Raises:
       UserError: A file is missing or damaged, does not begin with QM9's molecules or could not be downloaded.
     """
-    if data_dir is not None and (data_dir / PREPARED).is_file():
-        path = data_dir / PREPARED
-        molecules = read_prepared(path)
-    elif data_dir is not None and (data_dir / "gdb9.sdf").is_file():
-        path = data_dir
-        molecules = read_raw(data_dir, MOLECULES)
-    else:
-        path = fetch(FILES, SOURCES, data_dir)["qm9.zip"]
-        try:
-            molecules = read_raw(zipfile.Path(path), MOLECULES)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}); delete it and get it again from {SOURCES[0]}") from error
+    unpacked = sorted(data_dir.glob("*.sdf")) if data_dir is not None else []
+    path = unpacked[0] if unpacked else fetch(FILES, SOURCES, data_dir)["qm9.zip"]
+    molecules: list[Molecule] = []
+    try:
+        found = read_raw(path.parent, path.name) if unpacked else read_raw(zipfile.Path(path), "gdb9.sdf")
+        for molecule in itertools.islice(found, MOLECULES):
+            molecules.append(molecule)
+    except (ValueError, LookupError, TypeError, OSError, EOFError, csv.Error, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} or its table cannot be read after {len(molecules)} molecules ({type(error).__name__}: {error}); "
+            f"get it again from {SOURCES[0]}qm9.zip"
+        ) from error
     alphas = tuple(molecule.alpha for molecule in molecules[: len(FIRST_ALPHAS)])
-    known = all(math.isclose(*pair, rel_tol=1e-4) for pair in zip(alphas, FIRST_ALPHAS, strict=False))
-    if len(molecules) != MOLECULES or not known:
+    if len(molecules) < MOLECULES or not np.allclose(alphas, FIRST_ALPHAS[: len(alphas)], rtol=1e-4, atol=0):
         raise UserError(
             f"{path} must begin with the {MOLECULES} first molecules of QM9, whose polarizabilities are "
-            f"{FIRST_ALPHAS} ..., got {len(molecules)} with {alphas} ...; get it from {SOURCES[0]}"
+            f"{FIRST_ALPHAS} ..., got {len(molecules)} with {alphas} ...; get it from {SOURCES[0]}qm9.zip"
         )
     return molecules
 
 
-def read_prepared(path: Path) -> list[Molecule]:
-    """Molecules whose arrays are concatenated: x, edge_index, edge_attr, y, and where each begins, *_offset."""
-    try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            atoms, edges = (file[f"{name}_offset"] for name in ("node", "edge"))
-            return [
-                Molecule(x, edge_index, edge_attr, float(y[1]))
-                for x, edge_index, edge_attr, y in zip(
-                    np.split(file["x"], atoms[1:-1]),
-                    np.split(file["edge_index"], edges[1:-1], axis=1),
-                    np.split(file["edge_attr"], edges[1:-1]),
-                    file["y"],
-                    strict=True,
-                )
-            ]
-    except (ValueError, LookupError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); put it there again, or gdb9.sdf and gdb9.sdf.csv") from error
-
-
-def read_raw(folder: Path | zipfile.Path, count: int) -> list[Molecule]:
-    """The first `count` molecules of gdb9.sdf and gdb9.sdf.csv but for the uncharacterized; nothing after them is read.
-
-    As in PyTorch Geometric, whose reader does not sanitize the molecules, nothing is aromatic or has a hybridization.
-    """
-    sdf, table = folder / "gdb9.sdf", folder / "gdb9.sdf.csv"
-    molecules: list[Molecule] = []
-    with contextlib.ExitStack() as stack:
-        try:
-            lines, rows = (
-                stack.enter_context(path.open(encoding="utf-8", errors="replace", newline="")) for path in (sdf, table)
-            )
-        except FileNotFoundError as error:
-            missing = table if sdf.exists() else sdf
-            raise UserError(f"{missing} is missing; it is in {SOURCES[0]}qm9.zip, with its companion") from error
-        pairs = itertools.zip_longest(records(lines), csv.DictReader(rows))
-        for number, (record, row) in enumerate(pairs, 1):
-            place = f"record {number}"
-            if record is None or row is None:
-                ended, other = (sdf, table) if record is None else (table, sdf)
-                raise UserError(f"{ended} ends before {place}, which {other} has; get both again from {SOURCES[0]}")
-            path = sdf
-            try:
-                name = record[0].strip()
-                graph = read_record(record)
-                path = table
-                alpha = read_alpha(row, name)
-            except ValueError as error:
-                raise UserError(f"{path}, {place}: {error}; get the files again from {SOURCES[0]}qm9.zip") from error
-            if name not in UNCHARACTERIZED:
-                molecules.append(Molecule(*graph, alpha))
-            if len(molecules) == count:
-                return molecules
-    raise UserError(f"{sdf} must have at least {count} molecules, got {len(molecules)}; get it from {SOURCES[0]}")
-
-
-def records(lines: Iterable[str]) -> Iterator[list[str]]:
-    """The lines of each record of an SDF file; its end, `$$$$`, is the last one unless the file is cut short."""
-    record: list[str] = []
-    for line in lines:
-        record.append(line.rstrip())
-        if record[-1] == "$$$$":
-            yield record
-            record = []
-    if any(record):
-        yield record
+def read_raw(folder: Path | zipfile.Path, name: str) -> Iterator[Molecule]:
+    """The molecules of an SDF file, whose table is beside it, but for the uncharacterized."""
+    with (folder / name).open(encoding="utf-8") as lines, (folder / f"{name}.csv").open(encoding="utf-8") as rows:
+        for row in csv.DictReader(rows):
+            record = list(itertools.takewhile(lambda line: line != "$$$$", (line.rstrip() for line in lines)))
+            molecule, alpha = row["mol_id"], float(row["alpha"])
+            if record[0] != molecule or not 0 < alpha < math.inf:
+                raise ValueError(f"{record[0]} must be in the table with a positive alpha, got {molecule} with {alpha}")
+            if molecule not in UNCHARACTERIZED:
+                yield Molecule(*read_record(record), alpha)
 
 
 def read_record(lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Atom features, edge index and edge features of a V2000 record; ValueError says what is wrong with it."""
-    if lines[-1] != "$$$$":
-        raise ValueError("it is cut short (the file ends before $$$$)")
-    counts = lines[3] if len(lines) > 4 else ""
-    try:
-        atoms, bonds = int(counts[0:3]), int(counts[3:6])
-    except ValueError:
-        atoms = bonds = 0
-    if atoms < 1 or bonds < 0 or not counts.endswith("V2000"):
-        raise ValueError(f"line 4 must begin with the numbers of atoms and bonds and end in V2000, got {counts!r}")
-    if not "".join(lines[4 + atoms + bonds :]).startswith("M  "):
-        raise ValueError(
-            f"{atoms} lines of atoms and {bonds} of bonds must follow line 4, and then one that begins with M"
-        )
+    """Atom features, edge index and edge features of a V2000 record.
 
+    As in PyTorch Geometric, whose reader does not sanitize the molecules, nothing is aromatic or has a hybridization.
+    """
+    atoms, bonds = int(lines[3][:3]), int(lines[3][3:6])
     symbols = [line[31:34].strip() for line in lines[4 : 4 + atoms]]
-    for number, symbol in enumerate(symbols, 1):
-        if symbol not in ATOMIC_NUMBERS:
-            raise ValueError(f"atom {number} must be one of {', '.join(ATOMIC_NUMBERS)}, got {symbol!r}")
-    source, target, order = [], [], []
-    for line in lines[4 + atoms : 4 + atoms + bonds]:
-        try:
-            first, second, kind = (int(line[i : i + 3]) for i in (0, 3, 6))
-        except ValueError:
-            first = second = kind = 0
-        if not (1 <= first <= atoms and 1 <= second <= atoms and first != second and 1 <= kind <= BOND_FEATURES):
-            raise ValueError(f"a bond must have two of the {atoms} atoms and an order of 1 to 4, got {line!r}")
-        source += [first - 1, second - 1]
-        target += [second - 1, first - 1]
-        order += [kind - 1, kind - 1]
-    edge_index = np.array([source, target], np.int32)
-    sort = np.lexsort(edge_index[::-1])
-    edge_index = edge_index[:, sort]
+    bond_lines = lines[4 + atoms : 4 + atoms + bonds]
+    numbers = np.array([[int(line[i : i + 3]) - 1 for i in (0, 3, 6)] for line in bond_lines], np.int32).reshape(-1, 3)
+    ends, order = numbers[:, :2], numbers[:, 2]
+    if (numbers < 0).any() or (ends >= atoms).any() or not lines[4 + atoms + bonds].startswith("M  "):
+        raise ValueError(f"{lines[0]} must have {atoms} atoms and {bonds} bonds between these, of order 1 to 4")
 
     x = np.zeros((atoms, ATOM_FEATURES), np.float32)
     x[np.arange(atoms), [list(ATOMIC_NUMBERS).index(symbol) for symbol in symbols]] = 1
     x[:, 5] = [ATOMIC_NUMBERS[symbol] for symbol in symbols]
+    edge_index = np.concatenate([ends, ends[:, ::-1]]).T
+    sort = np.lexsort(edge_index[::-1])
     np.add.at(x[:, 10], edge_index[1], x[edge_index[0], 0])
-    return x, edge_index, np.eye(BOND_FEATURES, dtype=np.float32)[np.array(order, int)[sort]]
-
-
-def read_alpha(row: Mapping[str, str | None], name: str) -> float:
-    """The polarizability in a row, which must be that of the molecule `name`; ValueError says what is wrong with it."""
-    if row.get("mol_id") != name:
-        raise ValueError(f"mol_id must be {name}, as in gdb9.sdf, got {row.get('mol_id')!r}")
-    try:
-        alpha = float(row.get("alpha") or "")
-    except ValueError:
-        alpha = math.nan
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha of {name} must be a positive number, got {row.get('alpha')!r}")
-    return alpha
+    edge_attr = np.eye(BOND_FEATURES, dtype=np.float32)[np.tile(order, 2)]
+    return x, edge_index[:, sort], edge_attr[sort]
 
 
 def pad(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
@@ -245,23 +154,23 @@ def pad(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
     atoms = 1 + max(len(molecule.x) for molecule in molecules)
     bonds = max(len(molecule.edge_attr) for molecule in molecules)
     kinds, kind = np.unique(np.concatenate([m.edge_attr for m in molecules]), axis=0, return_inverse=True)
-    of_molecule = np.split(kind.reshape(-1), np.cumsum([len(m.edge_attr) for m in molecules]))
-    shape = len(molecules), bonds
-    arrays = {
-        "x": np.zeros((len(molecules), atoms, ATOM_FEATURES), np.float32),
-        "real": np.zeros((len(molecules), atoms), bool),
-        "source": np.full(shape, atoms - 1, np.int32),
-        "target": np.full(shape, atoms - 1, np.int32),
-        "kind": np.zeros(shape, np.int32),
-        "alpha": np.array([molecule.alpha for molecule in molecules], np.float32),
+    kind_of = np.split(kind.reshape(-1).astype(np.int32), np.cumsum([len(m.edge_attr) for m in molecules])[:-1])
+
+    def stack(arrays: Sequence[np.ndarray], length: int, fill: int = 0) -> np.ndarray:
+        full = np.full((len(arrays), length, *arrays[0].shape[1:]), fill, arrays[0].dtype)
+        for row, array in zip(full, arrays, strict=True):
+            row[: len(array)] = array
+        return full
+
+    return {
+        "x": stack([m.x for m in molecules], atoms),
+        "real": stack([np.ones(len(m.x), bool) for m in molecules], atoms),
+        "source": stack([m.edge_index[0] for m in molecules], bonds, atoms - 1),
+        "target": stack([m.edge_index[1] for m in molecules], bonds, atoms - 1),
+        "kind": stack(kind_of, bonds),
+        "alpha": np.array([m.alpha for m in molecules], np.float32),
         "kinds": kinds,  # (kinds, 4), the different rows of edge features
     }
-    for i, molecule in enumerate(molecules):
-        arrays["x"][i, : len(molecule.x)] = molecule.x
-        arrays["real"][i, : len(molecule.x)] = True
-        for name, values in zip(("source", "target", "kind"), (*molecule.edge_index, of_molecule[i]), strict=True):
-            arrays[name][i, : len(values)] = values
-    return arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,12 +189,7 @@ class Qm9(Task):
     epochs: int = 50
     """Passes over the training molecules between two evaluations."""
     data_dir: Path | None = None
-    """Folder with qm9.zip, gdb9.sdf and gdb9.sdf.csv, or the prepared arrays; None downloads qm9.zip once."""
-
-    def __post_init__(self) -> None:
-        """Validate the numbers."""
-        for name in ("batch_size", "epochs"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+    """Folder with qm9.zip, or with gdb9.sdf and gdb9.sdf.csv; None downloads qm9.zip once."""
 
     @property
     def train_size(self) -> int:
@@ -320,21 +224,10 @@ class Qm9(Task):
         return {"loss": (self.predict(params, data, batch["index"]) - data["alpha"][batch["index"]]) ** 2}
 
 
-PAPER = Config(
-    Qm9(),
-    Filtering(filter="ema", alpha=0.9, lamb=1.0),
-    Optimization(optimizer="adamw", weight_decay=0.01, beta2=0.999, lr_warmup=0),
-    Run(budget=100_000),
+PAPER = Config(Qm9()).replace(
+    alpha=0.9, lamb=1.0, optimizer="adamw", weight_decay=0.01, beta2=0.999, lr_warmup=0, budget=100_000
 )
-PRESETS = {
-    "baseline": Preset(PAPER.replace(filter="none", weight_decay=0.0), "The paper's baseline"),
-    "filter-only": Preset(
-        PAPER.replace(weight_decay=0.0), "The paper's filter with the baseline's decay", ("baseline",)
-    ),
-    "decay-only": Preset(PAPER.replace(filter="none"), "The paper's decay without its filter"),
-    "paper": Preset(PAPER, "The paper's filter and decay", ("decay-only",)),
-}
-EXPERIMENT = Experiment("qm9", PRESETS, default="paper")
+EXPERIMENT = Experiment("qm9", two_by_two(PAPER, weight_decay=0.0), default="paper")
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -16,10 +16,9 @@ from jax import lax
 
 from .harness.batches import Batch, in_batches
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset, Run
+from .harness.config import Config, Experiment, Preset
 from .harness.downloads import fetch
 from .harness.errors import require
-from .harness.optimizers import Filtering, Optimization
 from .harness.task import Data, Task
 
 SOURCES = (
@@ -149,8 +148,7 @@ class Shakespeare(Task):
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        for name in ("layers", "heads", "width", "context", "batch_size", "eval_every", "val_windows"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        super().__post_init__()
         require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})", self.width)
         limit = "at most 100,000, for the validation part to hold a window"
         require(self.context <= 100_000, "context", limit, self.context)
@@ -218,43 +216,34 @@ def show(task: Shakespeare, params: Any) -> str:
     return f"\nIt writes:\n{task.sample(params, jax.random.key(0), 300)}"
 
 
-def presets() -> dict[str, Preset]:
-    """The filter from the first step on, switched on later (having collected, or empty), and never, in two sizes."""
-    small = Config(
-        Shakespeare(),
-        Filtering(filter="ema"),
-        Optimization(optimizer="adamw", weight_decay=0.1, beta2=0.99, lr_warmup=100),
-        Run(budget=1_500),
-    )
-    # nanoGPT's model for this text. Its weight decay leaves the LayerNorms out, its learning rate falls, its gradients
-    # are clipped: not so here.
-    large = small.replace(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64, budget=6_000)
-    found = {}
-    for prefix, about, base, steps in (
-        ("", "", small, (500, 1000)),
-        ("10m-", "nanoGPT's size, ", large, (1000, 2000, 5000)),
-    ):
-        control = (f"{prefix}baseline",)
-        found[f"{prefix}baseline"] = Preset(base.replace(filter="none"), f"{about}no filter")
-        found[f"{prefix}ema"] = Preset(base, f"{about}the EMA from the first step on", control)
-        for step in steps:
-            late = base.replace(filter_from=step)
-            found[f"{prefix}ema-{step}"] = Preset(late, f"{about}the EMA from step {step:,} on", control)
-            empty = f"{about}the same, empty when it is switched on"
-            found[f"{prefix}ema-{step}-empty"] = Preset(late.replace(collect=False), empty, control)
-        if (
-            not prefix
-        ):  # what else changes when the filter is switched on, the size of the updates: without it, and alone
-            mean = base.replace(filter_from=1000, collect=False, fast=1 / 3, lamb=2 / 3)
-            found["ema-1000-empty-mean"] = Preset(
-                mean, "ema-1000-empty with updates of the same size as before", control
-            )
-            tripled = base.replace(filter_from=1000, fast=3.0, lamb=0.0)
-            found["tripled-1000"] = Preset(tripled, "gradients tripled from step 1,000 on, nothing filtered", control)
+def presets(prefix: str, about: str, base: Config, steps: tuple[int, ...]) -> dict[str, Preset]:
+    """The filter never, from the first step on, and switched on later, having collected or empty."""
+    control = (f"{prefix}baseline",)
+    found = {
+        f"{prefix}baseline": Preset(base.replace(filter="none"), f"{about}no filter"),
+        f"{prefix}ema": Preset(base, f"{about}the EMA from the first step on", control),
+    }
+    for step in steps:
+        late, empty = (base.replace(filter_from=step, collect=collect) for collect in (True, False))
+        found[f"{prefix}ema-{step}"] = Preset(late, f"{about}the EMA from step {step:,} on", control)
+        found[f"{prefix}ema-{step}-empty"] = Preset(empty, f"{about}the same, empty when it is switched on", control)
     return found
 
 
-EXPERIMENT = Experiment("shakespeare", presets(), default="ema", show=show)
+SMALL = Config(Shakespeare()).replace(optimizer="adamw", weight_decay=0.1, beta2=0.99, lr_warmup=100, budget=1_500)
+# nanoGPT's model for this text. Its weight decay leaves the LayerNorms out, its learning rate falls, its gradients
+# are clipped: not so here.
+LARGE = SMALL.replace(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64, budget=6_000)
+# What else changes when the filter is switched on, the size of the updates: without it, and alone.
+MEAN = SMALL.replace(filter_from=1000, collect=False, fast=1 / 3, lamb=2 / 3)
+TRIPLED = SMALL.replace(filter_from=1000, fast=3.0, lamb=0.0)
+PRESETS = {
+    **presets("", "", SMALL, (500, 1000)),
+    "ema-1000-empty-mean": Preset(MEAN, "ema-1000-empty with updates of the same size as before", ("baseline",)),
+    "tripled-1000": Preset(TRIPLED, "gradients tripled from step 1,000 on, nothing filtered", ("baseline",)),
+    **presets("10m-", "nanoGPT's size, ", LARGE, (1000, 2000, 5000)),
+}
+EXPERIMENT = Experiment("shakespeare", PRESETS, default="ema", show=show)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

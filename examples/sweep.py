@@ -72,13 +72,13 @@ def cells(sweep: Sweep, experiment: Experiment) -> list[Cell]:
             raise UsageError(f"--grid must name a flag once, and seeds by --seeds, got {item!r}")
         axes[name] = values.split(",")
     result = []
-    for preset in sweep.presets:
+    for preset, *values in itertools.product(sweep.presets, *axes.values()):
         if preset not in experiment.presets:
             raise UsageError(f"--presets must be among {', '.join(experiment.presets)}, got {preset!r}")
-        for values in itertools.product(*axes.values()):
-            config = with_flags(experiment.preset(preset), dict(zip(axes, values, strict=True)))
-            varied = {name: value for name, value in zip(axes, values, strict=True) if len(axes[name]) > 1}
-            result += [Cell({"preset": preset, **varied}, config.replace(seed=seed)) for seed in sweep.seeds]
+        flags = dict(zip(axes, values, strict=True))
+        config = with_flags(experiment.preset(preset), flags)
+        varied = {name: value for name, value in flags.items() if len(axes[name]) > 1}
+        result += [Cell({"preset": preset, **varied}, config.replace(seed=seed)) for seed in sweep.seeds]
     if not result:
         raise UsageError("--presets and --seeds must name at least one each")
     if len({cell.name for cell in result}) < len(result):
@@ -123,21 +123,13 @@ def summarise(results: Sequence[dict[str, Any]], thresholds: Sequence[float]) ->
     for result in results:
         rows = to_rows(result)
         finite = [row for row in rows if is_finite(row)]
-        metric = selection_metric(rows[0])
-        low = min((row["val_loss"] for row in finite), default=np.nan)
-        table.append(
-            {
-                **result["axes"],
-                "seed": result["config"]["seed"],
-                "last_step": int(rows[-1]["step"]),
-                "finite": is_finite(rows[-1]),
-                **({"best_val_accuracy": best(finite) if finite else np.nan} if metric == "accuracy" else {}),
-                "min_val_loss": low,
-                **{f"steps_to_{100 * t:g}": step_reached(rows, t) for t in thresholds},
-                "device": result["device"],
-                "jax": result["versions"]["jax"],
-            }
-        )
+        line = {**result["axes"], "seed": result["config"]["seed"]}
+        line |= {"last_step": int(rows[-1]["step"]), "finite": is_finite(rows[-1])}
+        if selection_metric(rows[0]) == "accuracy":
+            line["best_val_accuracy"] = best(finite) if finite else np.nan
+        line["min_val_loss"] = min((row["val_loss"] for row in finite), default=np.nan)
+        line |= {f"steps_to_{100 * t:g}": step_reached(rows, t) for t in thresholds}
+        table.append(line | {"device": result["device"], "jax": result["versions"]["jax"]})
     frame = pd.DataFrame(table)
     return frame.astype({name: "Int64" for name in frame if name.startswith("steps_to_")})
 
@@ -162,12 +154,10 @@ def report(sweep: Sweep, experiment: Experiment, results: Sequence[dict[str, Any
     """Write curves.csv, runs.csv, table.md and sweep.png; returns the table."""
     axes = list(results[0]["axes"])
     runs = summarise(results, experiment.thresholds)
-    curves = pd.concat(
-        [pd.DataFrame(r["records"]).assign(**r["axes"], seed=r["config"]["seed"]) for r in results], ignore_index=True
-    )
-    first = [*axes, "seed"]
-    curves = curves[first + [name for name in curves if name not in first]].astype({"step": int})
-    write_whole(sweep.out / "curves.csv", curves.to_csv(index=False))
+    places = [{**result["axes"], "seed": result["config"]["seed"]} for result in results]
+    records = [pd.DataFrame(result["records"]).astype({"step": int}) for result in results]
+    curves = pd.concat(records, keys=[tuple(place.values()) for place in places], names=[*places[0]]).droplevel(-1)
+    write_whole(sweep.out / "curves.csv", curves.to_csv())
     write_whole(sweep.out / "runs.csv", runs.to_csv(index=False))
     text = table(runs, axes, experiment.thresholds)
     write_whole(sweep.out / "table.md", text)
@@ -175,16 +165,15 @@ def report(sweep: Sweep, experiment: Experiment, results: Sequence[dict[str, Any
     varied = [axis for axis in axes if len(set(runs[axis])) > 1]
     if len(varied) == 2 and "preset" not in varied:
         y, x = varied
+        name, what, form = "min_val_loss", "lowest loss", ".3g"
         if experiment.thresholds:
             last = experiment.thresholds[-1]
             name, what, form = f"steps_to_{100 * last:g}", f"steps to {last:.0%} accuracy", ",.0f"
-        else:
-            name, what, form = "min_val_loss", "lowest loss", ".3g"
-        values = runs.assign(value=runs[name].astype(float).fillna(np.inf))
         order = {axis: list(dict.fromkeys(runs[axis])) for axis in varied}
+        values = runs.assign(value=runs[name].astype(float).fillna(np.inf))
         median = values.pivot_table("value", y, x, "median", sort=False).loc[order[y], order[x]]
         title = f"{experiment.name}: median {what} on the validation examples"
-        figure = plots.heat_map(median.replace(np.inf, np.nan).to_numpy(), (x, order[x]), (y, order[y]), title, form)
+        figure = plots.heat_map(median.replace(np.inf, np.nan), title, form)
     else:
         labelled: dict[str, list[list[Row]]] = {}
         for result in results:
@@ -201,8 +190,7 @@ def run(sweep: Sweep) -> None:
     experiment = find_experiment(sweep.experiment)
     every = cells(sweep, experiment)
     parts = {name: value for name, value in dataclasses.asdict(sweep).items() if name not in ("out", "group_size")}
-    plan = json.dumps(parts, indent=2) + "\n"
-    plan_file = sweep.out / "sweep.json"
+    plan, plan_file = json.dumps(parts, indent=2) + "\n", sweep.out / "sweep.json"
     if plan_file.exists() and plan_file.read_text() != plan:
         raise UsageError(f"{sweep.out} holds another sweep; repeat the command in {plan_file}, or choose another --out")
     if not plan_file.exists() and sweep.out.exists() and any(sweep.out.iterdir()):

@@ -192,7 +192,7 @@ def test_a_run_is_trained_and_sampled(data_dir, capsys):
 def test_a_missing_or_damaged_file_is_named(data_dir):
     assert len(load(data_dir)) == 600
     (data_dir / "input.txt").write_bytes(b"First Citizen:")
-    with pytest.raises(UserError, match=r"input.txt is damaged \(its SHA-256 is not .*get it again from http"):
+    with pytest.raises(UserError, match=r"input.txt is damaged \(its hash is not .*get it again from http"):
         Shakespeare(data_dir=data_dir).load()
     (data_dir / "input.txt").unlink()
     with pytest.raises(UserError, match=r"input.txt is missing; put it there \(from http"):

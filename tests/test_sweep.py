@@ -130,18 +130,20 @@ def test_a_run_that_diverges_is_kept_as_such(tmp_path):
 def test_two_numeric_axes_make_a_heat_map(tmp_path, monkeypatch):
     drawn = []
 
-    def heat_map(values, x, y, title, form):
-        drawn.append((values, x, y))
-        return plots_heat_map(values, x, y, title, form)
+    def heat_map(table, title, form):
+        drawn.append(table)
+        return plots_heat_map(table, title, form)
 
     plots_heat_map = plots.heat_map
     monkeypatch.setattr(plots, "heat_map", heat_map)
     sweep.run(make(tmp_path / "s", presets=("ema",), grid=("lr=0.01,0.1", "lamb=0,1,2", "budget=40")))
-    ((values, x, y),) = drawn
-    assert (x, y) == (("lamb", ["0", "1", "2"]), ("lr", ["0.01", "0.1"]))
+    (drawn_table,) = drawn
+    x, y = drawn_table.columns, drawn_table.index
+    assert (x.name, [*x], y.name, [*y]) == ("lamb", ["0", "1", "2"], "lr", ["0.01", "0.1"])
+    values = drawn_table.to_numpy()
     runs = table(tmp_path / "s" / "runs.csv")
-    for i, lr in enumerate(y[1]):
-        for j, lamb in enumerate(x[1]):
+    for i, lr in enumerate(y):
+        for j, lamb in enumerate(x):
             steps = [float(r["steps_to_80"] or "inf") for r in runs if (r["lr"], r["lamb"]) == (lr, lamb)]
             median = np.median(steps)
             assert values[i, j] == median or (np.isnan(values[i, j]) and np.isinf(median))

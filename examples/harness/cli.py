@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +14,12 @@ from .optimizers import Filtering, describe
 from .run_folder import read_config
 from .runner import MAY_CHANGE, Output, train
 
-# Flags without effect, by the filter that is chosen.
-OF_EMA = ("alpha", "start")
-OF_MA = ("window_size", "stride", "buffer_dtype")
-OF_ANY = tuple(field.name for field in dataclasses.fields(Filtering) if field.name not in ("filter", *OF_EMA, *OF_MA))
-WITHOUT_EFFECT = {"none": (*OF_EMA, *OF_MA, *OF_ANY), "ema": OF_MA, "ma": OF_EMA}
+# Flags without effect, and what gives them one, by the filter that is chosen.
+WITHOUT_EFFECT = {
+    "none": ([field.name for field in dataclasses.fields(Filtering)][1:], "--filter ema or --filter ma"),
+    "ema": (["window_size", "stride", "buffer_dtype"], "--filter ma"),
+    "ma": (["alpha", "start"], "--filter ema"),
+}
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
@@ -32,42 +33,34 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Config, Output]:
 
     The defaults of the flags are those of the preset, or of the run that is resumed; so both are looked up first.
     """
-    presets = Literal[tuple(experiment.presets)]
-    preset = Annotated[presets, tyro.conf.arg(help="Configuration that the other flags start from; see above.")]
     early = dataclasses.make_dataclass("early", [("preset", str | None, None), ("resume", Path | None, None)])
     choice, _ = tyro.cli(early, args=argv, return_unknown_args=True, add_help=False)
-    base, stored = experiment.preset(choice.preset or experiment.default), {}
+    name = choice.preset or experiment.default
+    base, stored = experiment.preset(name), {}
     if choice.resume is not None:
         if choice.preset is not None:
             raise UsageError("--preset starts a run and --resume continues one; pass one of them")
         stored = stored_flags(experiment, choice.resume)
         base = base.replace(**stored)
+    kind = Literal[tuple(experiment.presets)]
+    preset = Annotated[kind, tyro.conf.arg(help="Configuration that the other flags start from; see above.")]
     parts = {part.name: getattr(base, part.name) for part in dataclasses.fields(base)}
-    command = dataclasses.make_dataclass(
-        "command",
-        [
-            ("preset", preset, choice.preset or experiment.default),
-            *((name, type(part)) for name, part in parts.items()),
-            ("output", Output),
-        ],
-        kw_only=True,
-    )
+    fields = [("preset", preset, name), *((key, type(part), part) for key, part in parts.items())]
     parsed = tyro.cli(
-        command,
+        dataclasses.make_dataclass("command", [*fields, ("output", Output, Output())]),
         prog=f"python -m examples.{experiment.name}",
         description=about(experiment),
         args=argv,
-        default=command(preset=choice.preset or experiment.default, output=Output(), **parts),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    config = Config(**{name: getattr(parsed, name) for name in parts})
-    for name, value in stored.items():
-        if config.flat()[name] != value and name not in MAY_CHANGE:
+    config = Config(**{key: getattr(parsed, key) for key in parts})
+    for key, value in stored.items():
+        if config.flat()[key] != value and key not in MAY_CHANGE:
             raise UsageError(
-                f"{flag(name)} is {value} in the run in {choice.resume} and must stay so, got {config.flat()[name]}; "
+                f"{flag(key)} is {value} in the run in {choice.resume} and must stay so, got {config.flat()[key]}; "
                 "start a new run for it"
             )
-    check_effect(config, base, choice.preset or experiment.default)
+    check_effect(config, base, name)
     return config, parsed.output
 
 
@@ -87,25 +80,19 @@ def stored_flags(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 def check_effect(config: Config, base: Config, preset: str) -> None:
     """Raise if a flag that was changed has no effect; say which numbers a changed filter keeps."""
-    kind, before, now = config.filtering.filter, base.flat(), config.flat()
-    idle = [name for name in WITHOUT_EFFECT[kind] if now[name] != before[name]]
-    if not config.filtering.filter_from and not config.filtering.collect and "collect" not in idle:
-        idle.append("collect")
-    if idle:
-        cure = {"none": "choose --filter ema or --filter ma", "ema": "choose --filter ma", "ma": "choose --filter ema"}
-        reason = "without --filter-from" if idle == ["collect"] else f"with --filter {kind}"
-        leave = f"leave {'it' if len(idle) == 1 else 'them'} out"
+    filtering, before, now = config.filtering, base.flat(), config.flat()
+    names, cure = WITHOUT_EFFECT[filtering.filter]
+    if idle := [flag(name) for name in names if now[name] != before[name]]:
         raise UsageError(
-            f"{', '.join(map(flag, idle))} has no effect {reason}; {leave}"
-            + (f", or {cure[kind]}" if idle != ["collect"] else "")
+            f"{', '.join(idle)} has no effect with --filter {filtering.filter}; leave it out, or choose {cure}"
         )
-    if kind not in (base.filtering.filter, "none") and (now["lamb"], now["weight_decay"]) == (
-        before["lamb"],
-        before["weight_decay"],
-    ):
+    if not filtering.filter_from and not filtering.collect:
+        raise UsageError("--collect has no effect without --filter-from; leave it out")
+    kept = all(now[name] == before[name] for name in ("lamb", "weight_decay"))
+    if kept and filtering.filter not in (base.filtering.filter, "none"):
         print(
-            f"note: --filter {kind} keeps --lamb {now['lamb']:g} and --weight-decay {now['weight_decay']:g} of the "
-            f"preset {preset}",
+            f"note: --filter {filtering.filter} keeps --lamb {now['lamb']:g} and --weight-decay "
+            f"{now['weight_decay']:g} of the preset {preset}",
             file=sys.stderr,
         )
 
@@ -117,19 +104,13 @@ def flag(name: str) -> str:
 
 def about(experiment: Experiment) -> str:
     """The description that --help begins with: an example, and what each preset is."""
-    module = f"python -m examples.{experiment.name}"
-    presets: Mapping[str, Any] = experiment.presets
+    presets = experiment.presets
     width = max(map(len, presets))
     in_words = lambda preset: f"{preset.about}: " * bool(preset.about) + describe(*preset.config.hyper)
-    lines = [f"  {name:<{width}}  {in_words(preset)}" for name, preset in presets.items()]
     example = next((name for name in presets if name != experiment.default), experiment.default)
-    return "\n".join(
-        [
-            (type(experiment.base.task).__doc__ or "").split("\n\n")[0],
-            "",
-            f"Example: {module} --preset {example} --seed 1 --out runs/my-run",
-            "",
-            f"Presets ({experiment.default} is the default):",
-            *lines,
-        ]
-    )
+    lines = [
+        (type(experiment.base.task).__doc__ or "").split("\n\n")[0],
+        f"\nExample: python -m examples.{experiment.name} --preset {example} --seed 1 --out runs/my-run",
+        f"\nPresets ({experiment.default} is the default):",
+    ]
+    return "\n".join(lines + [f"  {name:<{width}}  {in_words(preset)}" for name, preset in presets.items()])

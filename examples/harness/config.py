@@ -11,6 +11,16 @@ from .errors import UsageError, require
 from .optimizers import Filtering, Hyper, Optimization, describe
 from .task import Task
 
+RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    ("in [0, 1)", lambda x: 0 <= x < 1, ("alpha", "beta1", "beta2")),
+    ("a finite number", math.isfinite, ("lamb", "fast")),
+    ("a finite number of at least 0", lambda x: 0 <= x < math.inf, ("lr", "weight_decay")),
+    ("at least 0", lambda x: x >= 0, ("filter_from", "lr_warmup", "hold")),
+    ("at least 1", lambda x: x >= 1, ("window_size", "budget")),
+    ("positive, or None for no clipping", lambda x: x is None or x > 0, ("clip_norm",)),
+    ("in [0, 2**32)", lambda x: 0 <= x < 2**32, ("seed",)),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -39,26 +49,14 @@ class Config:
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        f, o, r = self.filtering, self.optimization, self.run
-        require(0 <= f.alpha < 1, "alpha", "in [0, 1)", f.alpha)
-        require(math.isfinite(f.lamb), "lamb", "a finite number", f.lamb)
-        require(math.isfinite(f.fast), "fast", "a finite number", f.fast)
-        require(f.window_size >= 1, "window_size", "at least 1", f.window_size)
+        f, r, values = self.filtering, self.run, self.flat()
+        for allowed, ok, names in RANGES:
+            for name in names:
+                require(ok(values[name]), name, allowed, values[name])
         divides = f.stride >= 1 and f.window_size % f.stride == 0
         require(divides or f.filter != "ma", "stride", f"a divisor of --window-size ({f.window_size})", f.stride)
-        require(f.filter_from >= 0, "filter_from", "at least 0", f.filter_from)
-        require(0 <= o.lr < math.inf, "lr", "a finite number of at least 0", o.lr)
-        require(0 <= o.weight_decay < math.inf, "weight_decay", "a finite number of at least 0", o.weight_decay)
-        require(0 <= o.beta1 < 1, "beta1", "in [0, 1)", o.beta1)
-        require(0 <= o.beta2 < 1, "beta2", "in [0, 1)", o.beta2)
-        require(o.lr_warmup >= 0, "lr_warmup", "at least 0", o.lr_warmup)
-        clip = o.clip_norm is None or o.clip_norm > 0
-        require(clip, "clip_norm", "positive, or None for no clipping", o.clip_norm)
-        require(0 <= r.seed < 2**32, "seed", "in [0, 2**32)", r.seed)
-        require(r.budget >= 1, "budget", "at least 1", r.budget)
         highest = 1.0 if self.task.metric == "accuracy" else math.inf
         require(r.stop_at is None or 0 < r.stop_at <= highest, "stop_at", f"in (0, {highest:g}], or None", r.stop_at)
-        require(r.hold >= 0, "hold", "at least 0", r.hold)
         divides = r.devices >= 1 and self.task.batch_size % r.devices == 0
         require(divides, "devices", f"a divisor of the batch size ({self.task.batch_size})", r.devices)
 
@@ -94,6 +92,17 @@ class Preset(NamedTuple):
     config: Config
     about: str  # in a few words, for --help
     controls: tuple[str, ...] = ()  # presets that tell what the filter adds, the fairest first
+
+
+def two_by_two(paper: Config, weight_decay: float) -> dict[str, Preset]:
+    """The paper's configuration and its baseline, which has another decay and no filter; and each change alone."""
+    undecayed = paper.replace(weight_decay=weight_decay)
+    return {
+        "baseline": Preset(undecayed.replace(filter="none"), "The paper's baseline"),
+        "filter-only": Preset(undecayed, "The paper's filter with the baseline's decay", ("baseline",)),
+        "decay-only": Preset(paper.replace(filter="none"), "The paper's decay without its filter"),
+        "paper": Preset(paper, "The paper's filter and decay", ("decay-only",)),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

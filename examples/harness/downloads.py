@@ -26,24 +26,20 @@ def fetch(files: Mapping[str, str | None], sources: Sequence[str], data_dir: Pat
 
 
 def _fetch_one(name: str, known: str | None, sources: Sequence[str], data_dir: Path | None) -> Path:
-    algorithm, _, digest = (known or "").rpartition(":")
-    algorithm = algorithm or "sha256"
     if data_dir is not None:
         path = data_dir / name
         if not path.is_file():
             raise UserError(f"{path} is missing; put it there (from {sources[0]}{name}) or leave out --data-dir")
-        if known is not None and pooch.file_hash(str(path), alg=algorithm) != digest:
-            title = {"sha256": "SHA-256", "md5": "MD5"}.get(algorithm, algorithm)
-            raise UserError(f"{path} is damaged (its {title} is not {digest}); get it again from {sources[0]}{name}")
+        if not pooch.hashes.hash_matches(str(path), known):
+            raise UserError(f"{path} is damaged (its hash is not {known}); get it again from {sources[0]}{name}")
         return path
     cache = pooch.os_cache("grokfast_jax")
     if known is None and not (cache / name).exists():
         print(f"note: no checksum of {name} is known, so what arrives is not checked by one", file=sys.stderr)
-    known_hash = None if known is None else f"{algorithm}:{digest}"
     problems = []
     for source in sources:
         try:
-            return Path(pooch.retrieve(source + name, known_hash=known_hash, fname=name, path=cache))
+            return Path(pooch.retrieve(source + name, known_hash=known, fname=name, path=cache))
         except requests.RequestException as error:
             problems.append(f"  {source}{name}: no connection ({type(error).__name__})")
         except ValueError as error:  # another hash

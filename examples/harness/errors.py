@@ -34,11 +34,8 @@ def plain_errors(main: Callable[[], object]) -> int:
     try:
         main()
         sys.stdout.flush()
-    except RunInterruptedError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, RunInterruptedError) else f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what was complete is kept", file=sys.stderr)

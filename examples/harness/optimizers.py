@@ -10,15 +10,7 @@ import optax
 
 from grokfast_jax import grokfast_ema, grokfast_ma
 
-OPTIMIZERS = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "nadamw": "NAdamW",
-    "lion": "Lion",
-    "ademamix": "AdEMAMix",
-    "muon": "Muon",
-}
-
+NAMES = {"adam": "Adam", "adamw": "AdamW", "nadamw": "NAdamW", "lion": "Lion", "ademamix": "AdEMAMix", "muon": "Muon"}
 
 Class = TypeVar("Class", bound=type)
 
@@ -106,14 +98,13 @@ def make_filter(c: Filtering) -> optax.GradientTransformation:
     late = c.filter_from > 0 and c.collect  # the filter collects from the first step on, and is amplified later
     lamb = (lambda step: jnp.where(on(step), c.lamb, 0.0)) if late else c.lamb
     fast = (lambda step: jnp.where(on(step), c.fast, 1.0)) if late else c.fast
-    match c.filter:
-        case "none":
-            return optax.identity()
-        case "ema":
-            tx = grokfast_ema(c.alpha, lamb, fast=fast, normalize=c.normalize, start=c.start)
-        case "ma":
-            ring = {"stride": c.stride, "buffer_dtype": c.buffer_dtype}
-            tx = grokfast_ma(c.window_size, lamb, fast=fast, normalize=c.normalize, **ring)
+    if c.filter == "none":
+        return optax.identity()
+    if c.filter == "ema":
+        tx = grokfast_ema(c.alpha, lamb, fast=fast, normalize=c.normalize, start=c.start)
+    else:
+        ring = {"stride": c.stride, "buffer_dtype": c.buffer_dtype}
+        tx = grokfast_ma(c.window_size, lamb, fast=fast, normalize=c.normalize, **ring)
     return optax.conditionally_transform(tx, on) if c.filter_from > 0 and not c.collect else tx
 
 
@@ -122,35 +113,29 @@ def make_optimizer(c: Optimization) -> optax.GradientTransformation:
     warmup = optax.linear_schedule(0.0, 1.0, c.lr_warmup) if c.lr_warmup else optax.constant_schedule(1.0)
     rate = lambda step: c.lr * warmup(step)
     b1, b2 = c.beta1, c.beta2
-    decay, step_size = optax.add_decayed_weights(c.weight_decay), optax.scale_by_learning_rate(rate)
-    match c.optimizer:
-        case "adam":
-            return optax.chain(decay, optax.scale_by_adam(b1, b2), step_size)
-        case "adamw":
-            return optax.chain(optax.scale_by_adam(b1, b2), decay, step_size)
-        case "nadamw":
-            return optax.chain(optax.scale_by_adam(b1, b2, nesterov=True), decay, step_size)
-        case "lion":
-            return optax.chain(optax.scale_by_lion(), decay, step_size)
-        case "ademamix":
-            return optax.chain(optax.contrib.scale_by_ademamix(b1, b2), decay, step_size)
-        case "muon":
-            return optax.contrib.muon(
-                rate, adam_b1=b1, adam_b2=b2, weight_decay=c.weight_decay, adam_weight_decay=c.weight_decay
-            )
+    if c.optimizer == "muon":
+        decay = c.weight_decay
+        return optax.contrib.muon(rate, adam_b1=b1, adam_b2=b2, weight_decay=decay, adam_weight_decay=decay)
+    scale = {
+        "adam": optax.scale_by_adam(b1, b2),
+        "adamw": optax.scale_by_adam(b1, b2),
+        "nadamw": optax.scale_by_adam(b1, b2, nesterov=True),
+        "lion": optax.scale_by_lion(),
+        "ademamix": optax.contrib.scale_by_ademamix(b1, b2),
+    }[c.optimizer]
+    decay = optax.add_decayed_weights(c.weight_decay)
+    decayed = (decay, scale) if c.optimizer == "adam" else (scale, decay)
+    return optax.chain(*decayed, optax.scale_by_learning_rate(rate))
 
 
 def describe(filtering: Filtering, optimization: Optimization) -> str:
     """Filter and optimizer in words."""
     f = filtering
-    text = {
-        "none": "no filter",
-        "ema": f"Grokfast-EMA α {f.alpha:g} λ {f.lamb:g}",
-        "ma": f"Grokfast-MA w {f.window_size} λ {f.lamb:g}",
-    }[f.filter]
+    numbers = f"α {f.alpha:g}" if f.filter == "ema" else f"w {f.window_size}"
+    text = "no filter" if f.filter == "none" else f"Grokfast-{f.filter.upper()} {numbers} λ {f.lamb:g}"
     if f.filter == "ema" and f.start != "gradient":
         text += f" start {f.start}"
     if f.filter != "none":
         text += f" fast {f.fast:g}" * (f.fast != 1) + " normalized" * f.normalize
         text += f" from step {f.filter_from:,}" * (f.filter_from > 0) + " (empty)" * (not f.collect)
-    return f"{text}, {OPTIMIZERS[optimization.optimizer]} weight decay {optimization.weight_decay:g}"
+    return f"{text}, {NAMES[optimization.optimizer]} weight decay {optimization.weight_decay:g}"

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from .files import write_whole
 from .records import Row, selection_metric
@@ -26,9 +27,8 @@ def curves(rows: Sequence[Row], title: str) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = _axes(figure, rows[0], "{}", title)
     metric, steps = selection_metric(rows[0]), [row["step"] for row in rows]
-    scale = _scale(metric)
-    axes.plot(steps, [scale * row[f"train_{metric}"] for row in rows], label="training", color="tab:red")
-    axes.plot(steps, [scale * row[f"val_{metric}"] for row in rows], label="validation", color="tab:green")
+    for part, label, colour in (("train", "training", "tab:red"), ("val", "validation", "tab:green")):
+        axes.plot(steps, [row[f"{part}_{metric}"] for row in rows], label=label, color=colour)
     _number(axes, steps)
     axes.legend()
     return figure
@@ -51,8 +51,7 @@ def bands(
         steps = np.unique([row["step"] for rows in runs for row in rows])
         steps = steps[(between[0] <= steps) & (steps <= between[1])]
         values = [
-            np.interp(steps, [row["step"] for row in rows], [_scale(metric) * row[f"val_{metric}"] for row in rows])
-            for rows in runs
+            np.interp(steps, [row["step"] for row in rows], [row[f"val_{metric}"] for row in rows]) for rows in runs
         ]
         (line,) = axes.plot(steps, np.median(values, axis=0), label=label)
         axes.fill_between(steps, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2)
@@ -75,7 +74,8 @@ def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
     axes = figure.subplots()
     metric = selection_metric(row)
     if metric == "accuracy":
-        axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 101))
+        axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 1.01))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
     else:
         axes.set(ylabel=ylabel.format("loss"), yscale="log")
         axes.yaxis.set_minor_formatter(LogFormatter())
@@ -85,23 +85,16 @@ def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
     return axes
 
 
-def _scale(metric: str) -> float:
-    """What a metric is multiplied with to be shown: accuracies are shown in per cent."""
-    return 100.0 if metric == "accuracy" else 1.0
-
-
-def heat_map(
-    values: np.ndarray, x: tuple[str, Sequence[str]], y: tuple[str, Sequence[str]], title: str, form: str
-) -> Figure:
-    """A table of numbers in colour, each written in `form`, not a number as a dash; `x` and `y` name axis and ticks."""
-    figure = Figure(figsize=(max(5.5, 1.6 + 0.9 * len(x[1])), 1.6 + 0.6 * len(y[1])), layout="constrained")
+def heat_map(table: pd.DataFrame, title: str, form: str) -> Figure:
+    """A table of numbers in colour, each written in `form`, not a number as a dash."""
+    values, (height, width) = table.to_numpy(), table.shape
+    figure = Figure(figsize=(max(5.5, 1.6 + 0.9 * width), 1.6 + 0.6 * height), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="viridis_r", aspect="auto")
-    figure.colorbar(image, ax=axes)
-    axes.set(xlabel=x[0], ylabel=y[0])
+    figure.colorbar(axes.imshow(values, cmap="viridis_r", aspect="auto"), ax=axes)
+    axes.set(xlabel=table.columns.name, ylabel=table.index.name)
     axes.set_title(title, fontsize="medium", wrap=True)
-    axes.set_xticks(range(len(x[1])), x[1])
-    axes.set_yticks(range(len(y[1])), y[1])
+    axes.set_xticks(range(width), table.columns)
+    axes.set_yticks(range(height), table.index)
     middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value > middle else "black"

@@ -1,14 +1,11 @@
 """The folder of a run: its configuration, metrics, checkpoints and pictures. Whatever happens, it stays usable."""
 
 import contextlib
-import csv
 import hashlib
 import json
-import math
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,24 +44,21 @@ class RunFolder:
         """A new folder that holds `config`; it appears in whole or not at all."""
         if not is_primary_process():
             return cls(path)
-        occupied = f"{path} exists already; continue its run with --resume {path}, or choose another --out"
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file; choose another --out")
         if path.exists() and any(path.iterdir()):
-            raise UsageError(occupied)
-        with contextlib.ExitStack() as stack:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            except OSError as error:
-                raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
-            stack.callback(shutil.rmtree, new, ignore_errors=True)
-            write_whole(new / "config.json", to_json({**config, **provenance()}))
-            new.chmod(0o755)
-            try:
-                new.replace(path)
-            except OSError as error:  # another process was faster
-                raise UsageError(occupied) from error
+            raise _occupied(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = {"dir": path.parent, "prefix": f".{path.name}.", "ignore_cleanup_errors": True}
+            with tempfile.TemporaryDirectory(**place) as new:
+                write_whole(Path(new) / "config.json", to_json({**config, **provenance()}))
+                Path(new).chmod(0o755)
+                Path(new).replace(path)
+        except OSError as error:
+            if path.is_dir():  # another process was faster
+                raise _occupied(path) from error
+            raise UserError(f"cannot make {path}: {error.strerror}; choose another --out") from error
         return cls(path)
 
     @classmethod
@@ -94,111 +88,69 @@ class RunFolder:
         if is_primary_process():
             write_whole(self.path / "config.json", to_json({**self.config, **changes}))
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a record to metrics.csv."""
-        # NumPy prints the shortest decimal that reads back as the same number.
-        lines = [",".join(map(str, row.values()))] if self.rows else [",".join(row), ",".join(map(str, row.values()))]
-        if is_primary_process():
-            try:
-                with self._metrics.open("a") as file:
-                    file.write("\n".join(lines) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise UserError(
-                    f"step {row['step']:,} could not be recorded in {self._metrics} ({error.strerror}). "
-                    f"Free space and continue with --resume {self.path}"
-                ) from error
-        self.rows.append({name: float(value) for name, value in row.items()})
-
-    def save(self, state: Any, seconds: float) -> None:
-        """Keep a checkpoint of the state after the last record, `seconds` into the run, in place of the one before."""
-        step, before = int(self.rows[-1]["step"]), self._latest_step()
-        about = {str(step): {"seconds": seconds, "state": fingerprint(state), "rows": fingerprint_rows(self.rows)}}
-        if before is not None:  # which is the checkpoint still if the process is killed now
-            about[str(before)] = read_json(self._about)[str(before)]
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Say of an error what could not be written and how to go on."""
         try:
-            if is_primary_process():
-                write_whole(self._about, to_json(about))
-            with self._checkpoints() as manager:
-                manager.save(step, args=ocp.args.StandardSave(state), force=True)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # Orbax turns a full disk into a ValueError, whose text ends in the reason
-            reason = str(error).splitlines()[0].rpartition(": ")[-1]
+            yield
+        except (OSError, ValueError) as error:  # Orbax makes a ValueError of a full disk, whose text ends in the reason
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split(": ")[-1]
             raise UserError(
-                f"the checkpoint of step {step:,} could not be written ({reason}); "
-                f"{'there was none before' if before is None else 'the one before is kept'}. "
+                f"{self.path / name} could not be written ({reason}); what was there before is kept. "
                 f"Free space and continue with --resume {self.path}"
             ) from error
 
+    def append(self, row: Row) -> None:
+        """Add a record to metrics.csv."""
+        text = to_csv([row], header=not self.rows)
+        if is_primary_process():
+            with self.writing("metrics.csv"), self._metrics.open("a") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        self.rows.append(row)
+
+    def save(self, state: Any, seconds: float) -> None:
+        """Keep a checkpoint of state and records, `seconds` into the run, in place of the one before."""
+        about = with_checksum({"state": fingerprint(state), "seconds": seconds, "rows": self.rows})
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        with self.writing("checkpoints"), self._checkpoints() as manager:
+            manager.save(int(self.rows[-1]["step"]), args=items, force=True)
+
     def restore(self, state: Any) -> Any:
-        """The state of the last checkpoint, `state` itself if there is none; records after it are dropped."""
-        step = self._latest_step()
-        if step is not None:
-            like = ocp.args.StandardRestore(jax.tree.map(_abstract, state))
+        """The state of the last checkpoint, `state` itself if there is none; metrics.csv is set back to its records."""
+        if (self.path / "checkpoints").exists():
+            like = jax.tree.map(_abstract, state)
+            items = {"about": ocp.args.JsonRestore(), "state": ocp.args.StandardRestore(like)}
             try:
                 with self._checkpoints() as manager:
-                    state = manager.restore(step, args=like)
+                    if (step := manager.latest_step()) is not None:
+                        about, state = (
+                            manager.restore(step, args=ocp.args.Composite(**{name: item}))[name]
+                            for name, item in items.items()
+                        )
+                        if about != with_checksum(about) or about["state"] != fingerprint(state):
+                            raise ValueError("wrong checksum")
+                        self.rows, self.seconds = about["rows"], about["seconds"]
             except Exception as error:  # whatever Orbax makes of a damaged file
-                raise _damaged(f"the checkpoint of step {step:,} in {self.path}") from error
-        lines = self._complete_lines()
-        kept = lines[:1] + [line for line in lines[1:] if _step_of(line) <= (step or 0)]
-        self.rows = self._parse(kept)
-        if (step or 0) != (self.rows[-1]["step"] if self.rows else 0):
-            raise UserError(
-                f"{self._metrics} lacks records before step {step or 0:,}, that of the checkpoint; "
-                "put the file back, or start a new run"
-            )
-        if step is not None:
-            about = read_json(self._about).get(str(step))
-            if about is None:
-                raise _damaged(str(self._about))
-            self.seconds = float(about["seconds"])
-            if about["state"] != fingerprint(state):
-                raise _damaged(f"the checkpoint of step {step:,} in {self.path}")
-            if about["rows"] != fingerprint_rows(self.rows):
-                raise _damaged(str(self._metrics))
+                raise _damaged(f"the checkpoint in {self.path}") from error
         if is_primary_process():
-            write_whole(self._metrics, "".join(kept) if self.rows else "")
+            write_whole(self._metrics, to_csv(self.rows) if self.rows else "")
         return state
 
     @property
     def _metrics(self) -> Path:
         return self.path / "metrics.csv"
 
-    @property
-    def _about(self) -> Path:
-        """What must hold of a checkpoint and of the records before it, by step, for the last two."""
-        return self.path / "checkpoints.json"
-
-    def _complete_lines(self) -> list[str]:
-        """The lines of metrics.csv, but for one that was cut short when the run was killed."""
-        try:
-            lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
-        except UnicodeDecodeError as error:
-            raise _damaged(str(self._metrics)) from error
-        return [line for line in lines if line.endswith("\n")]
-
-    def _parse(self, lines: list[str]) -> list[Row]:
-        rows: list[Row] = []
-        for number, record in enumerate(csv.DictReader(lines), 2):
-            try:
-                rows.append({name: float(value) for name, value in record.items()})
-            except (TypeError, ValueError) as error:
-                raise _damaged(f"line {number} of {self._metrics}") from error
-        return rows
-
-    def _latest_step(self) -> int | None:
-        if not (self.path / "checkpoints").exists():
-            return None
-        with self._checkpoints() as manager:
-            return manager.latest_step()
-
     def _checkpoints(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         return ocp.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
+
+
+def to_csv(rows: Sequence[Row], header: bool = True) -> str:
+    """Records as lines of a table; each number is the shortest decimal that reads back as the same."""
+    lines = [rows[0].keys()] * header + [row.values() for row in rows]
+    return "".join(",".join(map(str, line)) + "\n" for line in lines)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -217,26 +169,23 @@ def read_json(file: Path) -> dict[str, Any]:
     raise _damaged(str(file))
 
 
+def _occupied(path: Path) -> UserError:
+    return UsageError(f"{path} exists already; continue its run with --resume {path}, or choose another --out")
+
+
 def _damaged(what: str) -> UserError:
     return UserError(f"{what} is damaged; put it back from a copy, or start a new run")
 
 
-def to_json(config: Mapping[str, Any]) -> str:
-    """JSON for people to read, with a checksum of all else as its last entry."""
-    content = {name: value for name, value in config.items() if name != "checksum"}
-    checksum = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
-    return json.dumps({**content, "checksum": checksum}, indent=2, default=str) + "\n"
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with a checksum of all else as its last entry."""
+    content = {name: value for name, value in content.items() if name != "checksum"}
+    return content | {"checksum": hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]}
 
 
-def fingerprint_rows(rows: list[Row]) -> str:
-    """A hash of records."""
-    return hashlib.sha256(repr([list(row.items()) for row in rows]).encode()).hexdigest()[:16]
-
-
-def _step_of(line: str) -> float:
-    """The step of a record; 0 for a line that is none, which is told of when it is parsed."""
-    number = line.split(",")[0]
-    return int(number) if number.isdecimal() else -math.inf
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON for people to read, with a checksum."""
+    return json.dumps(with_checksum(content), indent=2, default=str) + "\n"
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

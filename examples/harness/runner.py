@@ -14,11 +14,12 @@ import tqdm
 
 from . import loggers, plots
 from .config import Config, Experiment, title
-from .errors import RunInterruptedError, UsageError, UserError
+from .errors import RunInterruptedError, UsageError, UserError, require
 from .loop import evaluations
 from .processes import in_any_process, is_primary_process
 from .records import Row, best, format_metric, selection_metric, step_reached
 from .run_folder import RunFolder, fingerprint
+from .sweep import reached
 from .train import check_memory, program
 
 MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "devices")  # when a run is resumed
@@ -41,8 +42,7 @@ class Output:
 
     def __post_init__(self) -> None:
         """Validate the flags."""
-        if self.checkpoint_every < 1:
-            raise UsageError(f"--checkpoint-every must be at least 1, got {self.checkpoint_every}")
+        require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
         if self.out is not None and self.resume is not None:
             raise UsageError("--out starts a run and --resume continues one; pass one of them")
 
@@ -58,19 +58,13 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     run = config.run
 
     def finished() -> bool:
-        reached = run.stop_at is not None and step_reached(folder.rows, run.stop_at, run.hold) is not None
-        return reached or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
+        return reached(config, folder.rows) or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
 
     def draw(kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        # If something went wrong before, that is told.
+        with folder.writing("curves.png") if kind is None else contextlib.suppress(OSError):
             if folder.rows and is_primary_process():
                 plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")
-        except OSError as error:
-            if kind is None:  # else what went wrong before is told
-                raise UserError(
-                    f"{folder.path / 'curves.png'} could not be written ({error.strerror}). "
-                    f"Free space and continue with --resume {folder.path}"
-                ) from error
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
@@ -113,11 +107,16 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     return folder
 
 
+def new_path(experiment: Experiment, config: Config) -> Path:
+    """The run folder of a command line without --out."""
+    name = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / name
+
+
 def open_folder(experiment: Experiment, config: Config, output: Output, data: str) -> RunFolder:
     """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
     if output.resume is None:
-        name = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        path = output.out or Path("runs") / name
+        path = output.out or new_path(experiment, config)
         return RunFolder.create(path, {"experiment": experiment.name, **config.flat(), "data": data})
     folder = RunFolder.open(output.resume)
     if folder.config.get("data", data) != data:
@@ -139,8 +138,7 @@ def deferred_interrupts() -> Iterator[list[int]]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    def receive(number: int, frame: FrameType | None) -> None:
-        del frame
+    def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
         restore()
 
@@ -172,8 +170,8 @@ def summary(config: Config, folder: RunFolder, seconds: float) -> str:
     steps, metric = int(last["step"]), selection_metric(last)
     if stop_at is None:
         text = f"The best validation {metric} was {format_metric(metric, best(folder.rows))} in {steps:,} steps"
-    elif (reached := step_reached(folder.rows, stop_at, config.run.hold)) is not None:
-        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {reached:,} steps"
+    elif (step := step_reached(folder.rows, stop_at, config.run.hold)) is not None:
+        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {step:,} steps"
     else:
         text = f"Validation {metric} did not reach {format_metric(metric, stop_at)}: "
         text += f"it is {format_metric(metric, last[f'val_{metric}'])} after {steps:,} steps"

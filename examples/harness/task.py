@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from .batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
+from .errors import require
 
 Metric = Literal["accuracy", "loss"]
 Data = Mapping[str, jax.Array]
@@ -26,6 +27,11 @@ class Task:
     batch_size: int
     epochs = 1  # passes over the training examples between two evaluations
     init_scale = 1.0  # factor of all initial parameters
+
+    def __post_init__(self) -> None:
+        """Validate the numbers: a whole one must be at least 1. A subclass adds what else must hold."""
+        for name, value in vars(self).items():
+            require(type(value) is not int or value >= 1, name, "at least 1", value)
 
     @property
     def train_size(self) -> int:

@@ -160,8 +160,8 @@ def check_memory(program: Program, hyper: Any, key: jax.Array) -> None:
 
 
 def _memory() -> float:
-    """Gigabytes of the first device, or of this machine."""
-    stats = jax.devices()[0].memory_stats()
+    """Gigabytes of this process's first device, or of this machine."""
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else float("inf")
