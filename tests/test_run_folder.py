@@ -25,8 +25,18 @@ from examples.harness.train import program
 
 from . import toy
 
-pytestmark = pytest.mark.usefixtures("lenient")
+# Orbax drops the futures of a read that failed. They are collected after each test, or a later one would be blamed.
+pytestmark = [
+    pytest.mark.usefixtures("lenient", "collected"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def collected():
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +66,6 @@ def files(path):
     return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
 
 
-# Orbax drops the futures of a read that failed. They are collected at the end, or a later test would be blamed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_ends_in_a_message_or_in_the_same_run(data, undisturbed, like, tmp_path):
@@ -133,7 +141,6 @@ def test_the_records_are_set_back_to_those_of_the_checkpoint(damage, undisturbed
     assert (folder / "metrics.csv").read_text() == before[: before.index("28,")]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_truncated_checkpoint_is_named_with_its_cure(undisturbed, like, tmp_path):
     folder = undisturbed_copy(undisturbed, tmp_path)
     for file in (folder / "checkpoints").rglob("*"):
