@@ -213,11 +213,20 @@ PRESETS = {
     "ema-normalized": method(controls=("adam-0.005",), **EMA, normalize=True, weight_decay=0.005),
     "ma": method("The paper's MA", controls=("adam-0.00167", "adam-0.01", "adamw-1"), **MA, weight_decay=0.01),
     "two-stage": method(
-        "The paper's two-stage MA", controls=("adam-0.00167",), **MA, filter_from=500, weight_decay=0.01
+        "The two-stage MA with ma's decay; the paper has none",
+        controls=("adam-0.00167",),
+        **MA,
+        filter_from=500,
+        weight_decay=0.01,
     ),
     # On when the window is full: before, there is no slow part, and the decay alone would shrink all weights to nothing
     "slow-only": method(
-        "The slow part alone", controls=("adam-0.00167",), **MA, fast=0.0, filter_from=99, weight_decay=0.01
+        "The slow part alone with ma's decay; the paper has none",
+        controls=("adam-0.00167",),
+        **MA,
+        fast=0.0,
+        filter_from=99,
+        weight_decay=0.01,
     ),
     # Without decay amplifying weakens none: what these gain on `adam` is the filter's alone.
     "ema+adam": method(controls=("adam",), **EMA, weight_decay=0.0),

@@ -131,6 +131,8 @@ PARTS: dict[str, list[Variant]] = {
         *grid(["ema-late+adamw-1"]),
         *grid(["ma+adamw-1"], lamb=(2.0, 5.0)),
     ],
+    # As the paper has them in its Table 1 and Figures 9 and 10: without weight decay
+    "paper": grid(["ma", "two-stage", "slow-only"], weight_decay=(0.0,)),
     # The README's first snippet, as it was and as it is, each with its control; without a warm-up of the learning rate
     "snippet": [
         *grid(["ema+adamw-1", "adamw-1"], weight_decay=(1e-4,), beta2=(0.999,), lr_warmup=(0,)),
@@ -149,11 +151,14 @@ PARTS: dict[str, list[Variant]] = {
 
 def pairs(part: str) -> list[Pair]:
     """Each variant of a part, and its controls with the same changes but for those of the filter."""
-    return [
-        (variant, Variant(control, {k: v for k, v in variant.changes.items() if k not in _FILTERING}))
-        for variant in PARTS[part]
-        for control in METHODS[variant.method].controls
-    ]
+    found = {}
+    for variant in PARTS[part]:
+        changes = {name: value for name, value in variant.changes.items() if name not in _FILTERING}
+        for method in METHODS[variant.method].controls:
+            control = Variant(method, changes)
+            # With the same changes two controls may be one.
+            found.setdefault((variant.run(0, 1), control.run(0, 1)), (variant, control))
+    return list(found.values())
 
 
 def tuned_pairs() -> list[tuple[str, str]]:
@@ -167,6 +172,7 @@ def tuned_pairs() -> list[tuple[str, str]]:
 
 
 _FILTERING = {field.name for field in dataclasses.fields(Filtering)}
+TWO_STAGES: Pair = (Variant("two-stage", {"weight_decay": 0.0}), Variant("ma", {"weight_decay": 0.0}))
 FIRST_STEPS: list[Pair] = [  # pairs that tell what the EMA's first steps do
     (Variant(one, changes), Variant(other, {}))
     for one, other, changes in (

@@ -9,7 +9,7 @@ import pandas as pd
 from examples.harness.optimizers import describe
 from examples.harness.tables import markdown
 
-from .methods import AFTER, ELSEWHERE, FIRST_STEPS, PARTS, TUNED, Pair, Variant, pairs, tuned_pairs
+from .methods import AFTER, ELSEWHERE, FIRST_STEPS, PARTS, TUNED, TWO_STAGES, Pair, Variant, pairs, tuned_pairs
 from .statistics import Results, all_tuned, interval
 
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
@@ -139,6 +139,10 @@ def tables(results: Results) -> dict[str, str]:
         "study_operations": part_table(results, "operations", ("operation",), multiplication),
         "study_start": part_table(results, "start", ("embedding_std", "train_fraction"), descending=True),
         "study_early": variants_table(results, PARTS["early"], ("method", "what")),
+        "study_paper": joined(
+            variants_table(results, PARTS["paper"], ("method", "what")),
+            pairs_table(results, [*pairs("paper"), TWO_STAGES], hidden=("weight_decay",)),
+        ),
         "study_snippet": joined(
             variants_table(results, PARTS["snippet"], ("method", "what", "beta2")),
             pairs_table(results, pairs("snippet"), hidden=("lr_warmup",)),
