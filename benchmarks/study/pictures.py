@@ -26,7 +26,7 @@ def methods_picture(results: Results, variants: Mapping[str, Variant]) -> Figure
     for y, variant in enumerate(groups.values()):
         steps = results.reported(variant)["first_step"]
         filtered = METHODS[variant.method].config.filtering.filter != "none"
-        colour = "tab:green" if filtered else "tab:blue"
+        colour = "#D55E00" if filtered else "#0072B2"
         reached = steps[np.isfinite(steps)]
         axes.plot(reached, np.full(len(reached), y), "o", color=colour, alpha=0.5, markersize=5, markeredgewidth=0)
         axes.plot([min(steps.median(), beyond)] * 2, [y - 0.35, y + 0.35], color=colour, linewidth=2)
@@ -41,7 +41,7 @@ def methods_picture(results: Results, variants: Mapping[str, Variant]) -> Figure
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    for name, colour in (("no filter", "tab:blue"), ("with a filter", "tab:green")):
+    for name, colour in (("no filter", "#0072B2"), ("with a filter", "#D55E00")):
         axes.plot([], [], "o", color=colour, label=name)
     figure.legend(loc="outside upper right", ncols=2, fontsize="small", frameon=False)
     return figure

@@ -27,7 +27,7 @@ def curves(rows: Sequence[Row], title: str) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = _axes(figure, rows[0], "{}", title)
     metric, steps = selection_metric(rows[0]), [row["step"] for row in rows]
-    for part, label, colour in (("train", "training", "tab:red"), ("val", "validation", "tab:green")):
+    for part, label, colour in (("train", "training", "#D55E00"), ("val", "validation", "#0072B2")):
         axes.plot(steps, [row[f"{part}_{metric}"] for row in rows], label=label, color=colour)
     _number(axes, steps)
     axes.legend()
