@@ -39,7 +39,7 @@ def test_a_damaged_file_in_the_users_folder_is_named(tmp_path):
     assert fetch({"a": known}, ["https://example.org/"], tmp_path) == {"a": tmp_path / "a"}
     (tmp_path / "a").write_text("wrong")
     with pytest.raises(
-        UserError, match=r"a is damaged \(its SHA-256 is not .*\); get it again from https://example.org/a"
+        UserError, match=r"a is damaged \(its hash is not .*\); get it again from https://example.org/a"
     ):
         fetch({"a": known}, ["https://example.org/"], tmp_path)
     with pytest.raises(UserError, match=r"b is missing; put it there \(from https://example.org/b\) or leave out"):

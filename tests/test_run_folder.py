@@ -66,7 +66,7 @@ def files(path):
     return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_ends_in_a_message_or_in_the_same_run(data, undisturbed, like, tmp_path):
     shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
