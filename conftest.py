@@ -1,5 +1,6 @@
 """Strict settings for all tests and doctests: our own code must not promote, broadcast or warn by accident."""
 
+import gc
 from collections.abc import Iterator
 
 import jax
@@ -26,3 +27,10 @@ def lenient() -> Iterator[None]:
     """JAX's usual dtype promotion, for tests that run transformations of optax which need it."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect, after the test, the futures that Orbax drops when it fails: a later test would be blamed for them."""
+    yield
+    gc.collect()

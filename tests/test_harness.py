@@ -1,7 +1,6 @@
 """The training loop, the run folder, and the surprises a run must survive."""
 
 import dataclasses
-import gc
 import os
 import resource
 import shutil
@@ -130,7 +129,7 @@ def test_an_interrupted_run_is_resumed_bit_for_bit(number, undisturbed, tmp_path
     assert_same_run(folder, undisturbed)
 
 
-# Orbax drops the futures of a write that failed. They are collected at its end, or a later test would be blamed.
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("checkpoint_every", "limit"), [(1000, 600), (2, 600), (2, 300)])
 def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_path, capsys):
@@ -156,7 +155,6 @@ def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_pat
     assert "--resume" in messages
     toy_main("--resume", folder, "--stop-at", "None")
     assert_same_run(folder, undisturbed)
-    gc.collect()
 
 
 def test_an_existing_folder_is_left_alone(undisturbed, tmp_path):
@@ -239,9 +237,12 @@ def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):
         (["--lamb", "nan"], "--lamb must be a finite number, got nan"),
         (["--devices", "4"], r"--devices must be a divisor of the batch size \(6\), got 4"),
         (["--filter", "none", "--lamb", "3"], "--lamb has no effect with --filter none; leave it out, or choose"),
-        (["--filter", "ma", "--alpha", "0.5", "--start", "zero"], "--alpha, --start has no effect with --filter ma"),
+        (
+            ["--filter", "ma", "--alpha", "0.5", "--start", "zero"],
+            "--alpha, --start have no effect with --filter ma; leave them out",
+        ),
         (["--stride", "2"], "--stride has no effect with --filter ema; leave it out, or choose --filter ma"),
-        (["--no-collect"], "--collect has no effect without --filter-from; leave it out"),
+        (["--no-collect"], "--no-collect has no effect without --filter-from; leave it out"),
     ],
 )
 def test_bad_values_make_no_folder(flags, message, tmp_path):

@@ -25,18 +25,11 @@ from examples.harness.train import program
 
 from . import toy
 
-# Orbax drops the futures of a read that failed. They are collected after each test, or a later one would be blamed.
 pytestmark = [
     pytest.mark.usefixtures("lenient", "collected"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def collected():
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -83,11 +83,12 @@ def check_effect(config: Config, base: Config, preset: str) -> None:
     filtering, before, now = config.filtering, base.flat(), config.flat()
     names, cure = WITHOUT_EFFECT[filtering.filter]
     if idle := [flag(name) for name in names if now[name] != before[name]]:
+        have, it = ("has", "it") if len(idle) == 1 else ("have", "them")
         raise UsageError(
-            f"{', '.join(idle)} has no effect with --filter {filtering.filter}; leave it out, or choose {cure}"
+            f"{', '.join(idle)} {have} no effect with --filter {filtering.filter}; leave {it} out, or choose {cure}"
         )
     if not filtering.filter_from and not filtering.collect:
-        raise UsageError("--collect has no effect without --filter-from; leave it out")
+        raise UsageError("--no-collect has no effect without --filter-from; leave it out")
     kept = all(now[name] == before[name] for name in ("lamb", "weight_decay"))
     if kept and filtering.filter not in (base.filtering.filter, "none"):
         print(
