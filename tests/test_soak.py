@@ -23,9 +23,9 @@ def test_thousands_of_updates_leave_no_fault(name, lenient):
 def test_a_filter_that_is_off_by_one_in_a_thousand_is_told(lenient, monkeypatch):
     case = soak.CASES["ema"]
     monkeypatch.setitem(soak.CASES, "ema", case._replace(reference=lambda: soak.Ema(0.98 * 1.001)))
-    told = " ".join(soak.faults(run("ema")))
-    assert "in float32" in told
-    assert "in complex64" in told
+    found = " ".join(soak.faults(run("ema")))
+    assert "in float32" in found
+    assert "in complex64" in found
 
 
 def test_every_fault_is_told():

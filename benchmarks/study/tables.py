@@ -12,7 +12,7 @@ from examples.harness.tables import markdown
 from .methods import AFTER, ELSEWHERE, FIRST_STEPS, PARTS, TUNED, TWO_STAGES, Pair, Variant, pairs, tuned_pairs
 from .statistics import Results, all_tuned, interval
 
-FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too seldom
+FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too rarely
 MISSING = "Not measured yet.\n"
 
 

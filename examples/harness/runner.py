@@ -61,7 +61,7 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
         return reached(config, folder.rows) or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
 
     def draw(kind: type[BaseException] | None, *_: object) -> None:
-        # If something went wrong before, that is told.
+        # An earlier error is the one to report.
         with folder.writing("curves.png") if kind is None else contextlib.suppress(OSError):
             if folder.rows and is_primary_process():
                 plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")
