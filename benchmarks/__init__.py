@@ -12,5 +12,5 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def run_command(main: Callable[..., object], module: str) -> None:
-    """Call `main` with the flags of the command line and exit; what the user can cure is a message without a traceback."""
+    """Call `main` with the flags of the command line and exit; what the user can cure ends in a plain message."""
     sys.exit(plain_errors(lambda: tyro.cli(main, prog=f"python -m {module}")))

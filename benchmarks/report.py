@@ -9,7 +9,7 @@ from benchmarks import RESULTS, run_command
 from examples.harness import plots
 from examples.harness.errors import UserError
 
-from .cost import step_cost, throughput, vs_torch
+from .cost import step_cost, tasks, throughput, vs_torch
 from .study import pictures as study_pictures
 from .study import spectra, trajectories
 from .study import tables as study_tables
@@ -18,6 +18,7 @@ from .study.statistics import Results
 HERE = Path(__file__).parent
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step_cost": step_cost.table,
+    "tasks": tasks.table,
     "vs_torch": vs_torch.table,
     "throughput": throughput.table,
 }

@@ -147,7 +147,7 @@ def test_a_task_whose_data_cannot_be_had_is_left_out_and_told(small, tmp_path, m
 
 
 def test_the_committed_results_make_tables():
-    for script in (step_cost, throughput, vs_torch):
+    for script in (step_cost, tasks, throughput, vs_torch):
         result = json.loads(script.OUT.read_text())
         lines = script.table(result).splitlines()
         assert sum(line.startswith("|") for line in lines) > 4
