@@ -1,7 +1,7 @@
 """Faster forms of two models. Each gives the numbers of the plain form, which stands in the task's file."""
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import lax
 
 if TYPE_CHECKING:
     from .imdb import Classifier, State
-    from .modular import Attention, Block, Decoder
+    from .modular import Block, Decoder
 
 # Suffixes name the axes: b example, l position, q position that is read out, m position that is attended to, d channel,
 # h head or channel of an LSTM's state, k channel of a head, c key or value, f channel of the MLP, n block of positions.
@@ -20,9 +20,10 @@ Cache = list[jax.Array]  # keys and values of earlier positions, block by block:
 def answer_logits(model: "Decoder", tokens_bl: jax.Array, *, prefixes: int) -> jax.Array:
     """The logits of `model(tokens_bl)[:, -1]`, (b, v), of examples whose first two tokens have few values.
 
-    Nothing but the last position is read out, so the last block computes queries, MLP and head there alone. And what
-    comes first does not see what follows, so it is computed once for each value: the first token is below `prefixes`,
-    and the second is the same in all examples.
+    Nothing but the last position is read out, so the last block computes queries, MLP and head there alone. What comes
+    first does not see what follows, so it is computed once for each value: the first token is below `prefixes`, and the
+    second is the same in all examples. What the first block projects depends on token and position alone, so it is
+    computed once for each pair of these.
     """
     first = jnp.arange(prefixes)
     _, cache = _decode(model, jnp.stack([first, jnp.broadcast_to(tokens_bl[0, 1], first.shape)], axis=-1))
@@ -32,41 +33,52 @@ def answer_logits(model: "Decoder", tokens_bl: jax.Array, *, prefixes: int) -> j
 
 def _decode(model: "Decoder", tokens_bl: jax.Array, past: Cache | None = None) -> tuple[jax.Array, Cache]:
     """Logits of the token after the last position, and the cache with `past`, what came before, extended."""
-    first = past[0].shape[1] if past else 0
-    length = tokens_bl.shape[1]
-    x_bld = model.token[...][tokens_bl] + model.position[None, first : first + length]
+    first, length = past[0].shape[1] if past else 0, tokens_bl.shape[1]
+    x_bld = model.token[...][:, None] + model.position[None, first : first + length]  # of every token, for the table
     cache = []
     for i, block in enumerate(model.blocks):
         readout = 1 if i == len(model.blocks) - 1 else length
-        x_bld, kv_bmchk = _block(block, x_bld, past[i] if past else None, readout)
+        projected = _project(block, x_bld, readout if i else length)
+        if i == 0:
+            projected = jax.tree.map(lambda table: table[tokens_bl, jnp.arange(length)[None]], projected)
+        x_bld, kv_bmchk = _block(block, projected, past[i] if past else None, readout)
         cache.append(kv_bmchk)
     return model.head(model.ln(x_bld[:, -1])), cache
 
 
-def _block(block: "Block", x_bld: jax.Array, past: jax.Array | None, readout: int) -> tuple[jax.Array, jax.Array]:
-    """The stream at the last `readout` positions, and the keys and values of all positions so far."""
+class Projected(NamedTuple):
+    """What a block's attention takes."""
+
+    x_bld: jax.Array  # the normalised stream
+    q_bqhk: jax.Array  # queries
+    kv_blchk: jax.Array  # keys and values
+
+
+def _project(block: "Block", x_bld: jax.Array, readout: int) -> Projected:
+    """The projections of a stream, with queries at the last `readout` positions."""
     x_bld = block.ln1(x_bld)
-    y_bqd, kv_bmchk = _attention(block.attention, x_bld, past, readout)
-    x_bqd = x_bld[:, -readout:] + y_bqd
-    hidden_bqf = jax.nn.gelu(_apply(block.up, block.ln2(x_bqd)), approximate=False)
-    return x_bqd + _apply(block.down, hidden_bqf), kv_bmchk
-
-
-def _attention(
-    attention: "Attention", x_bld: jax.Array, past: jax.Array | None, readout: int
-) -> tuple[jax.Array, jax.Array]:
-    """The output at the last `readout` positions, and the keys and values of all positions so far."""
     b, length, d = x_bld.shape
-    heads = attention.heads
-    kv_bmchk = _apply(attention.key_value, x_bld).reshape(b, length, 2, heads, d // heads)
-    if past is not None:
-        kv_bmchk = jnp.concatenate([past, kv_bmchk], axis=1)
-    q_bqhk = _apply(attention.query, x_bld[:, -readout:]).reshape(b, readout, heads, d // heads)
+    per_head = (block.attention.heads, d // block.attention.heads)
+    q_bqhk = _apply(block.attention.query, x_bld[:, -readout:]).reshape(b, readout, *per_head)
+    return Projected(x_bld, q_bqhk, _apply(block.attention.key_value, x_bld).reshape(b, length, 2, *per_head))
+
+
+def _block(block: "Block", projected: Projected, past: jax.Array | None, readout: int) -> tuple[jax.Array, jax.Array]:
+    """The stream at the last `readout` positions, and the keys and values of all positions so far."""
+    kv_bmchk = projected.kv_blchk if past is None else jnp.concatenate([past, projected.kv_blchk], axis=1)
+    q_bqhk = projected.q_bqhk[:, -readout:]
     scores_bhqm = jnp.einsum("bqhk,bmhk->bhqm", q_bqhk, kv_bmchk[:, :, 0]) / q_bqhk.shape[-1] ** 0.5
     visible_qm = jnp.tril(jnp.ones((kv_bmchk.shape[1],) * 2, bool))[-readout:]
     weights_bhqm = jax.nn.softmax(jnp.where(visible_qm[None, None], scores_bhqm, -jnp.inf))
     y_bqhk = jnp.einsum("bhqm,bmhk->bqhk", weights_bhqm, kv_bmchk[:, :, 1])
-    return _apply(attention.out, y_bqhk.reshape(b, readout, d)), kv_bmchk
+    x_bqd = projected.x_bld[:, -readout:]
+    x_bqd = x_bqd + _apply(block.attention.out, y_bqhk.reshape(x_bqd.shape))
+    return x_bqd + _apply(block.down, _gelu(_apply(block.up, block.ln2(x_bqd)))), kv_bmchk
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU by erf, without the exponential that jax.nn.gelu's erfc takes to be exact far below 0, too."""
+    return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
 def _apply(layer: nnx.Linear, x_bld: jax.Array) -> jax.Array:
