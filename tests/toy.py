@@ -1,4 +1,4 @@
-"""A sixth task, in one file outside the examples, that compiles in no time."""
+"""A task in one file outside the examples that compiles in no time."""
 
 import dataclasses
 import sys
