@@ -74,11 +74,11 @@ class Line(NamedTuple):
     result: dict[str, Any]
 
 
-def read(path: Path, base: Mapping[str, Any] = BASE) -> Iterator[Line]:
+def read(path: Path, base: Mapping[str, Any] | None = BASE) -> Iterator[Line]:
     """The results in a file, none if there is no file. A last line that is not whole is passed over.
 
     Raises:
-      UserError: A line is damaged, of another schema, or has fields in a cell that the base lacks.
+      UserError: A line is damaged, of another schema, or has fields in a cell that the base, if there is one, lacks.
     """
     origin = None
     text = path.read_bytes() if path.exists() else b""
@@ -88,7 +88,7 @@ def read(path: Path, base: Mapping[str, Any] = BASE) -> Iterator[Line]:
             content = json.loads(line)
             schema = content.get("schema")
             cells = content["cells"] if "cells" in content else [content["cell"]] if schema is None else []
-            unknown = sorted({name for cell in cells for name in cell} - base.keys())
+            unknown = sorted({name for cell in cells for name in cell if base is not None and name not in base})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{place} is damaged; delete the line, and its run is trained again") from error
         if schema != SCHEMA and (schema is not None or origin is None):
@@ -101,7 +101,7 @@ def read(path: Path, base: Mapping[str, Any] = BASE) -> Iterator[Line]:
             yield Line(place, origin or {}, content)
 
 
-def append(path: Path, *results: Mapping[str, Any], base: Mapping[str, Any] = BASE) -> None:
+def append(path: Path, *results: Mapping[str, Any], base: Mapping[str, Any] | None = BASE) -> None:
     """Append results to a file, with where they come from unless its last results come from there too."""
     origin = _origin()
     with filelock.FileLock(f"{path}.lock"), path.open("ab+") as file:
