@@ -176,8 +176,12 @@ class Modular(Task):
         # The same as self.with_params(params)(tokens)[:, -1], in a third of the time.
         logits = answer_logits(self.with_params(params), self.tokens(batch["index"]), prefixes=self.p)
         answer = self.answer(batch["index"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, answer)
+        loss = self.loss(logits, answer)
         return {"loss": loss, "accuracy": (jnp.argmax(logits, axis=-1) == answer).astype(loss.dtype)}
+
+    def loss(self, logits: jax.Array, answer: jax.Array) -> jax.Array:
+        """Cross-entropy of each pair."""
+        return optax.softmax_cross_entropy_with_integer_labels(logits, answer)
 
 
 def method(about: str = "", *, controls: tuple[str, ...] = (), **changes: Any) -> Preset:

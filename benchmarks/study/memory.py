@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import optax
 import scipy.signal
 import tyro
@@ -42,7 +43,7 @@ def nesterov(beta: Any) -> Tx:
 def butterworth(age: float) -> Tx:
     """The Butterworth filter of second order, whose mean age is its group delay at frequency 0."""
     cutoff = 2 / math.pi * math.atan(1 / (math.sqrt(2) * age))
-    return sosfilt(scipy.signal.butter(2, cutoff, output="sos"))
+    return sosfilt(np.asarray(scipy.signal.butter(2, cutoff, output="sos")))
 
 
 def windows(*sizes: int) -> Tx:
