@@ -14,17 +14,24 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import optax
+import pandas as pd
 import scipy.signal
 import tyro
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks import RESULTS, run_command
+from examples.harness.tables import markdown
 from examples.harness.task import Task
 from examples.modular import Modular
 from examples.parity import Parity
 from grokfast_jax import ema, moving_average, parallel, scale_by_filtered_adam, sosfilt
 
+from . import contest
 from .contest import Chain, Job, train_missing
 from .methods import check_among
+from .tables import MISSING, joined, steps
 
 OUT = RESULTS / "memory.jsonl"
 Tx = optax.GradientTransformation
@@ -98,13 +105,14 @@ def in_muon(memory: Tx, lr: Any, weight_decay: Any) -> Tx:
 
 PLACES = {"before AdamW": before_adamw, "in AdamW": in_adamw, "in Muon": in_muon}
 # By task: what is trained, steps at most, weight decay and five learning rates in each place, kernels, runs per program
+TITLES = {"modular": "mod 97", "parity": "sparse parity"}
 TASKS: dict[str, tuple[Task, int]] = {"modular": (Modular(), 700), "parity": (Parity(), 2_000)}
 RATES = {
     ("modular", "before AdamW"): (1.0, (0.0005, 0.001, 0.002, 0.004, 0.008)),
     ("modular", "in AdamW"): (1.0, (0.0005, 0.001, 0.002, 0.004, 0.008)),
     ("modular", "in Muon"): (0.3, (0.0125, 0.025, 0.05, 0.1, 0.2)),
-    ("parity", "before AdamW"): (0.3, (0.003, 0.01, 0.03, 0.1, 0.3)),
-    ("parity", "in AdamW"): (0.3, (0.003, 0.01, 0.03, 0.1, 0.3)),
+    ("parity", "before AdamW"): (0.3, (0.003, 0.01, 0.02, 0.03, 0.05)),
+    ("parity", "in AdamW"): (0.3, (0.003, 0.01, 0.02, 0.03, 0.05)),
     ("parity", "in Muon"): (0.1, (0.01, 0.03, 0.1, 0.3, 1.0)),
 }
 KERNELS = {
@@ -131,6 +139,127 @@ def jobs(task: str, places: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 
 def _make(place: str, shape: str, age: float) -> Callable[..., Tx]:
     return lambda lr, weight_decay: PLACES[place](kernel(shape, age), lr, weight_decay)
+
+
+def frame(path: Path) -> pd.DataFrame:
+    """The results, a row for each place, kernel, rate and seed."""
+    table = contest.frame(path)
+    if not len(table):
+        return table
+    parts = table.pop("chain").str.extract(r"^(?P<task>.+?), (?P<place>.+), (?P<shape>.+), age (?P<age>.+)$")
+    return pd.concat([parts.astype({"age": float}), table], axis=1)
+
+
+def medians(runs: pd.DataFrame) -> pd.DataFrame:
+    """Over seeds, of every task, place, kernel and rate: the median of the steps, failures and seeds."""
+    by = runs.groupby(["task", "place", "shape", "age", "lr"], sort=False)["first_step"]
+    return by.agg(steps="median", fail=lambda first: int(np.isinf(first).sum()), seeds="size").reset_index()
+
+
+def at_best_rate(cells: pd.DataFrame) -> pd.DataFrame:
+    """Every kernel in every place at the rate with the fewest steps, and how many of the rates no seed fails at."""
+    order = cells.sort_values(["steps", "fail"], kind="stable")
+    best = order.groupby(["task", "place", "shape", "age"], sort=False).head(1)
+    safe = cells[cells["fail"] == 0].groupby(["task", "place", "shape", "age"]).size().rename("rates without failure")
+    return best.merge(safe.reset_index(), how="left").fillna({"rates without failure": 0})
+
+
+def explained(cells: pd.DataFrame) -> pd.DataFrame:
+    """How far rate, mean age and shape explain the steps: shares of the variance of their logarithm, by place.
+
+    Kernels that have an age in common with another, at rates with which none of these fails in the median.
+    """
+    rows = []
+    for (task, place), some in cells[cells["shape"] != NONE[0]].groupby(["task", "place"], sort=False):
+        log = np.log(some["steps"].where(np.isfinite(some["steps"])))
+        groups = log.groupby([some["age"], some["lr"]])
+        log = log[groups.transform("count") == groups.transform("size")][groups.transform("size") > 1]
+        used = some.loc[log.index]
+        within = lambda keys, log=log, used=used: (
+            (log - log.groupby([used[key] for key in keys]).transform("mean")) ** 2
+        ).sum()
+        total = ((log - log.mean()) ** 2).sum()
+        if len(log) and total > 0:
+            rate, both = 1 - within(["lr"]) / total, 1 - within(["lr", "age"]) / total
+            shares = {
+                "rate alone": f"{rate:.0%}",
+                "rate and mean age": f"{both:.0%}",
+                "left to the shape": f"{1 - both:.0%}",
+            }
+            rows.append({"task": task, "place": place, "medians": len(log)} | shares)
+    return pd.DataFrame(rows)
+
+
+def table(path: Path) -> str:
+    """Every kernel in every place at its best rate, and how much of the steps its age explains."""
+    runs = frame(path)
+    if not len(runs):
+        return MISSING
+    cells = medians(runs)
+    rows = [
+        {
+            "task, place": f"{row.task}, {row.place}",
+            "kernel": row.shape if row.shape == NONE[0] else f"{row.shape}, age {row.age:g}",
+            "best rate": f"{row.lr:g}",
+            "steps to 95 %, median": steps(row.steps, TASKS[row.task][1]),
+            "fail": f"{row.fail} of {row.seeds}",
+            "rates without failure": f"{row[-1]:.0f} of {len(RATES[row.task, row.place][1])}",
+        }
+        for row in at_best_rate(cells).itertuples(index=False)
+    ]
+    return joined(explained(cells).to_markdown(index=False) + "\n", markdown(rows))
+
+
+def law_picture(path: Path) -> Figure:
+    """Steps over the learning rate, a line for each kernel, coloured by its mean age: do lines of one age coincide?"""
+    cells = medians(frame(path))
+    panels = list(itertools.product(cells["task"].unique(), PLACES))
+    figure = Figure(figsize=(9, 3 * math.ceil(len(panels) / 3)), layout="constrained")
+    ages = sorted(cells["age"].unique())
+    colours = dict(zip(ages, colormaps["viridis"](np.linspace(0, 0.9, len(ages))), strict=True))
+    for i, (task, place) in enumerate(panels, 1):
+        axes = figure.add_subplot(math.ceil(len(panels) / 3), 3, i)
+        some = cells[(cells["task"] == task) & (cells["place"] == place)]
+        cap = TASKS[task][1]
+        for (_, age), line in some.groupby(["shape", "age"], sort=False):
+            line = line.sort_values("lr")
+            reached = line["steps"].where(np.isfinite(line["steps"]))
+            axes.plot(line["lr"], reached, "o-", color=colours[age], markersize=3, linewidth=1, alpha=0.8)
+            axes.plot(line["lr"][reached.isna()], np.full(int(reached.isna().sum()), cap), "x", color=colours[age])
+        axes.set(xscale="log", yscale="log", title=f"{TITLES[task]}, {place}", xlabel="learning rate")
+        axes.set_ylim(top=1.2 * cap)
+        axes.grid(alpha=0.3)
+        if i % 3 == 1:
+            axes.set_ylabel("steps to 95 %\n(x: fails)")
+    handles = [Line2D([], [], color=colour, label=f"{age:g}") for age, colour in colours.items()]
+    figure.legend(handles=handles, title="mean age", loc="outside right upper", frameon=False)
+    return figure
+
+
+def age_picture(path: Path) -> Figure:
+    """Steps at the best rate over the mean age, a line for each shape."""
+    best = at_best_rate(medians(frame(path)))
+    tasks = [task for task in TASKS if (best["task"] == task).any()]
+    figure = Figure(figsize=(9, 3 * len(tasks)), layout="constrained")
+    for i, (task, place) in enumerate(itertools.product(tasks, PLACES), 1):
+        axes = figure.add_subplot(len(tasks), 3, i)
+        some = best[(best["task"] == task) & (best["place"] == place)]
+        none = some[some["shape"] == NONE[0]]["steps"]
+        if len(none) and np.isfinite(none).all():
+            axes.axhline(float(none.iloc[0]), color="grey", linestyle=":", label="no memory")
+        for shape, marker in zip(SHAPES, "os^vDPX", strict=True):
+            line = some[some["shape"] == shape].sort_values("age")
+            axes.plot(
+                line["age"], line["steps"].where(np.isfinite(line["steps"])), f"{marker}-", label=shape, alpha=0.8
+            )
+        axes.set(title=f"{TITLES[task]}, {place}", xlabel="mean age (steps)")
+        axes.set_xscale("log")
+        axes.set_yscale("log", nonpositive="mask")
+        axes.grid(alpha=0.3)
+        if i % 3 == 1:
+            axes.set_ylabel("steps to 95 %, best rate")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
 
 
 def main(
