@@ -198,7 +198,7 @@ def table(path: Path) -> str:
     cells = medians(runs)
     rows = [
         {
-            "task, place": f"{row.task}, {row.place}",
+            "task, place": f"{TITLES[row.task]}, {row.place}",
             "kernel": row.shape if row.shape == NONE[0] else f"{row.shape}, age {row.age:g}",
             "best rate": f"{row.lr:g}",
             "steps to 95 %, median": steps(row.steps, TASKS[row.task][1]),

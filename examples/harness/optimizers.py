@@ -2,15 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from grokfast_jax import grokfast_ema, grokfast_ma
+from grokfast_jax import ema, grokfast_ema, grokfast_ma, parallel
 
-NAMES = {"adam": "Adam", "adamw": "AdamW", "nadamw": "NAdamW", "lion": "Lion", "ademamix": "AdEMAMix", "muon": "Muon"}
+NAMES = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "nadamw": "NAdamW",
+    "lion": "Lion",
+    "ademamix": "AdEMAMix",
+    "muon": "Muon",
+    "muon-hidden": "Muon on hidden matrices",
+}
 
 Class = TypeVar("Class", bound=type)
 
@@ -59,8 +67,9 @@ class Filtering:
 class Optimization:
     """What takes the filtered gradients."""
 
-    optimizer: Literal["adam", "adamw", "nadamw", "lion", "ademamix", "muon"] = "adam"
-    """adam has coupled L2 decay, the others decoupled decay; muon trains all that is no matrix by Nesterov's AdamW."""
+    optimizer: Literal["adam", "adamw", "nadamw", "lion", "ademamix", "muon", "muon-hidden"] = "adam"
+    """adam has coupled L2 decay, the others decoupled decay; muon trains all that is no matrix by Nesterov's AdamW, and
+    muon-hidden all that is no matrix of a Transformer block."""
     lr: float = 1e-3
     """Learning rate."""
     weight_decay: float = 0.005
@@ -84,7 +93,7 @@ def make_tx(hyper: Hyper) -> optax.GradientTransformation:
     clip = optax.identity() if optimization.clip_norm is None else optax.clip_by_global_norm(optimization.clip_norm)
     front = optax.chain(clip, make_filter(filtering))
     # One long vector: the same numbers, but fewer operations to compile and to start. Muon must see what is a matrix.
-    if optimization.optimizer == "muon":
+    if optimization.optimizer.startswith("muon"):
         return optax.chain(optax.flatten(front), make_optimizer(optimization))
     return optax.flatten(optax.chain(front, make_optimizer(optimization)))
 
@@ -116,6 +125,8 @@ def make_optimizer(c: Optimization) -> optax.GradientTransformation:
     if c.optimizer == "muon":
         decay = c.weight_decay
         return optax.contrib.muon(rate, adam_b1=b1, adam_b2=b2, weight_decay=decay, adam_weight_decay=decay)
+    if c.optimizer == "muon-hidden":
+        return _muon_on_hidden_matrices(c, rate)
     scale = {
         "adam": optax.scale_by_adam(b1, b2),
         "adamw": optax.scale_by_adam(b1, b2),
@@ -126,6 +137,33 @@ def make_optimizer(c: Optimization) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(c.weight_decay)
     decayed = (decay, scale) if c.optimizer == "adam" else (scale, decay)
     return optax.chain(*decayed, optax.scale_by_learning_rate(rate))
+
+
+def _muon_on_hidden_matrices(c: Optimization, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon with a memory of a few steps on the matrices of blocks; the rest by NAdamW at a quarter of the rate."""
+
+    def hidden(params: optax.Params) -> Any:
+        within = lambda path, p: "blocks" in jax.tree_util.keystr(path) and p.ndim == 2
+        return jax.tree_util.tree_map_with_path(within, params)
+
+    def dimensions(params: optax.Params) -> Any:
+        return jax.tree.map(
+            lambda is_hidden: optax.contrib.MuonDimensionNumbers() if is_hidden else None, hidden(params)
+        )
+
+    memory = parallel((0.2, optax.identity()), (0.8, ema(0.8, start="debiased")))
+    muon = optax.contrib.muon(
+        rate,
+        beta=0.0,
+        ns_steps=8,
+        weight_decay=c.weight_decay,
+        adam_weight_decay=c.weight_decay,
+        adam_learning_rate=lambda step: 0.25 * rate(step),
+        adam_b1=c.beta1,
+        adam_b2=c.beta2,
+        muon_weight_dimension_numbers=dimensions,
+    )
+    return optax.chain(optax.masked(memory, hidden), muon)
 
 
 def describe(filtering: Filtering, optimization: Optimization) -> str:

@@ -7,17 +7,19 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import filelock
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from .errors import UsageError, UserError
 from .files import provenance, write_whole
 from .processes import is_primary_process
 from .records import Row
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 
 def fingerprint(arrays: Any) -> str:
@@ -112,6 +114,8 @@ class RunFolder:
 
     def save(self, state: Any, seconds: float) -> None:
         """Keep a checkpoint of state and records, `seconds` into the run, in place of the one before."""
+        import orbax.checkpoint as ocp  # takes a second, which the first step need not wait for
+
         about = with_checksum({"state": fingerprint(state), "seconds": seconds, "rows": self.rows})
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         with self.writing("checkpoints"), self._checkpoints() as manager:
@@ -120,6 +124,8 @@ class RunFolder:
     def restore(self, state: Any) -> Any:
         """The state of the last checkpoint, `state` itself if there is none; metrics.csv is set back to its records."""
         if (self.path / "checkpoints").exists():
+            import orbax.checkpoint as ocp
+
             like = jax.tree.map(_abstract, state)
             items = {"about": ocp.args.JsonRestore(), "state": ocp.args.StandardRestore(like)}
             try:
@@ -142,7 +148,9 @@ class RunFolder:
     def _metrics(self) -> Path:
         return self.path / "metrics.csv"
 
-    def _checkpoints(self) -> ocp.CheckpointManager:
+    def _checkpoints(self) -> "ocp.CheckpointManager":
+        import orbax.checkpoint as ocp
+
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         return ocp.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
 

@@ -12,7 +12,7 @@ from types import FrameType
 import jax
 import tqdm
 
-from . import loggers, plots
+from . import loggers
 from .config import Config, Experiment, title
 from .errors import RunInterruptedError, UsageError, UserError, require
 from .loop import evaluations
@@ -20,7 +20,7 @@ from .processes import in_any_process, is_primary_process
 from .records import Row, best, format_metric, selection_metric, step_reached
 from .run_folder import RunFolder, fingerprint
 from .sweep import reached
-from .train import check_memory, program
+from .train import check_memory, keep_compiled, program
 
 MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "devices")  # when a run is resumed
 
@@ -39,6 +39,8 @@ class Output:
     """Log to TensorBoard too (extra "tensorboard")."""
     wandb: bool = False
     """Log to Weights & Biases too (extra "wandb"; WANDB_MODE=offline needs no account)."""
+    compilation_cache: bool = True
+    """Keep the compiled program in the user's cache, for a faster start the next time."""
 
     def __post_init__(self) -> None:
         """Validate the flags."""
@@ -50,6 +52,8 @@ class Output:
 def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     """Train one run to its end, or continue it; then print what came out."""
     started = time.perf_counter()
+    if output.compilation_cache:
+        keep_compiled()
     compiled = program(config.task, devices=config.run.devices)
     key = jax.random.key(config.run.seed)
     check_memory(compiled, config.hyper, key)
@@ -62,6 +66,8 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
 
     def draw(kind: type[BaseException] | None, *_: object) -> None:
         # An earlier error is the one to report.
+        from . import plots  # Matplotlib takes a second to import, which the first step need not wait for
+
         with folder.writing("curves.png") if kind is None else contextlib.suppress(OSError):
             if folder.rows and is_primary_process():
                 plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")

@@ -2,12 +2,14 @@
 
 import functools
 import os
+import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import platformdirs
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -91,6 +93,15 @@ def advance(
         if name != "count"
     }
     return TrainState(params, opt_state, state.chunk + 1), metrics | {"losses": losses}
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache, for the next process; where JAX was told to keep them, if it was."""
+    if jax.config.jax_compilation_cache_dir is None:
+        # By machine, for a home directory may be shared by machines with other instruction sets.
+        folder = platformdirs.user_cache_path("grokfast_jax") / "compiled" / platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 class Program(NamedTuple):

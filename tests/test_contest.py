@@ -1,0 +1,252 @@
+"""The board and the memory study: their chains, what is trained again, and what their tables say of made-up results."""
+
+import dataclasses
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.study import board, contest, memory
+from benchmarks.study.cells import append
+from benchmarks.study.contest import Chain, Job
+from benchmarks.study.statistics import MissingRunError, Results
+from examples.modular import Modular
+from grokfast_jax import dc_gain, mean_age
+
+pytestmark = pytest.mark.usefixtures("lenient")  # for transformations of optax
+
+TINY = Modular(p=7, dim=8, heads=2, depth=1, batch_size=16)
+ADAMW = Chain("AdamW", board.adamw, TINY)
+NUMBERS = {"lr": 1e-3, "weight_decay": 1.0}
+
+
+@pytest.mark.parametrize("age", [1.0, 4.0, 16.0])
+@pytest.mark.parametrize("shape", memory.SHAPES)
+def test_kernels_have_a_gain_of_one_and_their_age(shape, age):
+    kernel = memory.kernel(shape, age)
+    assert dc_gain(kernel) == pytest.approx(1, abs=1e-5)
+    assert mean_age(kernel) == pytest.approx(age, rel=1e-4)
+
+
+def test_places_differ_in_what_the_preconditioner_sees():
+    params = {"w": jnp.eye(3), "b": jnp.ones(3)}
+    grads = [
+        jax.tree.map(lambda p, k=k: (k + 1.0) * jnp.cos(k + jnp.arange(float(p.size)).reshape(p.shape)), params)
+        for k in range(15)
+    ]
+
+    def last(place):
+        tx = memory.PLACES[place](memory.kernel("EMA", 2.0), 0.1, 0.0)
+        state = tx.init(params)
+        for g in grads:
+            updates, state = tx.update(g, state, params)
+        return updates
+
+    before, within, muon = (last(place) for place in memory.PLACES)
+    assert not np.allclose(before["w"], within["w"], rtol=1e-2)
+    assert np.linalg.svd(muon["w"], compute_uv=False)[:2] == pytest.approx(0.1, rel=0.4)  # the gradients have rank 2
+    without = memory.in_muon(optax.identity(), 0.1, 0.0)
+    state = without.init(params)
+    for g in grads:
+        plain, state = without.update(g, state, params)
+    assert np.array_equal(plain["b"], muon["b"])  # vectors keep their own first moment
+    assert not np.allclose(plain["w"], muon["w"], rtol=1e-2)
+
+
+def test_what_a_file_holds_is_not_trained_again(tmp_path, monkeypatch):
+    trained = []
+    fake = {
+        "first_step": 10,
+        "first_step_train": 10,
+        "of_these_at_threshold": 0,
+        "finite": True,
+        "best_val_accuracy": 1.0,
+    }
+
+    def train(jobs, bar):
+        trained.extend(jobs)
+        return [{**fake, "evaluations_after": job.after} for job in jobs]
+
+    monkeypatch.setattr(contest, "train", train)
+    path = tmp_path / "results.jsonl"
+    jobs = [Job(ADAMW, NUMBERS, seed, 20) for seed in range(3)]
+    contest.train_missing(jobs[:2], path)
+    contest.train_missing([*jobs, jobs[0]], path)
+    assert [job.seed for job in trained] == [0, 1, 2]
+    contest.train_missing([jobs[0]._replace(after=5), jobs[1]], path)
+    assert trained[3:] == [jobs[0]._replace(after=5)]
+    frame = contest.frame(path)
+    assert len(frame) == 3
+    assert frame.set_index("seed")["evaluations_after"].to_dict() == {0: 5, 1: 0, 2: 0}
+
+
+def test_runs_of_one_program_equal_single_ones():
+    jobs = [Job(ADAMW, {"lr": lr, "weight_decay": 1.0}, seed, 8) for lr, seed in ((1e-2, 0), (3e-2, 1))]
+    bar = contest.tqdm.tqdm(disable=True)
+    together = contest.train(jobs, bar)
+    assert together == [contest.train([job], bar)[0] for job in jobs]
+    assert together[0] != together[1]
+
+
+def test_a_run_is_followed_after_its_first_at_the_threshold():
+    rows = [
+        {"step": 10 * k, "val_accuracy": accuracy, "train_accuracy": 1.0}
+        for k, accuracy in enumerate((0.5, 0.96, 0.9, 0.97))
+    ]
+    found = contest.outcome(rows)
+    assert (found["first_step"], found["evaluations_after"], found["of_these_at_threshold"]) == (10, 2, 1)
+    assert contest.outcome([*rows[:1], {**rows[1], "val_accuracy": math.nan}]) == {
+        "first_step": None,
+        "first_step_train": 0,
+        "evaluations_after": 0,
+        "of_these_at_threshold": 0,
+        "finite": False,
+        "best_val_accuracy": 0.5,
+    }
+
+
+def model_params():
+    return TINY.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", board.ENTRANTS)
+def test_entrants_are_short_and_have_nine_settings(name):
+    entrant = board.ENTRANTS[name]
+    assert len(inspect.getsource(entrant.make).strip().splitlines()) <= 15
+    numbers = NUMBERS if isinstance(entrant.grid, str) else entrant.settings[4]
+    assert isinstance(entrant.grid, str) or len(entrant.settings) == 9
+    tx = optax.with_extra_args_support(entrant.make(**numbers))
+    params = model_params()
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+    assert all(jnp.isfinite(u).all() and jnp.any(u != 0) for u in jax.tree.leaves(updates))
+
+
+def test_gradient_off_the_weights():
+    params = {"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(2)}
+    tx = board.perpendicular()
+    g = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([5.0, 6.0])}
+    updates, _ = tx.update(g, tx.init(params), params)
+    assert updates["a"] == pytest.approx([1 - 3 * 11 / 25, 2 - 4 * 11 / 25])
+    assert np.array_equal(updates["b"], g["b"])
+
+
+def test_rows_are_clipped_after_the_step():
+    params = model_params()
+    tx = board.clipped_rows(0.5)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    for leaf in jax.tree.leaves(after["blocks"]):
+        assert leaf.ndim < 2 or np.linalg.norm(leaf, axis=0) == pytest.approx(0.5, rel=1e-5)
+    assert np.array_equal(updates["token"], jnp.ones_like(params["token"]))
+
+
+def test_losses():
+    logits, answer = jnp.array([[1.0, -3.0, 0.5]]), jnp.array([1])
+    stable = board.StableMax().loss(logits, answer)
+    assert stable == pytest.approx([-math.log(0.25 / (2 + 0.25 + 1.5))], rel=1e-6)
+    scaled = board.Scaled(logit_factor=3.0).loss(logits, answer)
+    assert scaled == pytest.approx(Modular().loss(3 * logits, answer), rel=1e-6)
+    numbers = {"lr": 1e-3, "logit_factor": 3.0}
+    assert board.job("AdamW, logits scaled", numbers, 0).chain.task == board.Scaled(logit_factor=3.0)
+
+
+def result(job, first_step, after=0, holding=0):
+    made = {"first_step": first_step, "first_step_train": first_step, "evaluations_after": after}
+    made |= {"of_these_at_threshold": holding, "finite": True, "best_val_accuracy": 0.5 if first_step is None else 0.96}
+    return {"cell": job.cell, **made}
+
+
+@pytest.fixture
+def results_file(tmp_path):
+    """Two entrants: one tuned to its second setting that holds, the other to its first that fails with one seed."""
+    path = tmp_path / "board.jsonl"
+    lines = []
+    for name, best, steps in (("Muon", 1, 200), ("Muon, no momentum", 0, 300)):
+        for i, numbers in enumerate(board.ENTRANTS[name].settings):
+            lines.append(result(board.job(name, numbers, 1000), 150 if i == best else 400 + i))
+            lines.append(result(board.job(name, numbers, 1001), 170 if i == best else None))
+        chosen = board.ENTRANTS[name].settings[best]
+        for seed in board.SEEDS:
+            failed = name != "Muon" and seed == 15
+            held = 50 if seed in board.FOLLOWED else 0
+            lines.append(result(board.job(name, chosen, seed), None if failed else steps + seed, held, held))
+        lines += [result(board.job(name, chosen, seed, operation="division"), 250) for seed in board.FOLLOWED]
+    append(path, *lines, base=None)
+    return path
+
+
+def test_board(results_file):
+    found = board.Board(results_file, Results([]))
+    assert found.chosen("Muon") == board.ENTRANTS["Muon"].settings[1]
+    assert found.best(5) == ["Muon", "Muon, no momentum"]
+    compared = board.compared(found, "Muon", "Muon, no momentum", board.SEEDS)
+    assert compared == {"fewer": 16, "more": 0, "p": pytest.approx(2**-15)}
+    with pytest.raises(MissingRunError, match=r"AdamW, StableMax lacks a tuning run with .*; run the stages before"):
+        found.chosen("AdamW, StableMax")
+    text = board.table(results_file, Results([]))
+    first, second = (
+        (line for line in text.splitlines() if line.startswith("| Muon"))
+        if text.count("| Muon") == 2
+        else text.splitlines()[2:4]
+    )
+    assert "208 (204 to 211)" in first
+    assert "0 of 16" in first
+    assert "8 of 8" in first
+    assert "1 of 16" in second
+    assert "0, 16 (3.1e-05)" in second
+    assert text.rstrip().splitlines()[-1].startswith("| Muon, no momentum")
+    assert "250" in text.splitlines()[-2]
+
+
+def test_stages_follow_from_each_other(results_file):
+    found = board.Board(results_file, Results([]))
+    assert len(board.jobs(found, "tuning", ["Muon"])) == 9
+    assert [job.seed for job in board.jobs(found, "finals", ["Muon"])] == [1001] * 3
+    assert board.jobs(found, "seeds", ["Muon"]) == []
+    more = board.jobs(found, "more", ["Muon"])
+    assert [job.seed for job in more] == list(board.MORE_SEEDS)
+    assert {job.after for job in more} == {0}
+    others = board.jobs(found, "others", ["Muon"])
+    assert len(others) == 5 * 8
+    assert {job.cap for job in others} == {board.CAP}
+    assert dataclasses.asdict(others[-1].chain.task)["train_fraction"] == 0.3
+
+
+def law_results(steps):
+    for task in memory.TASKS:
+        for job in memory.jobs(task, ["in AdamW"], [0, 1]):
+            *_, shape, age = job.chain.name.split(", ")
+            yield result(job, steps(shape, float(age.split()[1]), job.numbers["lr"], job.seed))
+
+
+def test_what_age_explains(tmp_path):
+    by_age, by_shape = tmp_path / "age.jsonl", tmp_path / "shape.jsonl"
+    append(by_age, *law_results(lambda shape, age, lr, seed: round(10 * age + 1 / lr)), base=None)
+    append(by_shape, *law_results(lambda shape, age, lr, seed: 100 * len(shape)), base=None)
+    row = memory.explained(memory.medians(memory.frame(by_age))).iloc[-1]
+    assert (row["place"], row["rate and mean age"], row["left to the shape"]) == ("in AdamW", "100%", "0%")
+    assert row["rate alone"] != "100%"
+    row = memory.explained(memory.medians(memory.frame(by_shape))).iloc[-1]
+    assert (row["rate alone"], row["rate and mean age"], row["left to the shape"]) == ("0%", "0%", "100%")
+    best = memory.at_best_rate(memory.medians(memory.frame(by_age)))
+    assert set(best["lr"]) == {0.008, 0.05}
+    assert set(best["rates without failure"]) == {5}
+    text = memory.table(by_age)
+    assert "| mod 97, in AdamW" in text
+    assert "0 of 2" in text
+    for figure in (memory.law_picture(by_age), memory.age_picture(by_age)):
+        assert len(figure.axes) == 6
+    assert memory.table(tmp_path / "none.jsonl") == memory.MISSING
+
+
+def test_memory_says_what_it_does_not_know(tmp_path):
+    with pytest.raises(
+        board.check_among.__globals__["UsageError"], match="TASKS must be among modular, parity, got quantum"
+    ):
+        memory.main(("quantum",), out=tmp_path / "x.jsonl")
