@@ -9,6 +9,7 @@ release = version = grokfast_jax.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
+default_role = "py:obj"  # a name in single backquotes is code, and a link where it is documented
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_theme_options = {
@@ -22,7 +23,6 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_merge_streams = True
-suppress_warnings = ["toc.empty_glob"]  # the pages of a glob are added one by one
 
 autodoc_typehints = "none"  # the docstrings say more
 maximum_signature_line_length = 88

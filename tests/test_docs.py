@@ -2,15 +2,21 @@
 
 import ast
 import inspect
+import math
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import grokfast_jax
+from benchmarks import RESULTS
+from benchmarks.study import statistics
+from benchmarks.study.methods import Variant
+from benchmarks.study.statistics import Results
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -115,16 +121,38 @@ def code_blocks():
 def test_code_runs_and_its_transformations_update(code):
     names = {}
     exec(code, names)
-    if "params" in names:  # a training loop
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(names["params"]))
+    if "params" in names:  # a step of training
+        assert jnp.all(names["params"]["w"] < 1)
         return
     params = {"embedding": jnp.ones(2), "blocks": jnp.ones((2, 2))}
     kinds = optax.GradientTransformation | optax.MultiSteps
-    transformations = [value for value in names.values() if isinstance(value, kinds)]
+    transformations = {name: value for name, value in names.items() if isinstance(value, kinds)}
     assert transformations
-    for tx in transformations:
+    for tx in transformations.values():
         updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
+def test_half_lives_and_ages_are_those_of_the_filters():
+    (rows,) = [table for table in tables((DOCS / "choose.md").read_text()) if "α" in table[0][0]]
+    for alpha, half_life, age, window in (map(float, row) for row in rows[2:]):
+        assert half_life == round(math.log(0.5) / math.log(alpha), 1)
+        assert grokfast_jax.mean_age(grokfast_jax.ema(alpha)) == pytest.approx(age, rel=1e-4)
+        assert grokfast_jax.mean_age(grokfast_jax.moving_average(int(window))) == pytest.approx(age, rel=1e-4)
+
+
+def test_the_results_of_the_readme_are_those_of_the_study():
+    results = Results.load(RESULTS / "study")
+    tuned = statistics.all_tuned(results)["adamw-1"]
+    methods = [*(Variant(name, {}) for name in ("ema", "adam-0.00167", "ma+adamw-1", "adamw-1")), tuned]
+    (rows,) = [table for table in tables((ROOT / "README.md").read_text()) if "steps" in table[0][1]]
+    assert [[cell.strip() for cell in row[1:]] for row in rows[2:]] == [
+        [
+            f"{np.median(steps):,.0f} ({steps.min():,.0f} to {steps.max():,.0f})",
+            f"{np.isinf(steps).sum()} of {len(steps)}",
+        ]
+        for steps in (results.reported(variant)["first_step"].to_numpy(float) for variant in methods)
+    ]
 
 
 def test_every_public_name_is_on_the_api_page():
@@ -133,8 +161,8 @@ def test_every_public_name_is_on_the_api_page():
 
 
 def test_the_defaults_that_are_told_are_those_of_the_code():
-    rows = next(tables((DOCS / "start.md").read_text()))
-    ours = {row[0].strip(" `"): ast.literal_eval(row[-1].strip(" `")) for row in rows[2:]}
+    (rows,) = [table for table in tables((DOCS / "start.md").read_text()) if "`alpha`" in table[2][0]]
+    ours = {row[0].strip().replace("`", ""): ast.literal_eval(row[-1].strip()) for row in rows[2:]}
     defaults = lambda f: {name: p.default for name, p in inspect.signature(f).parameters.items()}
     ema, ma = defaults(grokfast_jax.grokfast_ema), defaults(grokfast_jax.grokfast_ma)
     assert ours == {
