@@ -47,7 +47,7 @@ def numbers(runs: pd.DataFrame, cap: int) -> dict[str, str]:
     """What runs of one variant came to, as cells of a table; `COLUMNS` says in words what they are."""
     first = runs["first_step"].to_numpy()
     median = steps(float(np.median(first)), cap)
-    if len(runs) > 1:
+    if len(runs) > 1 and np.isfinite(first).any():
         low, high = interval(first) if len(runs) >= FEWEST else (first.min(), first.max())
         median += f" ({steps(low, cap)} to {steps(high, cap)})"
     # Whether a run stays at the threshold is not known if the cap has cut it off. One that is no longer finite counts
