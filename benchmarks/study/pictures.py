@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
-from examples.harness.plots import BLUE, GREY, ORANGE, PURPLE, number_steps
+from examples.harness.plots import BLUE, GREY, ORANGE, PURPLE, claim, number_steps
 
 from . import spectra, trajectories
 from .methods import AFTER, METHODS, PARTS, TUNED, TUNING, Variant, grid
@@ -36,7 +36,7 @@ def steps_of(results: Results, variant: Variant) -> np.ndarray:
 def chart(title: str, width: float = 7, height: float = 4, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure whose title makes its point, and its axes: one, or an array of `columns`."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize="x-large", fontweight="bold")
+    claim(figure, title)
     axes = figure.subplots(1, columns, **options)
     for one in np.ravel(axes):
         one.spines[["top", "right"]].set_visible(False)
@@ -136,7 +136,7 @@ def hero(results: Results) -> Figure | None:
         axes.step(x, 100 * np.array([*share, share[-1]]), where="post", color=colour, linewidth=3, label=name)
     axes.set(xlim=(0, 1.05 * last), ylim=(-2, 104))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    label(axes, "training step (multiplication mod 97)", "seeds at 95 % (%)")
+    label(axes, "training step (multiplication mod 97)", "seeds at 95 % so far (%)")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize="large")
     return figure
 
@@ -307,7 +307,7 @@ def ablation_picture(results: Results) -> Figure | None:
                     axes.text(x, place, text, ha="center", color=colours[line], fontweight="bold")
         axes.axhline(results.cap, color=GREY, linewidth=1, linestyle=":")
         axes.set(ylim=(0, 1.28 * results.cap), yticks=range(0, results.cap + 1, 1000))
-        axes.set_xticks(range(len(settings)), [f"{value:g}" for value in settings], fontsize="medium")
+        axes.set_xticks(range(len(settings)), [f"{value:g}" for value in settings], fontsize="medium", rotation=45)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         seeds = len(next(iter(lines.values())))
         label(axes, f"{ABLATIONS[part][1]}; {seeds} seed{'s' * (seeds > 1)}", "steps to 95 %")
@@ -340,7 +340,7 @@ def window_grid(results: Results) -> Figure | None:
     shared = pd.concat(cells, axis=1, join="inner")  # the seeds that all have
     table = shared.median().unstack()
     how = "one seed" if len(shared) == 1 else f"median of {len(shared)} seeds"
-    figure, axes = chart(f"Steps to 95 % over window and λ of the MA ({how})", 7.4, 3.4)
+    figure, axes = chart(f"Few windows and λ of the MA reach 95 % ({how})", 7.4, 3.4)
     draw_heat(axes, table, results.cap, lambda value: f"{value:,.0f}")
     label(axes, f"window size w; {FAILS}: fails", "λ")
     return figure

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
 from examples.harness.optimizers import make_tx
-from examples.harness.plots import COLOURS
+from examples.harness.plots import COLOURS, claim
 from examples.harness.tables import markdown, median_and_range
 from examples.harness.train import program
 from examples.modular import Modular
@@ -51,7 +51,8 @@ def filters() -> dict[str, optax.GradientTransformation]:
 
 def responses_picture() -> Figure:
     """Impulse and frequency responses of the filters."""
-    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    claim(figure, "Both filters of the paper pass only what is slow")
     left, right = figure.subplots(1, 2)
     for (name, tx), colour in zip(filters().items(), COLOURS, strict=False):
         left.plot(impulse_response(tx, 250), label=name, color=colour, linewidth=2)
@@ -62,7 +63,7 @@ def responses_picture() -> Figure:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -190,7 +191,8 @@ def table(path: Path) -> str:
 def picture(path: Path) -> Figure:
     """Power over frequency in each window, the mean of the seeds; a panel per method."""
     results = load(path)
-    figure = Figure(figsize=(2.9 * len(results), 3.6), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(results), 4), layout="constrained")
+    claim(figure, "With weight decay little power is slow")
     panels = np.ravel(figure.subplots(1, len(results), sharey=True))
     for axes, (name, runs) in zip(panels, results.items(), strict=True):
         lines = []
@@ -207,7 +209,7 @@ def picture(path: Path) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("power (white noise: 1)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
-from examples.harness.plots import COLOURS
+from examples.harness.plots import COLOURS, claim
 from examples.harness.tables import markdown
 from examples.harness.train import program
 
@@ -165,7 +165,8 @@ def mean_and_deviation(values: np.ndarray) -> str:
 def picture(path: Path, seeds: int = 3) -> Figure:
     """The paths of the first seeds on their principal axes, each in one panel."""
     results = load(path)[:seeds]
-    figure = Figure(figsize=(2.9 * len(results), 3.5), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(results), 3.9), layout="constrained")
+    claim(figure, "With coupled decay all paths set out alike")
     for axes, result in zip(np.ravel(figure.subplots(1, len(results))), results, strict=True):
         for (name, run), colour in zip(result["paths"].items(), itertools.cycle(COLOURS), strict=False):
             x, y = np.array(run["path"]).T
@@ -180,7 +181,7 @@ def picture(path: Path, seeds: int = 3) -> Figure:
         axes.grid(alpha=0.3)
         axes.set_adjustable("datalim")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -19,6 +19,11 @@ BLUE, ORANGE, GREEN, PURPLE, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#C
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, GREY)
 
 
+def claim(figure: Figure, text: str) -> None:
+    """Put the point that a picture makes above it."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize="x-large", fontweight="bold")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, in whole or not at all."""
     buffer = io.BytesIO()
