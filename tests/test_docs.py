@@ -20,7 +20,7 @@ from benchmarks.study.statistics import Results
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-GENERATED = DOCS / "tables"
+LONG = {*(DOCS / "tables").iterdir(), DOCS / "paper.md"}  # pages that the report writes, whose tables may be long
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md", *PAGES])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -71,7 +71,7 @@ def test_no_sentence_is_longer_than_35_words(path):
 def test_tables_are_small_unless_they_are_pages_of_their_own(path):
     for titles, _, *rows in tables(path.read_text()):
         assert len(titles) <= 7, titles
-        assert len(rows) <= 12 or path.parent == GENERATED, titles
+        assert len(rows) <= 12 or path in LONG, titles
 
 
 def test_documents_keep_to_their_length():
