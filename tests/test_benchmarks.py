@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -163,17 +164,29 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     train._compiler_options.cache_clear()
 
 
-def test_the_readme_is_made_from_the_result_files(tmp_path):
-    text = (report.HERE / "README.md").read_text()
-    made = report.tables(report.HERE / "results", tmp_path)
-    assert report.fill(text, made) == text
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (report.HERE / "pictures").iterdir()}
-    none = report.tables(tmp_path / "none", tmp_path)
-    assert all(table.startswith("Not measured yet") for table in none.values())
-    empty = report.fill(text, none)
-    assert empty.count("Not measured yet") == len(none)
-    assert report.fill(empty, made) == text
-    with pytest.raises(ValueError, match="lacks the marks of step_cost"):
-        report.fill("", none)
+def test_the_site_is_made_from_the_result_files(tmp_path):
+    docs = tmp_path / "docs"
+    for path in report.DOCS.rglob("*.md"):
+        copy = docs / path.relative_to(report.DOCS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(report.fill(path.read_text(), dict.fromkeys(report.tables(tmp_path, tmp_path), "none\n")))
+    shutil.rmtree(docs / "tables")
+    report.main(docs=docs)
+    for path in report.DOCS.rglob("*.md"):
+        assert (docs / path.relative_to(report.DOCS)).read_text() == path.read_text(), path
+    assert len(list((docs / "tables").iterdir())) == len(list((report.DOCS / "tables").iterdir())) == len(report.PAGES)
+    made = {path.name for path in (docs / "pictures").iterdir()}
+    runs = {"modular_ema.png", "mnist_curves.png", "shakespeare_curves.png", "quickstart.png"}  # made while training
+    assert {path.name for path in (report.DOCS / "pictures").iterdir()} == made | runs
     with pytest.raises(UserError, match=r"--study must be a folder with results .* got .*none"):
         report.main(tmp_path / "none")
+
+
+def test_a_table_that_no_page_has_is_told(tmp_path):
+    (tmp_path / "page.md").write_text("<!-- tasks -->\n")
+    with pytest.raises(ValueError, match=r"no page in .* has the marks of throughput; write <!-- throughput -->"):
+        report.pages(tmp_path, {"throughput": ""})
+    with pytest.raises(ValueError, match=r"the text lacks the end of tasks; write <!-- end of tasks -->"):
+        report.fill("<!-- tasks -->\n", {"tasks": ""})
+    made = report.tables(tmp_path / "none", tmp_path / "none")
+    assert all(table.startswith("Not measured yet") for table in made.values())

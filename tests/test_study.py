@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 import threading
 from pathlib import Path
 
@@ -322,17 +323,17 @@ def numbers(*runs):
 
 def test_failures_count_as_later_than_any_step():
     runs = [result(EMA, seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000])]
-    assert numbers(*runs)[:5] == ["5", "100", "3,000 (1,000 to > 5,000)", "> 5,000", "2"]
+    assert numbers(*runs)[:4] == ["100", "3,000 (1,000 to > 5,000)", "> 5,000", "2 of 5"]
     runs = [result(EMA, seed, step) for seed, step in enumerate([1000, None, 3000, None, 2000, 1500])]
-    assert numbers(*runs)[2] == "2,500 (1,250 to > 5,000)"
+    assert numbers(*runs)[1] == "2,500 (1,250 to > 5,000)"
     runs = [result(EMA, seed, step, at=50 - seed) for seed, step in enumerate([1000, 1000])]
-    assert numbers(*runs) == ["2", "100", "1,000 (1,000 to 1,000)", "1,000", "0", "1 of 2", "99%"]
+    assert numbers(*runs) == ["100", "1,000 (1,000 to 1,000)", "1,000", "0 of 2", "1 of 2 (99%)"]
     fails = result(EMA, 0, None, first_step_train=None)
-    assert numbers(fails)[1:] == ["> 5,000", "> 5,000", "> 5,000", "1", "", ""]
+    assert numbers(fails) == ["> 5,000", "> 5,000", "> 5,000", "1 of 1", ""]
     # Cut off by the cap: not known. No longer finite: below the threshold from there on.
     cut = {"evaluations_after": 10, "of_these_at_threshold": 10}
-    assert numbers(result(EMA, 0, 4900, **cut))[-2:] == ["", ""]
-    assert numbers(result(EMA, 0, 4900, **cut, finite=False))[-2:] == ["0 of 1", "20%"]
+    assert numbers(result(EMA, 0, 4900, **cut))[-1] == ""
+    assert numbers(result(EMA, 0, 4900, **cut, finite=False))[-1] == "0 of 1 (20%)"
 
 
 def test_seeds_of_the_tuning_are_not_reported_and_of_two_equal_runs_the_first_counts():
@@ -349,7 +350,7 @@ def test_methods_are_compared_seed_by_seed():
     by_method = {"ema": [1000, 2000, None, None, 600, 100], "adam-0.005": [2000, 1000, 500, None, 600]}
     runs = [result(Variant(n, {}), seed, first) for n, found in by_method.items() for seed, first in enumerate(found)]
     table = tables.pairs_table(Results(runs), methods.pairs("methods"))
-    assert cells_of(table) == [["`ema`", "`adam-0.005`", "5", "1", "2", "2", "1.00 (3)"]]
+    assert cells_of(table) == [["`ema`", "`adam-0.005`", "1", "2", "2", "1.00 (3)"]]
 
 
 def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
@@ -401,14 +402,16 @@ def test_tuning_takes_the_fastest_median_of_the_three_fastest_with_one_seed_then
     every += runs(second, finals, [3000, 1900, None])  # medians 2,000, 1,850 and infinite
     assert statistics.tuned(Results(every), "muon-1") == pairs[2]
     every.append(result(pairs[2], 0, 1234))
-    assert cells_of(tuned_table(every))[0][:4] == ["`muon`", "0.01 (edge)", "0.3 (edge)", "1"]
+    assert cells_of(tuned_table(every))[0][:2] == ["`muon`", "0.01 (edge), 0.3 (edge)"]
     assert "against" not in tuned_table(every)
     # Compared with a method that is tuned, too, each with its own pair.
     behind = [variant for variant in PARTS["tuning"] if variant.method == "ema+muon-1"]
     every += runs(first, behind, [100, 200, 300, *[None] * 6]) + runs(second, behind[:3], [200, 300, 100])
     every.append(result(behind[0], 0, 617))
-    assert cells_of(tuned_table(every))[-1] == ["`ema+muon`", "`muon`", "1", "1", "0", "0", "0.50 (1)"]
-    assert {"study_methods", "study_tuned"} & pictures.pictures(Results(every)).keys() == {"study_tuned"}
+    assert cells_of(tuned_table(every))[-1] == ["`ema+muon`", "`muon`", "1", "0", "0", "0.50 (1)"]
+    drawn = pictures.of_study(Results(every))
+    assert drawn["all_methods"] is None
+    assert drawn["all_tuned"] is not None
     every = runs(first, pairs, [None] * 9, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3])
     assert statistics.finalists(Results(every), "muon-1") == [pairs[7], pairs[8], pairs[5]]
     every = runs(first, pairs, [None] * 9, [0.1, None, 0.1, 0.1, 0.1, 0.2, 0.1, None, 0.3])  # None: never finite
@@ -424,8 +427,8 @@ def test_tables_and_pictures_are_made_from_the_results(tmp_path):
     made = tables.tables(Results(runs))
     rows = cells_of(made["study_methods"])
     assert [row[0] for row in rows] == ["`adamw-1`", "`ema`"]
-    assert rows[1][1:5] == ["Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005", "2", "100", "1,000 (1,000 to 1,001)"]
-    assert [row[:3] for row in cells_of(made["study_operations"])].count(["division", "`ema`", "2"]) == 1
+    assert rows[1][1:4] == ["Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005", "100", "1,000 (1,000 to 1,001)"]
+    assert [row[:2] for row in cells_of(made["study_operations"])].count(["operation division", "`ema`"]) == 1
     # Compared within an operation only: the division has no control here.
     assert "against" not in made["study_operations"]
     assert made["study_tuned"] == made["study_snippet"] == "Not measured yet.\n"
@@ -433,7 +436,15 @@ def test_tables_and_pictures_are_made_from_the_results(tmp_path):
         result(*grid([name], operation=["division"]), 0, step) for name, step in (("ema", 900), ("adamw-1", 1000))
     ]
     made = tables.tables(Results(division))
-    assert cells_of(made["study_operations"])[-1] == ["division", "`ema`", "`adamw-1`", "1", "1", "0", "0", "0.90 (1)"]
+    assert cells_of(made["study_operations"])[-1] == [
+        "operation division",
+        "`ema`",
+        "`adamw-1`",
+        "1",
+        "0",
+        "0",
+        "0.90 (1)",
+    ]
     # With the control that has the same rate and decay.
     rates = {("ma+adamw-1", 0.003, 3.0): 500, ("adamw-1", 0.003, 3.0): 1000, ("adamw-1", 0.001, 3.0): 100}
     rates |= {("adamw-1", 0.003, 1.0): 200}
@@ -443,15 +454,38 @@ def test_tables_and_pictures_are_made_from_the_results(tmp_path):
     ]
     rows = cells_of(tables.tables(Results(rate_runs))["study_rate"])
     assert [row for row in rows if "`ma+adamw`" in row and "`adamw`" in row] == [
-        ["0.003", "3.0", "`ma+adamw`", "`adamw`", "1", "1", "0", "0", "0.50 (1)"]
+        ["learning rate 0.003, decay 3.0", "`ma+adamw`", "`adamw`", "1", "0", "0", "0.50 (1)"]
     ]
-    drawn = pictures.pictures(Results(runs))
-    assert drawn.keys() == {"study_methods", "study_ablations"}
-    for name, (_, figure) in drawn.items():
+    drawn = {name: figure for name, figure in pictures.of_study(Results(runs)).items() if figure}
+    assert drawn.keys() == {"hero", "fair_control", "before_adamw", "all_methods", "ablations"}
+    for name, figure in drawn.items():
         figure.savefig(tmp_path / f"{name}.png")
     none = Results([])
     assert set(tables.tables(none).values()) == {"Not measured yet.\n"}
-    assert pictures.pictures(none) == {}
+    assert not any(pictures.of_study(none).values())
+
+
+def texts(figure):
+    """What is written in the first axes of a figure."""
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_a_picture_says_how_many_seeds_fail_and_draws_no_value_for_them():
+    steps = {"ma": [900, 1100], "ema": [1000, None], "adam-0.01": [None, None]}
+    runs = [result(Variant(name, {}), seed, first) for name, two in steps.items() for seed, first in enumerate(two)]
+    figure = pictures.of_study(Results(runs))["fair_control"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["MA + Adam, decay 0.01", "EMA + Adam, decay 0.005", "Adam, decay 0.01"]  # sorted by their medians
+    assert texts(figure) == ["× 1 of 2 fail", "× 0 of 2 reach it"]
+    drawn = np.concatenate([line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"])
+    assert sorted(drawn) == [900, 1000, 1100]
+
+
+def test_the_hero_picture_has_the_share_of_all_seeds():
+    runs = [result(Variant("ema", {}), seed, first) for seed, first in enumerate([1000, 500, None, None])]
+    (line,) = pictures.hero(Results(runs)).axes[0].lines
+    assert list(line.get_xdata()) == [0, 500, 1000, 1050]
+    assert list(line.get_ydata()) == [0, 25, 50, 50]
 
 
 def test_an_ablation_has_the_seeds_that_all_its_settings_have():
@@ -518,7 +552,7 @@ def test_trajectories_measure_the_distances_of_a_run(tmp_path, toys):
         drawn = np.linalg.norm(x[run["steps"].index(run["at"]["C"])] - x[0])
         assert 0.5 * run["distances"]["AC"] < drawn <= run["distances"]["AC"] + 2e-3
     rows = cells_of(trajectories.table(out))
-    assert [row[:2] + row[-1:] for row in rows] == [["`adamw-1`", "2", "0"], ["`ema`", "2", "0"]]
+    assert [row[:1] + row[-1:] for row in rows] == [["`adamw-1`", "0 of 2"], ["`ema`", "0 of 2"]]
     trajectories.picture(out).savefig(tmp_path / "paths.png")
     with pytest.raises(UserError, match=r"--methods must be among"):
         trajectories.main(methods=("sgd",))
@@ -580,8 +614,11 @@ def test_spectra_are_measured_window_by_window(tmp_path, toys):
     for window in windows:
         assert sum(window["power"]) == pytest.approx(1, abs=0.01)
         assert window["rms"] > 0
-    rows = cells_of(spectra.table(out))
-    assert [row[0] for row in rows] == ["none: sampling noise", *["`adam`"] * 3, *["`ema`"] * 3]
+    noise, _, table = spectra.table(out).partition("\n\n")
+    assert re.fullmatch(r"Sampling noise alone has 1\.0\d % of its power below 0.01\.", noise)
+    assert [row[:3] for row in cells_of(table)] == [
+        [f"`{name}`", "1", steps] for name in ("adam", "ema") for steps in ("0 to 499", "500 to 999")
+    ]
     for change in ({"windows": 3}, {"windows": 10}, {"parameters": 3}):  # 10 windows are the steps of the base
         with pytest.raises(UserError, match=r"jsonl, line 2 was made with another --windows or --parameters; delete"):
             spectra.main(**arguments | change)

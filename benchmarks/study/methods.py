@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from examples.harness.config import Config
 from examples.harness.errors import UsageError, UserError, require
-from examples.harness.optimizers import Filtering
+from examples.harness.optimizers import NAMES, Filtering
 from examples.modular import EXPERIMENT
 
-from .cells import differences
+from .cells import BASE, differences
 
 METHODS = EXPERIMENT.presets  # names here and in all tables and pictures
 MAIN = ("adam-0.005", "adamw-1", "ema", "ma")
@@ -43,6 +43,18 @@ class Variant(NamedTuple):
     def name(self) -> str:
         """The method's name, without its weight decay where that may be another."""
         return without_decay(self.method) if "weight_decay" in self.changes else self.method
+
+    @property
+    def in_words(self) -> str:
+        """Filter, optimizer and decay, as a picture names them."""
+        f, o = self.run(BASE["seed"], BASE["budget"]).hyper
+        decay = f"decay {o.weight_decay:g}" if o.weight_decay else "no decay"
+        if f.filter == "none":
+            return f"{NAMES[o.optimizer]}, {decay}"
+        words = ["debiased" * (f.start == "debiased"), "normalized" * f.normalize, "slow part of the" * (f.fast == 0)]
+        words += [f.filter.upper(), f"(α {f.alpha:g})" * (f.filter == "ema" and f.alpha != BASE["alpha"])]
+        words += [f"from step {f.filter_from}" * (f.filter_from > 0)]
+        return f"{' '.join(word for word in words if word)} + {NAMES[o.optimizer]}, {decay}"
 
 
 def without_decay(method: str) -> str:

@@ -21,18 +21,20 @@ from matplotlib.figure import Figure
 from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
 from examples.harness.optimizers import make_tx
+from examples.harness.plots import COLOURS, claim
 from examples.harness.tables import markdown, median_and_range
 from examples.harness.train import program
 from examples.modular import Modular
 from grokfast_jax import ema, frequency_response, impulse_response, lfilter, moving_average
 
 from .cells import BASE, append, as_cell, differences, read
-from .methods import METHODS, check_flags, method_of
+from .methods import METHODS, Variant, check_flags, method_of
 from .runs import stored, train
 
 OUT = RESULTS / "spectra.jsonl"
 WINDOW = 500  # steps
 EDGE = 0.01  # cycles per step: the first zero of the mean of 100 gradients
+ACCURACIES = {"training accuracy at the end (%)": "train", "validation accuracy at the end (%)": "val"}
 
 
 def filters() -> dict[str, optax.GradientTransformation]:
@@ -49,18 +51,19 @@ def filters() -> dict[str, optax.GradientTransformation]:
 
 def responses_picture() -> Figure:
     """Impulse and frequency responses of the filters."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    claim(figure, "Both filters of the paper pass only what is slow")
     left, right = figure.subplots(1, 2)
-    for name, tx in filters().items():
-        left.plot(impulse_response(tx, 250), label=name)
+    for (name, tx), colour in zip(filters().items(), COLOURS, strict=False):
+        left.plot(impulse_response(tx, 250), label=name, color=colour, linewidth=2)
         f, response = frequency_response(tx, 4096, frequencies=np.geomspace(1e-4, 0.5, 2000))
-        right.plot(f, np.abs(response), label=name)
+        right.plot(f, np.abs(response), label=name, color=colour, linewidth=2)
     left.set(xlabel="steps after the gradient", ylabel="weight of the gradient")
     right.set(xlabel="cycles per step", ylabel="gain", xscale="log", yscale="log", ylim=(1e-4, 1.5))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -166,29 +169,30 @@ def load(path: Path) -> dict[str, list[list[dict[str, Any]]]]:
 
 def table(path: Path) -> str:
     """The slow share of the power, window by window, as Markdown."""
-    kinds = {
-        "power below 0.01 (%)": (lambda window: 100 * window["slow_share"], ".2g"),
-        "training accuracy at the end (%)": (lambda window: 100 * window["train_accuracy"][1], ".0f"),
-        "validation accuracy at the end (%)": (lambda window: 100 * window["val_accuracy"][1], ".0f"),
-    }
     rows = []
-    for (name, runs), (kind, (value, form)) in itertools.product(load(path).items(), kinds.items()):
-        row = {"method": f"`{name}`", "seeds": str(len(runs)), "": kind}
+    for name, runs in load(path).items():
         for windows in zip(*runs, strict=True):
             first = windows[0]["from_step"]
-            values = np.array([value(window) for window in windows])
-            row[f"steps {first:,} to {first + WINDOW - 1:,}"] = median_and_range(values, form)
-        rows.append(row)
+            row = {"method": f"`{name}`", "seeds": str(len(runs)), "steps": f"{first:,} to {first + WINDOW - 1:,}"}
+            power = np.array([100 * window["slow_share"] for window in windows])
+            row["power below 0.01 (%)"] = median_and_range(power, ".2g")
+            for title, part in ACCURACIES.items():
+                accuracy = np.array([100 * window[f"{part}_accuracy"][1] for window in windows])
+                row[title] = median_and_range(accuracy, ".0f")
+            rows.append(row)
     if not rows:
         return "Not measured yet.\n"
-    noise = dict.fromkeys(rows[0], f"{100 * slow_share(*spectrum(sampling_noise())):.2f}")
-    return markdown([noise | {"method": "none: sampling noise", "seeds": "", "": next(iter(kinds))}, *rows])
+    noise = (
+        f"Sampling noise alone has {100 * slow_share(*spectrum(sampling_noise())):.2f} % of its power below {EDGE}.\n"
+    )
+    return f"{noise}\n{markdown(rows)}"
 
 
 def picture(path: Path) -> Figure:
     """Power over frequency in each window, the mean of the seeds; a panel per method."""
     results = load(path)
-    figure = Figure(figsize=(3.4 * len(results), 3.4), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(results), 4), layout="constrained")
+    claim(figure, "With weight decay little power is slow")
     panels = np.ravel(figure.subplots(1, len(results), sharey=True))
     for axes, (name, runs) in zip(panels, results.items(), strict=True):
         lines = []
@@ -201,11 +205,11 @@ def picture(path: Path) -> Figure:
             axes.plot(np.arange(1, len(power)) / WINDOW, power[1:] * len(power), linewidth=0.8, **style)
         axes.axvline(EDGE, color="grey", linestyle=":", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="cycles per step")
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(Variant(name, {}).in_words, fontsize="large")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("power (white noise: 1)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

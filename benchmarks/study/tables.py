@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,27 @@ from .statistics import Results, all_tuned, interval
 
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too rarely
 MISSING = "Not measured yet.\n"
+COLUMNS = f"""\
+- `steps to fit`: steps to 95 % training accuracy, the median of the seeds.
+- `steps to 95 %`: steps to 95 % validation accuracy, the median. In brackets stands its 95 % bootstrap interval, or the
+  range where there are fewer than {FEWEST} seeds. A run that fails counts as slower than all others.
+- `slowest`: the 95th percentile of these steps, which of fewer than 20 seeds is the slowest.
+- `fail`: how many seeds do not reach 95 %, and of how many.
+- `hold`: of the runs that reach 95 %, how many are there at each of the next {AFTER} evaluations. In brackets stands
+  the share of these evaluations at 95 %.
+"""
+PAIR_COLUMNS = """\
+Both methods start from the same weights, split and batches with the same seed, so they are compared seed by seed.
+`neither` counts ties and seeds with which both fail. The ratio is the median over the seeds with which both reach 95 %;
+in brackets stands how many these are.
+"""
+WORDS = {  # how settings are called
+    "lr": "learning rate",
+    "weight_decay": "decay",
+    "beta2": "β2",
+    "embedding_std": "embeddings",
+    "train_fraction": "fraction",
+}
 
 
 def steps(value: float, cap: int) -> str:
@@ -22,10 +44,10 @@ def steps(value: float, cap: int) -> str:
 
 
 def numbers(runs: pd.DataFrame, cap: int) -> dict[str, str]:
-    """What runs of one variant came to, as cells of a table."""
+    """What runs of one variant came to, as cells of a table; `COLUMNS` says in words what they are."""
     first = runs["first_step"].to_numpy()
     median = steps(float(np.median(first)), cap)
-    if len(runs) > 1:
+    if len(runs) > 1 and np.isfinite(first).any():
         low, high = interval(first) if len(runs) >= FEWEST else (first.min(), first.max())
         median += f" ({steps(low, cap)} to {steps(high, cap)})"
     # Whether a run stays at the threshold is not known if the cap has cut it off. One that is no longer finite counts
@@ -33,25 +55,31 @@ def numbers(runs: pd.DataFrame, cap: int) -> dict[str, str]:
     reached = runs[np.isfinite(first) & ((runs["evaluations_after"] == AFTER) | ~runs["finite"])]
     share = reached["of_these_at_threshold"] / AFTER
     return {
-        "seeds": str(len(runs)),
-        "training: steps to 95 %, median": steps(float(np.median(runs["first_step_train"])), cap),
-        f"validation: steps to 95 %, median (95 % interval; of fewer than {FEWEST} seeds: range)": median,
-        "95th percentile (of fewer than 20: the slowest)": steps(np.percentile(first, 95, method="higher"), cap),
-        "fail": str(np.isinf(first).sum()),
-        f"held for {AFTER} evaluations": f"{(share == 1).sum()} of {len(share)}" if len(share) else "",
-        "evaluations at 95 % after": f"{share.mean():.0%}" if len(share) else "",
+        "steps to fit": steps(float(np.median(runs["first_step_train"])), cap),
+        "steps to 95 %": median,
+        "slowest": steps(np.percentile(first, 95, method="higher"), cap),
+        "fail": f"{np.isinf(first).sum()} of {len(runs)}",
+        "hold": f"{(share == 1).sum()} of {len(share)} ({share.mean():.0%})" if len(share) else "",
     }
 
 
-def variants_table(results: Results, variants: Iterable[Variant], titles: Sequence[str] = ("method",)) -> str:
-    """A table of variants, a row each; those without a result are left out."""
+def setting(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, str]:
+    """Some settings as one cell of a table; no cell if there are none."""
+    return {"setting": ", ".join(f"{WORDS.get(name, name)} {values[name]}" for name in settings)} if settings else {}
+
+
+def variants_table(
+    results: Results, variants: Iterable[Variant], titles: Sequence[str] = ("method",), settings: Sequence[str] = ()
+) -> str:
+    """A table of variants, a row each, with some settings in a column; those without a result are left out."""
     rows = []
     for variant in variants:
         runs = results.reported(variant)
         if len(runs):
             config = variant.run(0, results.cap)
-            cells = config.flat() | {"method": f"`{variant.name}`", "what": describe(*config.hyper)}
-            rows.append({title: str(cells[title]) for title in titles} | numbers(runs, results.cap))
+            names = {"method": f"`{variant.name}`", "what": describe(*config.hyper)}
+            cells = setting(config.flat(), settings) | {title: names[title] for title in titles}
+            rows.append(cells | numbers(runs, results.cap))
     return markdown(rows) if rows else MISSING
 
 
@@ -66,7 +94,6 @@ def compare(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, str]:
     first, second = taken.T
     both = taken[np.isfinite(taken).all(axis=1)]
     return {
-        "seeds": str(len(taken)),
         "fewer steps": str(np.sum(first < second)),
         "more steps": str(np.sum(first > second)),
         "neither": str(np.sum(first == second)),
@@ -79,18 +106,17 @@ def pairs_table(
 ) -> str:
     """A table of pairs of variants, compared seed by seed; empty if none has a seed in common.
 
-    Changes that are `settings` are in columns of their own, all others but the `hidden` ones beside the names.
+    Changes that are `settings` are in a column, all others but the `hidden` ones beside the names.
     """
 
     def name(variant: Variant) -> str:
-        changes = (f"{k} {v}" for k, v in variant.changes.items() if k not in (*settings, *hidden))
+        changes = (f"{WORDS.get(k, k)} {v}" for k, v in variant.changes.items() if k not in (*settings, *hidden))
         return ", ".join([f"`{variant.name}`", *changes])
 
     rows = []
     for one, other in compared:
         if found := compare(results.reported(one), results.reported(other)):
-            changed = {setting: str(one.changes[setting]) for setting in settings}
-            rows.append(changed | {"method": name(one), "against": name(other)} | found)
+            rows.append(setting(one.changes, settings) | {"method": name(one), "against": name(other)} | found)
     return markdown(rows) if rows else ""
 
 
@@ -102,7 +128,7 @@ def part_table(
     variants = sorted([*PARTS[part], *more], key=key, reverse=descending)
     compared = sorted(pairs(part), key=lambda pair: key(pair[0]), reverse=descending)
     return joined(
-        variants_table(results, variants, (*settings, "method")),
+        variants_table(results, variants, settings=settings),
         pairs_table(results, compared, tuple(settings)),
     )
 
@@ -113,13 +139,12 @@ def tuned_table(results: Results, chosen: Mapping[str, Variant]) -> str:
     for method, variant in chosen.items():
         runs = results.reported(variant)
         if len(runs):
-            values = {
-                title: f"{value:g}" + " (edge)" * (value in (grid[0], grid[-1]))
-                for title, value, grid in zip(
-                    ("learning rate", "weight decay"), variant.changes.values(), TUNED[method], strict=True
-                )
-            }
-            rows.append({"method": f"`{variant.name}`"} | values | numbers(runs, results.cap))
+            values = (
+                f"{value:g}" + " (edge)" * (value in (grid[0], grid[-1]))
+                for value, grid in zip(variant.changes.values(), TUNED[method], strict=True)
+            )
+            chosen_pair = {"learning rate, decay": ", ".join(values)}
+            rows.append({"method": f"`{variant.name}`"} | chosen_pair | numbers(runs, results.cap))
     compared = [(chosen[one], chosen[other]) for one, other in tuned_pairs() if {one, other} <= chosen.keys()]
     return joined(markdown(rows) if rows else MISSING, pairs_table(results, compared, hidden=("lr", "weight_decay")))
 
@@ -144,9 +169,9 @@ def tables(results: Results) -> dict[str, str]:
             pairs_table(results, [*pairs("paper"), TWO_STAGES], hidden=("weight_decay",)),
         ),
         "study_snippet": joined(
-            variants_table(results, PARTS["snippet"], ("method", "what", "beta2")),
+            variants_table(results, PARTS["snippet"], ("what",), ("beta2",)),
             pairs_table(results, pairs("snippet"), hidden=("lr_warmup",)),
         ),
-        "study_undecayed": variants_table(results, PARTS["undecayed"], ("method", "what", "lr")),
+        "study_undecayed": variants_table(results, PARTS["undecayed"], ("what",), ("lr",)),
         "study_tuned": tuned_table(results, all_tuned(results)),
     }

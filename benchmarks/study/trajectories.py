@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import RESULTS, run_command
 from examples.harness.config import Config
+from examples.harness.plots import COLOURS, claim
 from examples.harness.tables import markdown
 from examples.harness.train import program
 
@@ -148,10 +149,10 @@ def table(path: Path) -> str:
         both = pd.DataFrame([run["at"] | run["distances"] for run in runs if "BC" in run["distances"]])
         if runs:
             rows.append(
-                {"method": f"`{name}`", "seeds": str(len(runs))}
+                {"method": f"`{name}`"}
                 | {f"step of {point}": f"{both[point].median():,.0f}" if len(both) else "" for point in "BC"}
                 | {pair: mean_and_deviation(both[pair].to_numpy()) if len(both) else "" for pair in ("AB", "BC", "AC")}
-                | {"not at C": str(len(runs) - len(both))}
+                | {"not at C": f"{len(runs) - len(both)} of {len(runs)}"}
             )
     return markdown(rows) if rows else "Not measured yet.\n"
 
@@ -164,14 +165,15 @@ def mean_and_deviation(values: np.ndarray) -> str:
 def picture(path: Path, seeds: int = 3) -> Figure:
     """The paths of the first seeds on their principal axes, each in one panel."""
     results = load(path)[:seeds]
-    figure = Figure(figsize=(3.6 * len(results), 3.6), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(results), 3.9), layout="constrained")
+    claim(figure, "With coupled decay all paths set out alike")
     for axes, result in zip(np.ravel(figure.subplots(1, len(results))), results, strict=True):
-        for name, run in result["paths"].items():
+        for (name, run), colour in zip(result["paths"].items(), itertools.cycle(COLOURS), strict=False):
             x, y = np.array(run["path"]).T
-            (line,) = axes.plot(x, y, linewidth=1, label=name)
+            axes.plot(x, y, linewidth=1.5, label=Variant(name, {}).in_words, color=colour)
             for point, step in run["at"].items():
                 i = run["steps"].index(step)
-                axes.plot(x[i], y[i], {"B": "s", "C": "*"}[point], color=line.get_color(), markersize=8)
+                axes.plot(x[i], y[i], {"B": "s", "C": "*"}[point], color=colour, markersize=9)
             axes.plot(x[0], y[0], "ko", markersize=5)
         first, second = (f"{share:.0%}" for share in result["variance"])
         axes.set(xlabel=f"first axis ({first} of the variance)", ylabel=f"second axis ({second})", aspect="equal")
@@ -179,7 +181,7 @@ def picture(path: Path, seeds: int = 3) -> Figure:
         axes.grid(alpha=0.3)
         axes.set_adjustable("datalim")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2 * len(results), fontsize="small", frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The code of docs/integrations.md runs as it stands there, and does what the text says."""
+"""The code of docs/recipes.md runs as it stands there, and does what the text says."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
-TEXT = (Path(__file__).parents[1] / "docs" / "integrations.md").read_text()
+TEXT = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
 BLOCKS = {
     f"{title} {i}".strip(" 0"): code
-    for title, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
+    for title, section in re.findall(r"^### (.*?)\n(.*?)(?=^##|\Z)", TEXT, re.DOTALL | re.MULTILINE)
     for i, code in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
 }
 CHECKS = {}
