@@ -1,4 +1,4 @@
-"""Write the tables and pictures of benchmarks/README.md anew from results/: `python -m benchmarks.report`."""
+"""Write the tables and pictures of benchmarks/README.md and docs/paper.md anew: `python -m benchmarks.report`."""
 
 import json
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from benchmarks import RESULTS, run_command
 from examples.harness import plots
 from examples.harness.errors import UserError
 
+from . import paper
 from .cost import step_cost, tasks, throughput, vs_torch
 from .study import pictures as study_pictures
 from .study import spectra, trajectories
@@ -16,6 +17,7 @@ from .study import tables as study_tables
 from .study.statistics import Results
 
 HERE = Path(__file__).parent
+PAPER = HERE.parent / "docs" / "paper.md"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step_cost": step_cost.table,
     "tasks": tasks.table,
@@ -62,7 +64,7 @@ def fill(text: str, made: dict[str, str]) -> str:
 
 
 def main(study: Path = RESULTS / "study") -> None:
-    """Rewrite benchmarks/README.md and its pictures.
+    """Rewrite benchmarks/README.md, its pictures and docs/paper.md.
 
     Args:
       study: Folder of the study's results, the --out of python -m benchmarks.study.
@@ -72,6 +74,7 @@ def main(study: Path = RESULTS / "study") -> None:
     readme, pictures = HERE / "README.md", HERE / "pictures"
     pictures.mkdir(exist_ok=True)
     readme.write_text(fill(readme.read_text(), tables(RESULTS, pictures, study)))
+    PAPER.write_text(fill(PAPER.read_text(), paper.tables(RESULTS, Results.load(study))))
 
 
 if __name__ == "__main__":
