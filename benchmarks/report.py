@@ -13,6 +13,7 @@ from benchmarks import RESULTS, run_command
 from examples.harness import plots
 from examples.harness.errors import UserError
 
+from . import paper
 from .cost import step_cost, tasks, throughput, vs_torch
 from .study import pictures as study_pictures
 from .study import spectra, trajectories
@@ -104,7 +105,8 @@ def tables(results: Path, study: Path) -> dict[str, str]:
         path = results / f"{name}.json"
         missing = f"Not measured yet: {path.name} is missing.\n"
         made[name] = table(json.loads(path.read_text())) if path.exists() else missing
-    made |= study_tables.tables(Results.load(study))
+    runs = Results.load(study)
+    made |= study_tables.tables(runs) | paper.tables(results, runs)
     made["trajectories"] = trajectories.table(results / "trajectories.jsonl")
     made["spectra"] = spectra.table(results / "spectra.jsonl")
     return made

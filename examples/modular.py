@@ -225,7 +225,7 @@ PRESETS = {
     ),
     # On when the window is full: before, there is no slow part, and the decay alone would shrink all weights to nothing
     "slow-only": method(
-        "The slow part alone with ma's decay; the paper has none",
+        "The slow part alone from step 99 on, with ma's decay",
         controls=("adam-0.00167",),
         **MA,
         fast=0.0,
