@@ -212,6 +212,7 @@ PRESETS = {
     "ademamix-1": method(optimizer="ademamix", weight_decay=1.0),
     "muon": method(**MUON, weight_decay=0.0),
     "muon-1": method(**MUON, weight_decay=1.0),
+    "fastest": method("Fewest steps of all", optimizer="muon-hidden", lr=0.06, weight_decay=0.3),
     "ema": method("The paper's EMA", controls=("adam-0.00167", "adam-0.005", "adamw-1"), **EMA, weight_decay=0.005),
     "ema-0.95": method(controls=("adam-0.00167",), **EMA, alpha=0.95, weight_decay=0.005),
     "ema-normalized": method(controls=("adam-0.005",), **EMA, normalize=True, weight_decay=0.005),
