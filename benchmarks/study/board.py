@@ -10,7 +10,8 @@ Rules.
    1000 to 1003.
 3. Steps are those to the first validation accuracy of 95 %, evaluated every ten steps; a run that needs more than 1,000
    fails. Seeds 0 to 15; the best five also seeds 16 to 63. Two entrants are compared seed by seed.
-4. Seeds 0 to 3 (of methods of the study 0 to 7) are followed for 50 evaluations more: a run holds 95 % if it is at 95 % in all of them.
+4. Seeds 0 to 3, of the study's methods 0 to 7, are followed for 50 evaluations more. A run holds 95 % if it is at 95 %
+   in all of them.
 5. The best three, untouched, with seeds 0 to 7 on the other operations, on p = 113 and with 30 % of the pairs.
 
 Results are appended; what is there is not trained again. Several processes may share the file; give each its entrants.
