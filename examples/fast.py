@@ -18,38 +18,46 @@ Cache = list[jax.Array]  # keys and values of earlier positions, block by block:
 
 
 def answer_logits(model: "Decoder", tokens_bl: jax.Array, *, prefixes: int) -> jax.Array:
-    """The logits of `model(tokens_bl)[:, -1]`, (b, v), of examples whose first two tokens have few values.
+    """The logits of `model(tokens_bl)[:, -1]`, (b, v), of examples whose first two tokens have few values."""
+    return answer_logits_and_neurons(model, tokens_bl, prefixes=prefixes)[0]
+
+
+def answer_logits_and_neurons(model: "Decoder", tokens_bl: jax.Array, *, prefixes: int) -> tuple[jax.Array, jax.Array]:
+    """The logits of `model(tokens_bl)[:, -1]`, (b, v), and the neurons of the last MLP that lead to them, (b, f).
 
     Nothing but the last position is read out, so the last block computes queries, MLP and head there alone. And what
     comes first does not see what follows, so it is computed once for each value: the first token is below `prefixes`,
     and the second is the same in all examples.
     """
     first = jnp.arange(prefixes)
-    _, cache = _decode(model, jnp.stack([first, jnp.broadcast_to(tokens_bl[0, 1], first.shape)], axis=-1))
+    *_, cache = _decode(model, jnp.stack([first, jnp.broadcast_to(tokens_bl[0, 1], first.shape)], axis=-1))
     past = [kv_bmchk[tokens_bl[:, 0]] for kv_bmchk in cache]
-    return _decode(model, tokens_bl[:, 2:], past)[0]
+    return _decode(model, tokens_bl[:, 2:], past)[:2]
 
 
-def _decode(model: "Decoder", tokens_bl: jax.Array, past: Cache | None = None) -> tuple[jax.Array, Cache]:
-    """Logits of the token after the last position, and the cache with `past`, what came before, extended."""
+def _decode(model: "Decoder", tokens_bl: jax.Array, past: Cache | None = None) -> tuple[jax.Array, jax.Array, Cache]:
+    """Logits of the token after the last position, the neurons there, and the cache with `past`, what came before."""
     first = past[0].shape[1] if past else 0
     length = tokens_bl.shape[1]
     x_bld = model.token[...][tokens_bl] + model.position[None, first : first + length]
-    cache = []
+    cache, neurons = [], []
     for i, block in enumerate(model.blocks):
         readout = 1 if i == len(model.blocks) - 1 else length
-        x_bld, kv_bmchk = _block(block, x_bld, past[i] if past else None, readout)
+        x_bld, neurons_bqf, kv_bmchk = _block(block, x_bld, past[i] if past else None, readout)
+        neurons.append(neurons_bqf)
         cache.append(kv_bmchk)
-    return model.head(model.ln(x_bld[:, -1])), cache
+    return model.head(model.ln(x_bld[:, -1])), neurons[-1][:, -1], cache
 
 
-def _block(block: "Block", x_bld: jax.Array, past: jax.Array | None, readout: int) -> tuple[jax.Array, jax.Array]:
-    """The stream at the last `readout` positions, and the keys and values of all positions so far."""
+def _block(
+    block: "Block", x_bld: jax.Array, past: jax.Array | None, readout: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Stream and neurons at the last `readout` positions, and the keys and values of all positions so far."""
     x_bld = block.ln1(x_bld)
     y_bqd, kv_bmchk = _attention(block.attention, x_bld, past, readout)
     x_bqd = x_bld[:, -readout:] + y_bqd
-    hidden_bqf = jax.nn.gelu(_apply(block.up, block.ln2(x_bqd)), approximate=False)
-    return x_bqd + _apply(block.down, hidden_bqf), kv_bmchk
+    neurons_bqf = jax.nn.gelu(_apply(block.up, block.ln2(x_bqd)), approximate=False)
+    return x_bqd + _apply(block.down, neurons_bqf), neurons_bqf, kv_bmchk
 
 
 def _attention(
