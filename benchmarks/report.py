@@ -10,8 +10,8 @@ from examples.harness import plots
 from examples.harness.errors import UserError
 
 from .cost import step_cost, tasks, throughput, vs_torch
+from .study import circuits, spectra, trajectories
 from .study import pictures as study_pictures
-from .study import spectra, trajectories
 from .study import tables as study_tables
 from .study.statistics import Results
 
@@ -37,6 +37,7 @@ def tables(results: Path, pictures: Path, study: Path | None = None) -> dict[str
     for name, module, text in (
         ("trajectories", trajectories, "Paths on two principal axes"),
         ("spectra", spectra, "Power over frequency, window by window"),
+        ("circuits", circuits, "When runs fit the training pairs, form their clock, and reach 95 %"),
     ):
         path = results / f"{name}.jsonl"
         made[name] = module.table(path)
@@ -47,6 +48,8 @@ def tables(results: Path, pictures: Path, study: Path | None = None) -> dict[str
         image = f"![{text}](pictures/{name}.png)\n"
         made[name] = image if made[name] == study_tables.MISSING else f"{made[name]}\n{image}"
     plots.save(spectra.responses_picture(), pictures / "responses.png")
+    if (clocks := results / "circuits.jsonl").exists():
+        plots.save(circuits.circles(clocks), pictures / "circles.png")
     return made
 
 

@@ -73,7 +73,7 @@ class Cycle(NamedTuple):
 
 def mean_over_pairs(table_ijx: jax.Array, sign: int) -> jax.Array:
     """The mean over the n pairs whose answer is at the place s = i + sign j: (s, x)."""
-    place = jnp.arange(table_ijx.shape[0])
+    place = np.arange(table_ijx.shape[0])
     return table_ijx[place[:, None], sign * (place - place[:, None]) % len(place)].mean(axis=0)
 
 
@@ -129,7 +129,8 @@ def tuning(neurons_ijf: jax.Array) -> jax.Array:
     together = power(mean_over_pairs(neurons_ijf, 1)) + power(mean_over_pairs(neurons_ijf, -1))
     # At n/2 sum and difference are the same component.
     power_kf = alone + together * weights(n, 2.0, alone.dtype)[:, None] / 2
-    return power_kf / jnp.maximum(neurons_ijf.var(axis=(0, 1)), jnp.finfo(alone.dtype).tiny)
+    variance_f = jnp.maximum(neurons_ijf.var(axis=(0, 1)), jnp.finfo(alone.dtype).tiny)
+    return power_kf / variance_f[None]
 
 
 def tuned_neurons(neurons_ijf: jax.Array) -> jax.Array:
@@ -233,7 +234,8 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
     memorised; the restricted loss then falls without a clock.
 
     Returns:
-      `key`, the mask; `share`, the embedding's `spectrum`; `neurons`, as by `tuned_neurons`: (k,) each. And numbers:
+      `key`, the mask; `share`, the embedding's `spectrum`; `neurons`, as by `tuned_neurons`; `logit_coefficients`:
+      (k,) each. And numbers:
       `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the other cycle;
       `key_frequencies` and `embedding_frequencies`, how many are key and hold 90 % of the power; `tuned`, the part of
       the neurons that are tuned to any; `logit_share`, the sum of the squared `logit_coefficients` of key frequencies;
@@ -249,11 +251,13 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
     share_k, neurons_k = spectrum(embedding_vd[cycle.numbers]), tuned_neurons(neurons_ijf)
     key_k = neurons_k >= KEY if key_k is None else key_k
     train = jnp.zeros(task.pairs, logits_ijv.dtype).at[data["train"]].set(1)
+    coefficients_k = logit_coefficients(logits_ijv, cycle)
     centred_ijv = logits_ijv - logits_ijv.mean(axis=2, keepdims=True)
     return {
         "key": key_k,
         "share": share_k,
         "neurons": neurons_k,
+        "logit_coefficients": coefficients_k,
         "restricted_loss": restricted_loss(logits_ijv, cycle, key_k),
         "excluded_loss": excluded_loss(logits_ijv, cycle, key_k, train[pair_numbers(task, cycle)]),
         "gini": gini(share_k),
@@ -261,14 +265,14 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
         "key_frequencies": key_k.sum(),
         "embedding_frequencies": fewest(share_k).sum(),
         "tuned": neurons_k.sum(),
-        "logit_share": jnp.sum(jnp.where(key_k, logit_coefficients(logits_ijv, cycle) ** 2, 0)),
+        "logit_share": jnp.sum(jnp.where(key_k, coefficients_k**2, 0)),
         "logit_scale": jnp.sqrt(jnp.mean(centred_ijv**2)),
         "effective_rank": effective_rank(embedding_vd[cycle.numbers]),
     } | {f"norm_{group}": norm for group, norm in norms(params).items()}
 
 
 def columns(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
-    """The measures as numbers: `share_k` and `neurons_k` for each frequency k, and all others but the mask."""
+    """The measures that are numbers, and `share_k` and `neurons_k` for each frequency k."""
     found = measure(task, params, data)
     vectors = {f"{name}_{k}": value for name in ("share", "neurons") for k, value in enumerate(found[name], 1)}
     return {name: value for name, value in found.items() if value.ndim == 0} | vectors
@@ -292,14 +296,14 @@ def picture(rows: Sequence[Row], title: str) -> Figure:
     figure.suptitle(title, fontsize="medium")
     (accuracy, losses), (shares, spectrum) = figure.subplots(2, 2)
     plots.draw_curves(accuracy, rows)
-    losses.plot(steps, curve("restricted_loss"), label="the clock alone, all pairs", color="#0072B2")
-    losses.plot(steps, curve("excluded_loss"), label="all but the clock, training pairs", color="#D55E00")
+    losses.plot(steps, curve("restricted_loss"), label="restricted: the clock alone, all pairs", color="#0072B2")
+    losses.plot(steps, curve("excluded_loss"), label="excluded: all else, training pairs", color="#D55E00")
     # Both cycles of a prime p have (p - 1) / 2 frequencies.
     losses.axhline(math.log(2 * len(by_share) + 1), color="grey", linestyle=":", label="chance")
     losses.set(ylabel="cross-entropy", ylim=(0, None))
     for k in reversed(by_share):
         shares.plot(steps, curve(f"share_{k}"), color=colour.get(k, "lightgrey"), linewidth=1.5 if k in colour else 0.6)
-    shares.set(ylabel="share of the embedding's power (%)", ylim=(0, None))
+    shares.set(ylim=(0, None))
     for axes in (losses, shares):
         axes.set(xlabel="optimizer steps", xscale="log")
         plots.number_steps(axes, steps)
@@ -310,19 +314,42 @@ def picture(rows: Sequence[Row], title: str) -> Figure:
         [last[f"circuit_share_{k}"] for k in by_share],
         color=[colour.get(k, "lightgrey") for k in by_share],
     )
-    for i, k in enumerate(by_share):
-        if k in colour:
-            spectrum.text(
-                i, last[f"circuit_share_{k}"], f" {k}", rotation=90, ha="center", va="bottom", fontsize="small"
-            )
-    spectrum.set(
-        xlabel=f"frequencies at step {last['step']:,}, sorted; numbered: key",
-        ylabel="share of the embedding's power (%)",
-        xticks=[],
-    )
-    spectrum.margins(y=0.15)
+    keys_shown = f"key: {', '.join(map(str, keys))}" if keys else "none is key"
+    spectrum.set(xlabel=f"frequencies by share at step {last['step']:,}; {keys_shown}", xticks=[])
     for axes in (shares, spectrum):
-        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
+        axes.set(ylabel="share of embedding power (%)")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=None))
+    return figure
+
+
+def circle_points(task: "Modular", stages: Sequence[Any], k: int) -> np.ndarray:
+    """Where the embeddings of a cycle lie in the plane of the last one's circle of frequency k: (stage, n, 2).
+
+    `stages` are parameters at several times. The plane is spanned by Σ_j cos(2πjk/n) E_j and Σ_j sin(2πjk/n) E_j of the
+    last, k < n/2. Each stage is centred, and scaled to a root mean square distance of 1 from the centre.
+    """
+    numbers = Cycle.of(task.p, task.operation).numbers
+    embeddings = [np.asarray(params["token"], np.float64)[numbers] for params in stages]
+    angle = 2 * np.pi * k * np.arange(len(numbers)) / len(numbers)
+    plane, sides = np.linalg.qr(embeddings[-1].T @ np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    points = np.stack([(e - e.mean(axis=0)) @ (plane * np.sign(np.diag(sides))) for e in embeddings])
+    return points / np.sqrt(np.mean(np.sum(points**2, axis=-1), axis=-1))[:, None, None]
+
+
+def circles(points: np.ndarray, titles: Sequence[str], k: int) -> Figure:
+    """A strip of pictures of `circle_points`, a panel a stage.
+
+    Lines join the elements in the order of their angles, which the colours show.
+    """
+    angle = k * np.arange(points.shape[1]) / points.shape[1] % 1
+    order = np.argsort(angle, kind="stable")
+    figure = Figure(figsize=(3 * len(points), 3.5), layout="constrained")
+    figure.suptitle(f"The numbers' embeddings on the circle of frequency {k}", fontsize="medium")
+    for axes, xy, title in zip(np.ravel(figure.subplots(1, len(points))), points, titles, strict=True):
+        axes.plot(*xy[[*order, order[0]]].T, color="grey", linewidth=0.4, alpha=0.6)
+        axes.scatter(*xy.T, c=angle, cmap="twilight", s=14, zorder=2)
+        axes.set_title(title, fontsize="small")
+        axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
     return figure
 
 

@@ -1,0 +1,362 @@
+"""The measures of the clock: against clocks made by hand, noise, and NumPy in float64."""
+
+import functools
+import itertools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.special
+
+from benchmarks.cost.tasks import matmul_flop
+from examples import circuits
+from examples.circuits import Cycle
+from examples.harness.cli import main, parse
+from examples.harness.errors import UsageError
+from examples.harness.run_folder import read_config
+from examples.harness.runner import train
+from examples.harness.train import program
+from examples.modular import EXPERIMENT, Modular
+
+from . import toy
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+OPERATIONS = ("multiplication", "addition", "subtraction", "division")
+TASKS = [(p, operation) for operation in OPERATIONS for p in (11, 97)]
+by_operation = pytest.mark.parametrize(("p", "operation"), TASKS)
+
+
+def clock(cycle, keys, tokens, scale=20.0):
+    """Embedding, neurons and logits of a model that computes by a clock on some frequencies, by hand."""
+    n = len(cycle.numbers)
+    angle = 2 * np.pi * np.arange(n) / n
+    waves = [wave(k * angle) for k in keys for wave in (np.cos, np.sin)]
+    embedding = np.zeros((tokens, 2 * len(keys)))
+    embedding[cycle.numbers] = np.stack(waves, axis=1)
+    # The products from which the cos and sin of a sum are made
+    neurons = np.stack([np.multiply.outer(a, b) for k in range(0, len(waves), 2) for a, b in pairs(waves[k : k + 2])])
+    logits = np.full((n, n, tokens), -scale)
+    away = cycle.answers[:, :, None] - np.arange(n)
+    logits[:, :, cycle.numbers] = scale * sum(np.cos(2 * np.pi * k * away / n) for k in keys)
+    return embedding, np.moveaxis(neurons, 0, -1), logits
+
+
+def pairs(waves):
+    return itertools.product(waves, repeat=2)
+
+
+def keys_for(p):
+    return [1, 3] if p == 11 else [5, 16, 33]
+
+
+@by_operation
+def test_a_clock_has_its_frequencies_and_nothing_else(p, operation, x64):
+    cycle, keys = Cycle.of(p, operation), keys_for(p)
+    n = len(cycle.numbers)
+    embedding, neurons, logits = clock(cycle, keys, p + 2)
+    mask = np.isin(np.arange(1, n // 2 + 1), keys)
+    share = circuits.spectrum(jnp.array(embedding[cycle.numbers]))
+    np.testing.assert_allclose(share, mask / len(keys), atol=1e-12)
+    np.testing.assert_array_equal(circuits.fewest(share), mask)
+    np.testing.assert_allclose(circuits.gini(share), 1 - len(keys) / (n // 2), atol=1e-12)
+    tuned = circuits.tuning(jnp.array(neurons))
+    np.testing.assert_allclose(tuned.sum(axis=0), 1, atol=1e-12)
+    np.testing.assert_allclose(circuits.tuned_neurons(jnp.array(neurons)), mask / len(keys), atol=1e-12)
+    assert circuits.effective_rank(jnp.array(embedding[cycle.numbers])) == pytest.approx(2 * len(keys), abs=1e-9)
+
+    train = jnp.array(np.random.default_rng(0).random((n, n)) < 0.5, float)
+    losses = lambda mask: (
+        circuits.restricted_loss(jnp.array(logits), cycle, jnp.array(mask)),
+        circuits.excluded_loss(jnp.array(logits), cycle, jnp.array(mask), train),
+    )
+    restricted, excluded = losses(mask)
+    assert restricted < 1e-3
+    assert excluded == pytest.approx(math.log(n), abs=1e-6)  # all numbers on the cycle are alike, all else is far below
+    none_restricted, none_excluded = losses(np.zeros_like(mask))
+    assert none_restricted == pytest.approx(math.log(n), abs=1e-6)
+    assert none_excluded < 1e-3
+
+    coefficients = circuits.logit_coefficients(jnp.array(logits), cycle)
+    np.testing.assert_allclose(coefficients, mask / len(keys) ** 0.5, atol=1e-12)
+    # The clock of the other direction is none of this one.
+    other = cycle._replace(sign=-cycle.sign)
+    assert circuits.restricted_loss(jnp.array(logits), other, jnp.array(mask)) > 0.9 * math.log(n)
+
+
+def test_a_frequency_that_is_its_own_mirror_image_counts_once(x64):
+    cycle = Cycle.of(97, "multiplication")
+    embedding, neurons, logits = clock(cycle, [48], 99)
+    neurons = neurons[:, :, :1]  # sin is 0 at all places
+    mask = np.arange(1, 49) == 48
+    np.testing.assert_allclose(circuits.spectrum(jnp.array(embedding[cycle.numbers])), mask, atol=1e-12)
+    np.testing.assert_allclose(circuits.tuning(jnp.array(neurons))[:, 0], mask, atol=1e-12)
+    np.testing.assert_allclose(circuits.logit_coefficients(jnp.array(logits), cycle), mask, atol=1e-12)
+    noise = np.random.default_rng(1).normal(size=(96, 3))
+    np.testing.assert_allclose(circuits.power(jnp.array(noise)).sum(axis=0), noise.var(axis=0), rtol=1e-12)
+
+
+@by_operation
+def test_a_cycle_goes_as_the_operation_does(p, operation):
+    task, cycle = Modular(p=p, operation=operation), Cycle.of(p, operation)
+    assert sorted(cycle.numbers) == list(range(p - task.y_values, p))
+    numbers = circuits.pair_numbers(task, cycle)
+    x, y = task.operands(jnp.array(numbers))
+    np.testing.assert_array_equal(x, np.broadcast_to(cycle.numbers[:, None], numbers.shape))
+    np.testing.assert_array_equal(y, np.broadcast_to(cycle.numbers[None], numbers.shape))
+    np.testing.assert_array_equal(task.answer(jnp.array(numbers)), cycle.numbers[cycle.answers])
+    assert len(Cycle.control(p, operation).numbers) != len(cycle.numbers)
+
+
+def test_primitive_roots_are_those_of_the_tables():
+    roots = {2: 1, 3: 2, 5: 2, 7: 3, 11: 2, 23: 5, 41: 6, 97: 5, 113: 3, 191: 19}
+    assert {p: circuits.primitive_root(p) for p in roots} == roots
+
+
+@pytest.mark.parametrize("operation", ["multiplication", "division"])
+def test_another_primitive_root_puts_the_frequencies_in_another_order(operation, x64):
+    """g = h^m turns frequency k into mk: 97 has the primitive roots 5 and 7."""
+    rng = np.random.default_rng(0)
+    embedding = jnp.array(rng.normal(size=(99, 16)))
+    by_pair = rng.normal(size=(97, 97, 99))  # by the numbers x and y
+    five, seven = Cycle.of(97, operation), Cycle.of(97, operation, root=7)
+    (m,) = np.flatnonzero(five.numbers == 7)
+    places = np.arange(1, 49)
+    image = np.minimum(places * m % 96, -places * m % 96) - 1  # the place of k of root 7 among those of root 5
+    share, other = (circuits.spectrum(embedding[cycle.numbers]) for cycle in (five, seven))
+    assert not np.allclose(share, other)
+    np.testing.assert_allclose(np.sort(other), np.sort(share), rtol=1e-10)
+    np.testing.assert_allclose(other[image], share, rtol=1e-10)
+    found = []
+    for cycle, mask in ((five, places <= 4), (seven, np.isin(places, image[:4] + 1))):
+        logits = jnp.array(by_pair[cycle.numbers[:, None], cycle.numbers])
+        found.append(
+            [
+                circuits.restricted_loss(logits, cycle, jnp.array(mask)),
+                circuits.excluded_loss(logits, cycle, jnp.array(mask), jnp.ones((96, 96))),
+                circuits.logit_coefficients(logits, cycle)[mask].sum(),
+            ]
+        )
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-10)
+
+
+@by_operation
+def test_numpy_in_float64_agrees(p, operation, x64):
+    """By sums over all pairs and frequencies, without a transform."""
+    cycle, rng = Cycle.of(p, operation), np.random.default_rng(p)
+    n, sign = len(cycle.numbers), cycle.sign
+    frequencies = np.arange(1, n // 2 + 1)
+    embedding, neurons, logits = rng.normal(size=(n, 7)), rng.normal(size=(n, n, 5)), rng.normal(size=(n, n, p + 2))
+    train, key = rng.integers(2, size=(n, n)), frequencies % 3 == 1
+    i, j = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
+    turn = 2 * np.pi / n
+
+    def part(values, angle):
+        """The part of the variance over all axes but the last that is in cos and sin of an angle."""
+        flat = values.reshape(-1, values.shape[-1])
+        waves = [np.cos(angle).ravel(), np.sin(angle).ravel()]
+        return sum((wave @ flat) ** 2 / (wave @ wave) for wave in waves if wave @ wave > 1e-9) / len(flat)
+
+    power = np.array([part(embedding, turn * k * np.arange(n)).sum() for k in frequencies])
+    share = power / power.sum()
+    np.testing.assert_allclose(circuits.spectrum(jnp.array(embedding)), share, rtol=1e-10)
+    np.testing.assert_allclose(power.sum(), embedding.var(axis=0).sum(), rtol=1e-10)
+    differences = np.abs(share[:, None] - share).mean() / (2 * share.mean())
+    np.testing.assert_allclose(circuits.gini(jnp.array(share)), differences, rtol=1e-10)
+    held = circuits.fewest(jnp.array(share))
+    assert share[held].sum() >= 0.9
+    assert share[held].sum() - share[held].min() < 0.9
+    assert share[held].min() > share[~held].max(initial=0)
+
+    angles = lambda k: {
+        tuple(np.round(np.cos(a).ravel(), 6)): a
+        for a in (k * turn * i, k * turn * j, k * turn * (i + j), k * turn * (i - j))
+    }
+    tuned = np.array([sum(part(neurons, angle) for angle in angles(k).values()) for k in frequencies])
+    np.testing.assert_allclose(circuits.tuning(jnp.array(neurons)), tuned / neurons.var(axis=(0, 1)), rtol=1e-10)
+
+    basis = [wave(turn * k * (i + sign * j)) for k in frequencies[key] for wave in (np.cos, np.sin)]
+    projected = sum(
+        np.multiply.outer(wave, np.tensordot(wave, logits, 2) / np.sum(wave**2))
+        for wave in basis
+        if np.any(wave > 1e-6)
+    )
+    answers = cycle.numbers[(i + sign * j) % n]
+    loss = lambda z: -np.take_along_axis(scipy.special.log_softmax(z, axis=-1), answers[:, :, None], -1)[:, :, 0]
+    restricted = loss(projected + logits.mean(axis=(0, 1))).mean()
+    excluded = loss(logits - projected)[train == 1].mean()
+    found = [
+        circuits.restricted_loss(jnp.array(logits), cycle, jnp.array(key)),
+        circuits.excluded_loss(jnp.array(logits), cycle, jnp.array(key), jnp.array(train, float)),
+    ]
+    np.testing.assert_allclose(found, [restricted, excluded], rtol=1e-10)
+
+    on_cycle = logits[:, :, cycle.numbers]
+    on_cycle = (on_cycle - on_cycle.mean(axis=2, keepdims=True)).ravel()
+    away = (i + sign * j)[:, :, None] - np.arange(n)
+    correlations = [np.corrcoef(on_cycle, np.cos(turn * k * away).ravel())[0, 1] for k in frequencies]
+    np.testing.assert_allclose(circuits.logit_coefficients(jnp.array(logits), cycle), correlations, atol=1e-10)
+    eigenvalues = np.linalg.eigvalsh(np.cov(embedding.T))
+    q = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum()
+    np.testing.assert_allclose(circuits.effective_rank(jnp.array(embedding)), np.prod(q**-q), rtol=1e-8)
+
+
+def test_a_random_model_looks_like_noise_in_both_bases():
+    task = Modular()
+    params = jax.vmap(task.init)(jax.random.split(jax.random.key(0), 8))
+    data = {"train": jnp.tile(jnp.arange(task.train_size), (8, 1))}
+    found = jax.jit(jax.vmap(functools.partial(circuits.measure, task)))(params, data)
+    expected = (1 / (np.pi * task.dim)) ** 0.5  # of shares that are normal with a relative deviation of 1 / sqrt(dim)
+    for name in ("gini", "gini_control"):
+        np.testing.assert_allclose(np.mean(found[name]), expected, rtol=0.15)
+    assert not found["key"].any()
+    np.testing.assert_allclose(found["restricted_loss"], math.log(97), rtol=0.06)
+    assert (found["logit_share"] == 0).all()
+    assert (found["effective_rank"] > 80).all()
+    assert (found["embedding_frequencies"] >= 41).all()
+
+
+@functools.cache
+def small(operation):
+    """A tiny model, its data, and what is measured of it: with its own key frequencies, and with none."""
+    task = Modular(p=11, dim=16, heads=2, operation=operation)
+
+    @jax.jit
+    def measured():
+        params, data = task.init(jax.random.key(3)), task.split({}, jax.random.key(4))
+        own = circuits.measure(task, params, data)
+        none = circuits.measure(task, params, data, jnp.zeros_like(own["key"]))
+        model, tokens = task.with_params(params), task.tokens(jnp.arange(task.pairs))
+        batch = {"index": data["train"], "weight": jnp.ones(task.train_size)}
+        plain = {"logits": model(tokens)[:, -1], "tokens": tokens, "loss": task.metrics(params, data, batch)["loss"]}
+        return params, data, own, none, circuits.tables(task, params, Cycle.of(11, operation)), plain
+
+    return task, *jax.device_get(measured())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_is_measured_is_of_the_model_and_its_training_pairs(operation):
+    task, params, data, own, none, (logits, neurons), plain = small(operation)
+    cycle = Cycle.of(11, operation)
+    for i, j in itertools.product(range(len(cycle.numbers)), repeat=2):
+        x, y = cycle.numbers[i], cycle.numbers[j]
+        (row,) = np.flatnonzero((plain["tokens"][:, 0] == x) & (plain["tokens"][:, 2] == y))
+        np.testing.assert_allclose(logits[i, j], plain["logits"][row], atol=1e-5)
+    assert neurons.shape == (*cycle.answers.shape, 64)
+    # Without a key frequency the excluded loss is the training loss, of the pairs that are on the cycle.
+    on_cycle = np.isin(data["train"] // task.y_values, cycle.numbers)
+    assert none["excluded_loss"] == pytest.approx(np.mean(plain["loss"][on_cycle]), rel=1e-4)
+    assert on_cycle.all() == (operation in ("addition", "subtraction"))
+    squares = sum(own[f"norm_{group}"] ** 2 for group in circuits.GROUPS)
+    assert squares == pytest.approx(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(params)), rel=1e-5)
+    assert own["norm_head"] == pytest.approx(np.linalg.norm(params["head"]["kernel"]), rel=1e-5)
+    assert own["norm_mlp"] > own["norm_head"]
+    centred = (plain["logits"] - plain["logits"].mean(axis=1, keepdims=True))[
+        np.isin(plain["tokens"][:, 0], cycle.numbers)
+    ]
+    assert own["logit_scale"] == pytest.approx(np.sqrt(np.mean(centred**2)), rel=1e-4)
+
+
+def test_eager_and_vmapped_measures_are_the_jitted_ones():
+    task, params, data, jitted, *_ = small("division")
+    chex.assert_trees_all_close(circuits.measure(task, params, data), jitted, rtol=1e-4, atol=1e-5)
+    twice = jax.tree.map(lambda x: jnp.stack([x, x]), (params, data))
+    vmapped = jax.jit(jax.vmap(functools.partial(circuits.measure, task)))(*twice)
+    for i in range(2):
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], vmapped), jitted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_neurons_are_what_the_last_mlp_reads():
+    """Adding to a row of `down` does what that neuron's activation times as much in the bias of `down` does."""
+    task, params, *_, (logits, neurons), _ = small("addition")
+    up = np.zeros(16, np.float32)
+    up[0] = 0.5
+    i, j, f = 2, 5, 7
+
+    def moved(name, index, by):
+        other = jax.tree.map(np.copy, params)
+        other["blocks"][1]["down"][name][index] += by
+        return jax.jit(functools.partial(circuits.tables, task, cycle=Cycle.of(11, "addition")))(other)[0][i, j]
+
+    by_row = moved("kernel", f, up)
+    np.testing.assert_allclose(by_row, moved("bias", slice(None), neurons[i, j, f] * up), atol=1e-5)
+    assert np.abs(by_row - logits[i, j]).max() > 1e-4
+
+
+def test_two_has_no_cycle_to_measure():
+    with pytest.raises(UsageError, match=r"--p must be at least 3 where circuits are measured, got 2"):
+        circuits.measure(Modular(p=2), {}, {})
+
+
+def test_a_run_with_measures_costs_a_tenth_more_at_most():
+    config = EXPERIMENT.preset("adamw-1")
+    compiled, key = program(config.task), jax.random.key(0)
+    (shared, own), state = compiled.draw(key), compiled.init(config.hyper, key)
+    chunk = matmul_flop(compiled.advance, config.hyper, key, shared, own, state)
+    columns = jax.jit(functools.partial(circuits.columns, config.task))
+    assert matmul_flop(columns, state.params, own) / circuits.MEASURE.every < 0.1 * chunk
+
+
+TINY = [
+    "--p",
+    "5",
+    "--dim",
+    "8",
+    "--heads",
+    "2",
+    "--depth",
+    "1",
+    "--batch-size",
+    "8",
+    "--preset",
+    "ma",
+    "--window-size",
+    "3",
+]
+
+
+def run(*argv):
+    train(EXPERIMENT, *parse(EXPERIMENT, [str(word) for word in argv]))
+
+
+@pytest.mark.usefixtures("collected")
+def test_a_run_records_and_draws_its_circuit_also_when_resumed(tmp_path, capsys):
+    task = Modular(p=5)
+    steps = 2
+    run(*TINY, "--measure", "circuit", "--budget", 12 * steps, "--stop-at", "None", "--out", tmp_path / "whole")
+    frame = pd.read_csv(tmp_path / "whole" / "metrics.csv")
+    circuit = [name for name in frame if name.startswith("circuit_")]
+    measured = frame[frame["circuit_gini"].notna()]
+    assert {"circuit_restricted_loss", "circuit_share_2", "circuit_neurons_2", "circuit_norm_mlp"} <= {*circuit}
+    assert "circuit_share_3" not in circuit
+    assert measured["step"].tolist() == [steps, 6 * steps, 11 * steps]
+    assert measured[circuit].notna().all(axis=None)
+    np.testing.assert_allclose(measured["circuit_share_1"] + measured["circuit_share_2"], 1, rtol=1e-5)
+    assert (tmp_path / "whole" / "circuit.png").read_bytes().startswith(b"\x89PNG")
+    assert task.steps  # the numbers of steps above are of a batch size of 8
+
+    run(*TINY, "--measure", "circuit", "--budget", 8 * steps, "--stop-at", "None", "--out", tmp_path / "resumed")
+    run("--resume", tmp_path / "resumed", "--budget", 12 * steps)
+    assert (tmp_path / "resumed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+    run(*TINY, "--budget", 12 * steps, "--stop-at", "None", "--out", tmp_path / "without")
+    plain = pd.read_csv(tmp_path / "without" / "metrics.csv")
+    pd.testing.assert_frame_equal(plain, frame[list(plain)])
+    assert not (tmp_path / "without" / "circuit.png").exists()
+    assert read_config(tmp_path / "without")["measure"] is None
+    with pytest.raises(UsageError, match=r"--measure is None in the run in .*without and must stay so, got circuit"):
+        run("--resume", tmp_path / "without", "--measure", "circuit")
+
+
+def test_the_flag_is_there_where_a_task_has_measures(capsys):
+    for experiment, there in ((EXPERIMENT, True), (toy.EXPERIMENT, False)):
+        with pytest.raises(SystemExit):
+            main(experiment, ["--help"])
+        assert ("--measure {None,circuit}" in capsys.readouterr().out) == there
+    with pytest.raises(SystemExit):
+        main(toy.EXPERIMENT, ["--measure", "circuit"])
+    assert "--measure" in capsys.readouterr().err
