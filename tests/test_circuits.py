@@ -1,5 +1,6 @@
 """The measures of the clock: against clocks made by hand, noise, and NumPy in float64."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -11,13 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.special
+import scipy.stats
+from matplotlib.figure import Figure
 
 from benchmarks.cost.tasks import matmul_flop
+from benchmarks.study import circuits as study
+from benchmarks.study.methods import METHODS
 from examples import circuits
 from examples.circuits import Cycle
 from examples.harness.cli import main, parse
-from examples.harness.errors import UsageError
-from examples.harness.run_folder import read_config
+from examples.harness.config import Measure
+from examples.harness.errors import UsageError, UserError
 from examples.harness.runner import train
 from examples.harness.train import program
 from examples.modular import EXPERIMENT, Modular
@@ -223,7 +228,7 @@ def test_a_random_model_looks_like_noise_in_both_bases():
 @functools.cache
 def small(operation):
     """A tiny model, its data, and what is measured of it: with its own key frequencies, and with none."""
-    task = Modular(p=11, dim=16, heads=2, operation=operation)
+    task = Modular(p=11, dim=16, heads=2, depth=2 if operation == "multiplication" else 1, operation=operation)
 
     @jax.jit
     def measured():
@@ -261,18 +266,17 @@ def test_what_is_measured_is_of_the_model_and_its_training_pairs(operation):
     assert own["logit_scale"] == pytest.approx(np.sqrt(np.mean(centred**2)), rel=1e-4)
 
 
-def test_eager_and_vmapped_measures_are_the_jitted_ones():
-    task, params, data, jitted, *_ = small("division")
-    chex.assert_trees_all_close(circuits.measure(task, params, data), jitted, rtol=1e-4, atol=1e-5)
+def test_vmapped_measures_are_the_single_ones():
+    task, params, data, single, *_ = small("division")
     twice = jax.tree.map(lambda x: jnp.stack([x, x]), (params, data))
     vmapped = jax.jit(jax.vmap(functools.partial(circuits.measure, task)))(*twice)
     for i in range(2):
-        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], vmapped), jitted, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], vmapped), single, rtol=1e-4, atol=1e-5)
 
 
 def test_the_neurons_are_what_the_last_mlp_reads():
     """Adding to a row of `down` does what that neuron's activation times as much in the bias of `down` does."""
-    task, params, *_, (logits, neurons), _ = small("addition")
+    task, params, *_, (logits, neurons), _ = small("multiplication")
     up = np.zeros(16, np.float32)
     up[0] = 0.5
     i, j, f = 2, 5, 7
@@ -280,7 +284,7 @@ def test_the_neurons_are_what_the_last_mlp_reads():
     def moved(name, index, by):
         other = jax.tree.map(np.copy, params)
         other["blocks"][1]["down"][name][index] += by
-        return jax.jit(functools.partial(circuits.tables, task, cycle=Cycle.of(11, "addition")))(other)[0][i, j]
+        return jax.jit(functools.partial(circuits.tables, task, cycle=Cycle.of(11, "multiplication")))(other)[0][i, j]
 
     by_row = moved("kernel", f, up)
     np.testing.assert_allclose(by_row, moved("bias", slice(None), neurons[i, j, f] * up), atol=1e-5)
@@ -301,55 +305,74 @@ def test_a_run_with_measures_costs_a_tenth_more_at_most():
     assert matmul_flop(columns, state.params, own) / circuits.MEASURE.every < 0.1 * chunk
 
 
-TINY = [
-    "--p",
-    "5",
-    "--dim",
-    "8",
-    "--heads",
-    "2",
-    "--depth",
-    "1",
-    "--batch-size",
-    "8",
-    "--preset",
-    "ma",
-    "--window-size",
-    "3",
-]
-
-
-def run(*argv):
-    train(EXPERIMENT, *parse(EXPERIMENT, [str(word) for word in argv]))
+def run(experiment, *argv):
+    train(experiment, *parse(experiment, [str(word) for word in argv]))
 
 
 @pytest.mark.usefixtures("collected")
-def test_a_run_records_and_draws_its_circuit_also_when_resumed(tmp_path, capsys):
-    task = Modular(p=5)
-    steps = 2
-    run(*TINY, "--measure", "circuit", "--budget", 12 * steps, "--stop-at", "None", "--out", tmp_path / "whole")
-    frame = pd.read_csv(tmp_path / "whole" / "metrics.csv")
-    circuit = [name for name in frame if name.startswith("circuit_")]
+def test_a_run_records_and_draws_its_circuit(tmp_path):
+    small = ["--p", "5", "--dim", "8", "--heads", "2", "--depth", "1", "--batch-size", "8", "--stop-at", "None"]
+    run(EXPERIMENT, *small, "--measure", "circuit", "--budget", "24", "--out", tmp_path / "run")
+    frame = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    columns = [name for name in frame if name.startswith("circuit_")]
     measured = frame[frame["circuit_gini"].notna()]
-    assert {"circuit_restricted_loss", "circuit_share_2", "circuit_neurons_2", "circuit_norm_mlp"} <= {*circuit}
-    assert "circuit_share_3" not in circuit
-    assert measured["step"].tolist() == [steps, 6 * steps, 11 * steps]
-    assert measured[circuit].notna().all(axis=None)
+    assert {"circuit_restricted_loss", "circuit_share_2", "circuit_neurons_2", "circuit_norm_mlp"} <= {*columns}
+    assert "circuit_share_3" not in columns  # 4 elements have the frequencies 1 and 2
+    assert frame["step"].tolist() == list(range(2, 26, 2))
+    assert measured["step"].tolist() == [2, 12, 22]
+    assert measured[columns].notna().all(axis=None)
     np.testing.assert_allclose(measured["circuit_share_1"] + measured["circuit_share_2"], 1, rtol=1e-5)
-    assert (tmp_path / "whole" / "circuit.png").read_bytes().startswith(b"\x89PNG")
-    assert task.steps  # the numbers of steps above are of a batch size of 8
+    assert (tmp_path / "run" / "circuit.png").read_bytes().startswith(b"\x89PNG")
 
-    run(*TINY, "--measure", "circuit", "--budget", 8 * steps, "--stop-at", "None", "--out", tmp_path / "resumed")
-    run("--resume", tmp_path / "resumed", "--budget", 12 * steps)
-    assert (tmp_path / "resumed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
-    run(*TINY, "--budget", 12 * steps, "--stop-at", "None", "--out", tmp_path / "without")
-    plain = pd.read_csv(tmp_path / "without" / "metrics.csv")
+def test_a_model_with_and_one_without_a_clock_are_drawn():
+    names = (
+        "restricted_loss",
+        "excluded_loss",
+        "gini",
+        *(f"{kind}_{k}" for kind in ("share", "neurons") for k in (1, 2)),
+    )
+    for neurons in (0.0, 0.5):
+        row = {f"circuit_{name}": neurons if name == "neurons_2" else 0.4 for name in names} | {
+            "circuit_neurons_1": 0.0
+        }
+        rows = [
+            {"step": 10.0 * i, "train_accuracy": 0.5, "val_accuracy": 0.1} | (row if i != 2 else {}) for i in (1, 2, 3)
+        ]
+        *_, spectrum = circuits.picture(rows, "a run").axes
+        assert ("key: 2" if neurons else "none is key") in spectrum.get_xlabel()
+        assert "at step 30" in spectrum.get_xlabel()
+
+
+SIZE = Measure(
+    lambda task, params, data: {"norm": jnp.linalg.norm(params["w"]), "loss": data["x"][0, 0] + task.batch_size},
+    lambda rows, title: Figure(),
+    every=3,
+)
+MEASURED = dataclasses.replace(toy.EXPERIMENT, measures={"size": SIZE})
+
+
+@pytest.mark.usefixtures("collected")
+def test_a_task_has_measures_of_its_own_also_when_resumed(tmp_path):
+    whole, resumed, without = (tmp_path / name for name in ("whole", "resumed", "without"))
+    run(MEASURED, "--measure", "size", "--budget", "40", "--out", whole)
+    frame = pd.read_csv(whole / "metrics.csv")
+    assert list(frame)[-2:] == ["size_loss", "size_norm"]
+    assert frame["step"][frame["size_norm"].notna()].tolist() == [4, 16, 28, 40]
+    assert frame["size_norm"].nunique() == 4
+    assert (whole / "size.png").exists()
+
+    run(MEASURED, "--measure", "size", "--budget", "20", "--out", resumed)
+    run(MEASURED, "--resume", resumed, "--budget", "40")
+    assert (resumed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+    run(MEASURED, "--budget", "40", "--out", without)
+    plain = pd.read_csv(without / "metrics.csv")
     pd.testing.assert_frame_equal(plain, frame[list(plain)])
-    assert not (tmp_path / "without" / "circuit.png").exists()
-    assert read_config(tmp_path / "without")["measure"] is None
-    with pytest.raises(UsageError, match=r"--measure is None in the run in .*without and must stay so, got circuit"):
-        run("--resume", tmp_path / "without", "--measure", "circuit")
+    assert len(list(plain)) == 5
+    assert not (without / "size.png").exists()
+    with pytest.raises(UsageError, match=r"--measure is None in the run in .*without and must stay so, got size"):
+        run(MEASURED, "--resume", without, "--measure", "size")
 
 
 def test_the_flag_is_there_where_a_task_has_measures(capsys):
@@ -360,3 +383,158 @@ def test_the_flag_is_there_where_a_task_has_measures(capsys):
     with pytest.raises(SystemExit):
         main(toy.EXPERIMENT, ["--measure", "circuit"])
     assert "--measure" in capsys.readouterr().err
+
+
+def test_the_circle_of_a_clock_is_round_and_a_start_is_seen_from_it():
+    task, k = Modular(), 5
+    cycle = Cycle.of(97, "multiplication")
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(99, 128)) * 1e-3
+    angle = 2 * np.pi * k * np.arange(96) / 96
+    directions = np.linalg.qr(rng.normal(size=(128, 2)))[0]
+    embedding[cycle.numbers] += np.stack([np.cos(angle), np.sin(angle)], axis=1) @ directions.T + 3.0
+    first, last = circuits.circle_points(task, [{"token": rng.normal(size=(99, 128))}, {"token": embedding}], k)
+    np.testing.assert_allclose(last, np.stack([np.cos(angle), np.sin(angle)], axis=1), atol=0.01)
+    for points in (first, last):
+        assert np.mean(np.sum(points**2, axis=1)) == pytest.approx(1)
+    assert np.std(np.linalg.norm(first, axis=1)) > 0.2
+    assert len(circuits.circles(np.stack([first, last]), ["one", "two"], k).axes) == 2
+
+
+def result(key, coefficients=None, **changes):
+    """A result of the study, as it is loaded."""
+    shares = np.zeros(48)
+    shares[np.array(key) - 1] = 1 / len(key)
+    curves = {"restricted_loss": [4.6, 3.0, 2.0, 0.1], "gini": [0.05, 0.1, 0.4, 0.5], "logit_share": [0, 0, 0.5, 0.9]}
+    base = {
+        "method": "ma",
+        "operation": "multiplication",
+        "seed": 0,
+        "p": 97,
+        "first_step": 150,
+        "first_step_train": 75,
+    }
+    found = {"key": key, "share": shares, "logit_coefficients": shares if coefficients is None else coefficients}
+    return base | curves | found | {"steps": [0, 50, 100, 150], "gini_control": 0.04, "sketch": [1, 2]} | changes
+
+
+def test_steps_of_the_study_by_hand():
+    run = result([4, 5])
+    assert (study.clock_step(run), study.gini_step(run)) == (100, 100)
+    assert math.isnan(study.clock_step(run | {"restricted_loss": [4.6, 4.6, 4.6, 2.4]}))
+    assert study.in_quotient(run).sum() == 32  # 96 has 32 units, in pairs of k and 96 - k
+    assert not study.in_quotient(run)[[0, 4, 46]].any()
+    assert not study.in_quotient(result([1], operation="addition")).any()
+    assert len(study.reached([run, run | {"first_step": None}])) == 1
+
+
+def test_chance_is_that_of_drawing_and_of_sums_of_draws():
+    assert study.chance([(48, 5, 4)], 2) == pytest.approx(scipy.stats.hypergeom.sf(1, 48, 5, 4))
+    assert study.chance([(48, 5, 4)] * 3, 0) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    draws = [(48, 5, 4), (48, 9, 7), (48, 8, 0)]
+    sums = sum(rng.hypergeometric(marked, total - marked, drawn, 100_000) for total, marked, drawn in draws)
+    assert study.chance(draws, 4) == pytest.approx(np.mean(sums >= 4), rel=0.05)
+    assert np.mean(sums) == pytest.approx(sum(study.expected(*draw) for draw in draws), rel=0.01)
+
+
+def test_logits_are_compared_by_their_clocks_and_by_a_sketch():
+    cycle, rng = Cycle.of(97, "multiplication"), np.random.default_rng(0)
+    logits = [sum(a * clock(cycle, [k], 99)[2] for k, a in keys.items()) for keys in ({4: 1, 9: 2}, {9: 1, 20: 1})]
+    runs = [
+        {"logit_coefficients": circuits.logit_coefficients(jnp.array(z, jnp.float32), cycle).tolist()} for z in logits
+    ]
+    plain = [(z[:, :, cycle.numbers] - z[:, :, cycle.numbers].mean(axis=2, keepdims=True)).ravel() for z in logits]
+    assert study.clocks_alike(*runs) == pytest.approx(np.corrcoef(*plain)[0, 1], abs=1e-5)
+    del rng
+
+    task = Modular(p=11, dim=16, heads=2)
+    keys = jax.random.split(jax.random.key(0), 2)
+    one, other = (jax.jit(task.init)(key) for key in keys)
+    mixed = [jax.tree.map(lambda a, b, t=t: a + t * (b - a), one, other) for t in (0.0, 0.1, 0.3, 1.0)]
+    val = jnp.arange(task.pairs)
+
+    @jax.jit
+    def both(params):
+        logits = task.with_params(params)(task.tokens(val))[:, -1]
+        return study.sketch(task, params, val), (logits - logits.mean(axis=1, keepdims=True)).ravel()
+
+    sketches, full = zip(*map(both, mixed), strict=True)
+    for i in range(1, 4):
+        estimate = study.logits_alike({"sketch": sketches[0]}, {"sketch": sketches[i]})
+        assert estimate == pytest.approx(np.corrcoef(full[0], full[i])[0, 1], abs=3 / study.SKETCH**0.5)
+    assert study.logits_alike({"sketch": sketches[0]}, {"sketch": sketches[0]}) == pytest.approx(1)
+
+
+def cells_of(table):
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if not line.startswith("|:")
+    ]
+
+
+def test_tables_of_the_study_by_hand():
+    ma = [result([4, 5, 6], seed=0), result([1, 2], seed=1, first_step=200, first_step_train=150)]
+    adamw = [result([4, 5, 7], seed=0, method="adamw-1"), result([3, 9], seed=1, method="adamw-1", first_step=None)]
+    rows = cells_of(study.when([*adamw, *ma]))[1:]
+    assert rows[0] == ["`adamw-1`", "2, 1 fail", "0.50", "0.67", "0.67", "3", "0.50"]
+    assert rows[1] == [
+        "`ma`",
+        "2",
+        "0.62 (0.50 to 0.75)",
+        "0.58 (0.50 to 0.67)",
+        "0.58 (0.50 to 0.67)",
+        "2 (2 to 3)",
+        "0.50",
+    ]
+    assert cells_of(study.kinds(ma))[1] == ["multiplication", "2", "2 (2 to 3)", "0.50", "0.04", "0.90", "0.1"]
+    # 4, 6 and 2 have a divisor in common with 96.
+    row = cells_of(study.quotients(ma))[1]
+    assert row[:6] == ["`ma`", "2", "0.58 (0.50 to 0.67)", "0.67", "3 of 5", "3.3"]
+    assert float(row[6]) == pytest.approx(study.chance([(48, 32, 3), (48, 32, 2)], 3), rel=0.05)
+    assert study.quotients([result([1], operation="addition")]) == ""
+    row = cells_of(study.common(study.reached([*adamw, *ma])))[1]
+    assert row[:5] == ["`adamw-1`, `ma`", "1", "2.0", "0.2 (0.007)", "0.0"]
+    assert row[5:] == ["1.00", "0.67 (0.00)"]
+
+
+@pytest.fixture
+def tiny_methods(monkeypatch):
+    for name, preset in METHODS.items():
+        task = Modular(p=11, dim=16, heads=2, depth=1, batch_size=16)
+        monkeypatch.setitem(METHODS, name, preset._replace(config=dataclasses.replace(preset.config, task=task)))
+    monkeypatch.setattr(study, "THRESHOLD", 0.02)
+
+
+def test_the_study_trains_what_is_missing_and_is_drawn(tmp_path, tiny_methods):
+    out = tmp_path / "circuits.jsonl"
+    assert study.table(out) == "Not measured yet.\n"
+    arguments = {"operations": ("multiplication",), "cap": 60, "after": 6, "out": out}
+    study.main((0, 1, 0), ("adamw-1",), **arguments)
+    before = out.read_text()
+    assert before.count("\n") == 1 + 2
+    study.main((0,), ("adamw-1", "ma"), **arguments)
+    assert out.read_text().startswith(before)
+    assert out.read_text().count("\n") == 1 + 3
+    runs = study.load(out)
+    assert [(run["method"], run["seed"], run["p"]) for run in runs] == [
+        ("adamw-1", 0, 11),
+        ("adamw-1", 1, 11),
+        ("ma", 0, 11),
+    ]
+    for run in runs:
+        assert run["first_step"] is not None
+        assert run["last_step"] == run["steps"][-1] == run["first_step"] + 6 * 4
+        assert run["steps"][:2] == [0, 20]
+        assert len(run["restricted_loss"]) == len(run["gini"]) == len(run["steps"])
+        assert sum(run["share"]) == pytest.approx(1, abs=1e-3)
+        assert len(run["sketch"]) == study.SKETCH
+        assert ("circle" in run) == (run["seed"] == 0)
+    assert np.array(runs[0]["circle"]["points"]).shape == (3, 10, 2)
+    assert cells_of(study.table(out))[1][:2] == ["`adamw-1`", "2"]
+    study.picture(out).savefig(tmp_path / "when.png")
+    study.circles(out).savefig(tmp_path / "circles.png")
+    for change in ({"cap": 40}, {"after": 5}):
+        with pytest.raises(UserError, match=r"line 2 was made with another --cap or --after; delete it"):
+            study.main((0,), ("adamw-1",), **arguments | change)
+    with pytest.raises(UserError, match=r"--operations must be among multiplication, .*, got power"):
+        study.main(operations=("power",))
