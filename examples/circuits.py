@@ -35,8 +35,9 @@ from .harness.task import Data
 if TYPE_CHECKING:
     from .modular import Modular
 
-TUNED = 0.5  # part of its variance that a neuron must owe to one frequency to count as tuned to it
-KEY = 0.01  # part of all neurons that must be tuned to a key frequency
+KEY = 0.05  # correlation with the logits that a key frequency has at least
+TUNED = 0.25  # part of its variance that a neuron owes at least to a frequency that it is tuned to
+TUNED_PART = 0.01  # part of all neurons that is tuned at least to a frequency that neurons prefer
 
 
 def primitive_root(p: int) -> int:
@@ -227,18 +228,20 @@ def pair_numbers(task: "Modular", cycle: Cycle) -> np.ndarray:
 def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = None) -> dict[str, jax.Array]:
     """All measures of a model; `key_k` is a mask of key frequencies to take in place of its own.
 
-    The key frequencies are those to which at least `KEY` of the neurons of the last MLP, at the answer's position, are
-    tuned. A model that memorises has none: its restricted loss is about log p, its excluded loss the training loss.
-    The fewest frequencies that hold 90 % of the embedding's power are no such mask. While a model memorises these are
-    nearly all, which makes Z_K little else than the mean over all pairs with the same answer, half of which are
-    memorised; the restricted loss then falls without a clock.
+    The key frequencies are those whose `logit_coefficients` are at least `KEY`. A model that memorises has hardly any:
+    its restricted loss is about log p, its excluded loss the training loss. Two other sets are counted beside them.
+
+    - The frequencies that neurons prefer: at least `TUNED_PART` of those of the last MLP, at the answer's position,
+      are tuned to them. A neuron may be tuned to k and contribute to the logits at 2k, which such a set leaves out.
+    - The fewest frequencies that hold 90 % of the embedding's power. While a model memorises these are nearly all. Z_K
+      of nearly all frequencies is little else than the mean over the pairs with the same answer, half of which are
+      memorised, and its restricted loss falls without a clock.
 
     Returns:
       `key`, the mask; `share`, the embedding's `spectrum`; `neurons`, as by `tuned_neurons`; `logit_coefficients`:
       (k,) each. And numbers:
       `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the other cycle;
-      `key_frequencies` and `embedding_frequencies`, how many are key and hold 90 % of the power; `tuned`, the part of
-      the neurons that are tuned to any; `logit_share`, the sum of the squared `logit_coefficients` of key frequencies;
+      `key_frequencies`, `neuron_frequencies` and `embedding_frequencies`, how many the three sets have; `logit_share`, the sum of the squared `logit_coefficients` of key frequencies;
       `logit_scale`, the root mean square of the logits less each pair's mean; `effective_rank`; `norm_GROUP`.
 
     Raises:
@@ -249,9 +252,9 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
     logits_ijv, neurons_ijf = tables(task, params, cycle)
     embedding_vd = params["token"]
     share_k, neurons_k = spectrum(embedding_vd[cycle.numbers]), tuned_neurons(neurons_ijf)
-    key_k = neurons_k >= KEY if key_k is None else key_k
-    train = jnp.zeros(task.pairs, logits_ijv.dtype).at[data["train"]].set(1)
     coefficients_k = logit_coefficients(logits_ijv, cycle)
+    key_k = coefficients_k >= KEY if key_k is None else key_k
+    train = jnp.zeros(task.pairs, logits_ijv.dtype).at[data["train"]].set(1)
     centred_ijv = logits_ijv - logits_ijv.mean(axis=2, keepdims=True)
     return {
         "key": key_k,
@@ -263,8 +266,8 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
         "gini": gini(share_k),
         "gini_control": gini(spectrum(embedding_vd[control.numbers])),
         "key_frequencies": key_k.sum(),
+        "neuron_frequencies": jnp.sum(neurons_k >= TUNED_PART),
         "embedding_frequencies": fewest(share_k).sum(),
-        "tuned": neurons_k.sum(),
         "logit_share": jnp.sum(jnp.where(key_k, coefficients_k**2, 0)),
         "logit_scale": jnp.sqrt(jnp.mean(centred_ijv**2)),
         "effective_rank": effective_rank(embedding_vd[cycle.numbers]),
@@ -272,10 +275,11 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
 
 
 def columns(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
-    """The measures that are numbers, and `share_k` and `neurons_k` for each frequency k."""
+    """The measures that are numbers, and for each frequency k its `share_k` and its logit coefficient `logit_k`."""
     found = measure(task, params, data)
-    vectors = {f"{name}_{k}": value for name in ("share", "neurons") for k, value in enumerate(found[name], 1)}
-    return {name: value for name, value in found.items() if value.ndim == 0} | vectors
+    shares = {f"share_{k}": value for k, value in enumerate(found["share"], 1)}
+    logits = {f"logit_{k}": value for k, value in enumerate(found["logit_coefficients"], 1)}
+    return {name: value for name, value in found.items() if value.ndim == 0} | shares | logits
 
 
 def picture(rows: Sequence[Row], title: str) -> Figure:
@@ -289,7 +293,7 @@ def picture(rows: Sequence[Row], title: str) -> Figure:
     by_share = sorted(
         range(1, 1 + sum(name.startswith("circuit_share_") for name in last)), key=lambda k: -last[f"circuit_share_{k}"]
     )
-    keys = [k for k in by_share if last[f"circuit_neurons_{k}"] >= KEY]
+    keys = [k for k in by_share if last[f"circuit_logit_{k}"] >= KEY]
     colour = {k: colormaps["viridis"](0.9 * i / max(1, len(keys) - 1)) for i, k in enumerate(keys)}
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -347,7 +351,7 @@ def circles(points: np.ndarray, titles: Sequence[str], k: int) -> Figure:
     figure.suptitle(f"The numbers' embeddings on the circle of frequency {k}", fontsize="medium")
     for axes, xy, title in zip(np.ravel(figure.subplots(1, len(points))), points, titles, strict=True):
         axes.plot(*xy[[*order, order[0]]].T, color="grey", linewidth=0.4, alpha=0.6)
-        axes.scatter(*xy.T, c=angle, cmap="twilight", s=14, zorder=2)
+        axes.scatter(*xy.T, c=angle, cmap="twilight", s=18, edgecolors="grey", linewidths=0.3, zorder=2)
         axes.set_title(title, fontsize="small")
         axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
     return figure

@@ -88,6 +88,7 @@ def test_a_clock_has_its_frequencies_and_nothing_else(p, operation, x64):
 
     coefficients = circuits.logit_coefficients(jnp.array(logits), cycle)
     np.testing.assert_allclose(coefficients, mask / len(keys) ** 0.5, atol=1e-12)
+    np.testing.assert_array_equal(coefficients >= circuits.KEY, mask)
     # The clock of the other direction is none of this one.
     other = cycle._replace(sign=-cycle.sign)
     assert circuits.restricted_loss(jnp.array(logits), other, jnp.array(mask)) > 0.9 * math.log(n)
@@ -316,7 +317,7 @@ def test_a_run_records_and_draws_its_circuit(tmp_path):
     frame = pd.read_csv(tmp_path / "run" / "metrics.csv")
     columns = [name for name in frame if name.startswith("circuit_")]
     measured = frame[frame["circuit_gini"].notna()]
-    assert {"circuit_restricted_loss", "circuit_share_2", "circuit_neurons_2", "circuit_norm_mlp"} <= {*columns}
+    assert {"circuit_restricted_loss", "circuit_share_2", "circuit_logit_2", "circuit_norm_mlp"} <= {*columns}
     assert "circuit_share_3" not in columns  # 4 elements have the frequencies 1 and 2
     assert frame["step"].tolist() == list(range(2, 26, 2))
     assert measured["step"].tolist() == [2, 12, 22]
@@ -326,22 +327,12 @@ def test_a_run_records_and_draws_its_circuit(tmp_path):
 
 
 def test_a_model_with_and_one_without_a_clock_are_drawn():
-    names = (
-        "restricted_loss",
-        "excluded_loss",
-        "gini",
-        *(f"{kind}_{k}" for kind in ("share", "neurons") for k in (1, 2)),
-    )
-    for neurons in (0.0, 0.5):
-        row = {f"circuit_{name}": neurons if name == "neurons_2" else 0.4 for name in names} | {
-            "circuit_neurons_1": 0.0
-        }
-        rows = [
-            {"step": 10.0 * i, "train_accuracy": 0.5, "val_accuracy": 0.1} | (row if i != 2 else {}) for i in (1, 2, 3)
-        ]
-        *_, spectrum = circuits.picture(rows, "a run").axes
-        assert ("key: 2" if neurons else "none is key") in spectrum.get_xlabel()
-        assert "at step 30" in spectrum.get_xlabel()
+    names = ("restricted_loss", "excluded_loss", "gini", "share_1", "share_2", "logit_1")
+    for coefficient, keys in ((0.0, "none is key"), (0.5, "key: 2")):
+        measured = {f"circuit_{name}": 0.04 for name in names} | {"circuit_logit_2": coefficient}
+        plain = [{"step": 10.0 * i, "train_accuracy": 0.5, "val_accuracy": 0.1} for i in (1, 2, 3)]
+        *_, spectrum = circuits.picture([plain[0] | measured, plain[1], plain[2] | measured], "a run").axes
+        assert spectrum.get_xlabel() == f"frequencies by share at step 30; {keys}"
 
 
 SIZE = Measure(
@@ -422,6 +413,8 @@ def test_steps_of_the_study_by_hand():
     run = result([4, 5])
     assert (study.clock_step(run), study.gini_step(run)) == (100, 100)
     assert math.isnan(study.clock_step(run | {"restricted_loss": [4.6, 4.6, 4.6, 2.4]}))
+    assert study.fit_step(run) == 75
+    assert math.isnan(study.fit_step(run | {"first_step_train": None}))
     assert study.in_quotient(run).sum() == 32  # 96 has 32 units, in pairs of k and 96 - k
     assert not study.in_quotient(run)[[0, 4, 46]].any()
     assert not study.in_quotient(result([1], operation="addition")).any()

@@ -77,7 +77,7 @@ def follow(config: Config, after: int, bar: tqdm.tqdm) -> dict[str, Any]:
             break
     last, measure = int(rows[-1]["step"]), jax.jit(circuits.measure, static_argnums=0)
     none = jnp.zeros((task.p - 1) // 2, bool)
-    key_k = jnp.array(measure(task, snapshots[last], own, none)["neurons"] >= circuits.KEY)
+    key_k = measure(task, snapshots[last], own, none)["logit_coefficients"] >= circuits.KEY
     found = {step: jax.device_get(measure(task, params, own, key_k)) for step, params in snapshots.items()}
     numbers = jax.jit(sketch, static_argnums=0)(task, snapshots[last], own["val"])
     result = {
@@ -85,7 +85,8 @@ def follow(config: Config, after: int, bar: tqdm.tqdm) -> dict[str, Any]:
         "first_step": first,  # null: not reached
         "first_step_train": next((int(row["step"]) for row in rows if row["train_accuracy"] >= THRESHOLD), None),
         "val_accuracy": round(rows[-1]["val_accuracy"], 4),
-        "key": [k for k, is_key in enumerate(key_k.tolist(), 1) if is_key],
+        "key": (1 + np.flatnonzero(key_k)).tolist(),
+        "neurons": (1 + np.flatnonzero(found[last]["neurons"] >= circuits.TUNED_PART)).tolist(),  # what they prefer
         "share": found[last]["share"].round(4).tolist(),
         "gini_control": round(float(found[last]["gini_control"]), 3),
         "logit_coefficients": found[last]["logit_coefficients"].round(3).tolist(),
@@ -181,6 +182,11 @@ def grouped(runs: Iterable[Run], field: str) -> dict[str, list[Run]]:
     return groups
 
 
+def fit_step(run: Run) -> float:
+    """The first step with 95 % training accuracy, NaN if there is none."""
+    return math.nan if run["first_step_train"] is None else run["first_step_train"]
+
+
 def clock_step(run: Run) -> float:
     """The first measured step at which the restricted loss is below half of log p, NaN if there is none."""
     below = np.array(run["restricted_loss"]) < math.log(run["p"]) / 2
@@ -221,7 +227,7 @@ def spread(values: Iterable[float], form: str) -> str:
 def when(runs: Sequence[Run]) -> str:
     """When the clocks of each method form, in parts of the steps to 95 % validation accuracy."""
     steps = {
-        "training pairs fitted": lambda run: run["first_step_train"],
+        "training pairs fitted": fit_step,
         "clock forms": clock_step,
         "Gini half-way": gini_step,
     }
@@ -345,7 +351,7 @@ def picture(path: Path) -> Figure:
     """When runs of multiplication fit the training pairs, form the clock, and reach 95 %; a line a run."""
     runs = [run for run in reached(load(path)) if run["operation"] == "multiplication"]
     marks = {
-        "training pairs fitted": ("o", "#E69F00", lambda run: run["first_step_train"]),
+        "training pairs fitted": ("o", "#E69F00", fit_step),
         "clock forms": ("D", "#009E73", clock_step),
         "95 % on validation pairs": ("s", "#0072B2", lambda run: run["first_step"]),
     }
