@@ -239,10 +239,10 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
 
     Returns:
       `key`, the mask; `share`, the embedding's `spectrum`; `neurons`, as by `tuned_neurons`; `logit_coefficients`:
-      (k,) each. And numbers:
-      `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the other cycle;
-      `key_frequencies`, `neuron_frequencies` and `embedding_frequencies`, how many the three sets have; `logit_share`, the sum of the squared `logit_coefficients` of key frequencies;
-      `logit_scale`, the root mean square of the logits less each pair's mean; `effective_rank`; `norm_GROUP`.
+      (k,) each. And numbers: `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the
+      other cycle; `key_frequencies`, `neuron_frequencies` and `embedding_frequencies`, how many each of the three sets
+      has; `logit_share`, the sum of the squared `logit_coefficients` of key frequencies; `logit_scale`, the root mean
+      square of the logits less each pair's mean; `effective_rank`; `norm_GROUP`.
 
     Raises:
       UsageError: p is 2, where multiplication has nothing to move on.
