@@ -486,7 +486,7 @@ def test_tables_of_the_study_by_hand():
     assert float(row[6]) == pytest.approx(study.chance([(48, 32, 3), (48, 32, 2)], 3), rel=0.05)
     assert study.quotients([result([1], operation="addition")]) == ""
     row = cells_of(study.common(study.reached([*adamw, *ma])))[1]
-    assert row[:5] == ["`adamw-1`, `ma`", "1", "2.0", "0.2 (0.007)", "0.0"]
+    assert row[:5] == ["`adamw-1`, `ma`", "1", "2.0", "0.2 (0.008)", "0.0"]
     assert row[5:] == ["1.00", "0.67 (0.00)"]
 
 
