@@ -332,7 +332,7 @@ def test_a_model_with_and_one_without_a_clock_are_drawn():
         measured = {f"circuit_{name}": 0.04 for name in names} | {"circuit_logit_2": coefficient}
         plain = [{"step": 10.0 * i, "train_accuracy": 0.5, "val_accuracy": 0.1} for i in (1, 2, 3)]
         *_, spectrum = circuits.picture([plain[0] | measured, plain[1], plain[2] | measured], "a run").axes
-        assert spectrum.get_xlabel() == f"frequencies by share at step 30; {keys}"
+        assert spectrum.get_xlabel() == f"frequencies by share at step 30\n{keys}"
 
 
 SIZE = Measure(
