@@ -50,6 +50,7 @@ def tables(results: Path, pictures: Path, study: Path | None = None) -> dict[str
     plots.save(spectra.responses_picture(), pictures / "responses.png")
     if (clocks := results / "circuits.jsonl").exists():
         plots.save(circuits.circles(clocks), pictures / "circles.png")
+        made["circuits"] += "\n![The embedding on its key circle at three stages](pictures/circles.png)\n"
     return made
 
 

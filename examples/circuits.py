@@ -347,13 +347,13 @@ def circles(points: np.ndarray, titles: Sequence[str], k: int) -> Figure:
     """
     angle = k * np.arange(points.shape[1]) / points.shape[1] % 1
     order = np.argsort(angle, kind="stable")
-    figure = Figure(figsize=(3 * len(points), 3.5), layout="constrained")
+    figure = Figure(figsize=(3 * len(points), 3.9), layout="constrained")
     figure.suptitle(f"The numbers' embeddings on the circle of frequency {k}", fontsize="medium")
     for axes, xy, title in zip(np.ravel(figure.subplots(1, len(points))), points, titles, strict=True):
         axes.plot(*xy[[*order, order[0]]].T, color="grey", linewidth=0.4, alpha=0.6)
         axes.scatter(*xy.T, c=angle, cmap="twilight", s=18, edgecolors="grey", linewidths=0.3, zorder=2)
         axes.set_title(title, fontsize="small")
-        axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
+        axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.2, 2.2), ylim=(-2.2, 2.2))
     return figure
 
 

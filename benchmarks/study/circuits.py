@@ -376,7 +376,9 @@ def circles(path: Path) -> Figure:
     run = next(run for run in reached(load(path)) if run["operation"] == "multiplication" and "circle" in run)
     stages = zip(("start", "memorised", "generalised"), run["circle"]["steps"], run["circle"]["accuracy"], strict=True)
     titles = [
-        f"{name}, step {step:,}\ntraining {train:.0%}, validation {val:.0%}" if step else f"{name}, step 0\n"
+        f"{name}, step {step:,}\ntraining {100 * train:.0f} %, validation {100 * val:.0f} %"
+        if step
+        else f"{name}, step 0\n"
         for name, step, (train, val) in stages
     ]
     return circuits.circles(np.array(run["circle"]["points"]), titles, run["circle"]["k"])
