@@ -123,7 +123,7 @@ def tuning(neurons_ijf: jax.Array) -> jax.Array:
 
     Of frequency k are, in the two-dimensional Fourier transform over i and j, the components (±k, 0), (0, ±k) and
     (±k, ±k): what functions of x's angle, of y's, of their sum and of their difference have at k, and so the products
-    of x's and y's cos and sin, too (the linear and quadratic terms of Nanda et al., section 4.2).
+    of x's and y's cos and sin, too (the linear and quadratic terms of Nanda et al.).
     """
     n = neurons_ijf.shape[0]
     alone = power(neurons_ijf.mean(axis=1)) + power(neurons_ijf.mean(axis=0))
@@ -283,9 +283,9 @@ def columns(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
 
 
 def picture(rows: Sequence[Row], title: str) -> Figure:
-    """A run's accuracy, its losses without and with nothing but the clock, and the spectrum of its embedding.
+    """A run's accuracy, its losses with nothing but the clock and without it, and the spectrum of its embedding.
 
-    Key are the frequencies that are so in the last record with measures; their colours are those of its spectrum.
+    Coloured are the frequencies that are key in the last record with measures, each in one colour throughout.
     """
     measured = [row for row in rows if "circuit_gini" in row]
     steps, last = [row["step"] for row in measured], measured[-1]
