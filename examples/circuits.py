@@ -319,7 +319,7 @@ def picture(rows: Sequence[Row], title: str) -> Figure:
         color=[colour.get(k, "lightgrey") for k in by_share],
     )
     keys_shown = f"key: {', '.join(map(str, keys))}" if keys else "none is key"
-    spectrum.set(xlabel=f"frequencies by share at step {last['step']:,}\n{keys_shown}", xticks=[])
+    spectrum.set(xlabel=f"frequencies by share at step {int(last['step']):,}\n{keys_shown}", xticks=[])
     for axes in (shares, spectrum):
         axes.set(ylabel="share of embedding power (%)")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=None))
