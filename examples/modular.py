@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from . import circuits
 from .fast import answer_logits
 from .harness.batches import Batch, shuffled
 from .harness.cli import main
@@ -247,7 +248,7 @@ PRESETS = {
     "ma+muon": method(controls=("muon",), **MA, **MUON, weight_decay=0.0),
     "ma+muon-1": method(controls=("muon-1",), **MA, **MUON, weight_decay=1.0),
 }
-EXPERIMENT = Experiment("modular", PRESETS, default="ema", thresholds=(0.95,))
+EXPERIMENT = Experiment("modular", PRESETS, default="ema", thresholds=(0.95,), measures={"circuit": circuits.MEASURE})
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -46,8 +46,15 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Config, Output]:
     preset = Annotated[kind, tyro.conf.arg(help="Configuration that the other flags start from; see above.")]
     parts = {part.name: getattr(base, part.name) for part in dataclasses.fields(base)}
     fields = [("preset", preset, name), *((key, type(part), part) for key, part in parts.items())]
+    output = Output
+    if experiment.measures:
+        named = Annotated[
+            Literal[(None, *experiment.measures)],
+            tyro.conf.arg(help="Measure this too, into metrics.csv and a picture of its name."),
+        ]
+        output = dataclasses.make_dataclass("Output", [("measure", named, None)], bases=(Output,), frozen=True)
     parsed = tyro.cli(
-        dataclasses.make_dataclass("command", [*fields, ("output", Output, Output())]),
+        dataclasses.make_dataclass("command", [*fields, ("output", output, output())]),
         prog=f"python -m examples.{experiment.name}",
         description=about(experiment),
         args=argv,

@@ -3,13 +3,17 @@
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax
+from matplotlib.figure import Figure
+
 from .errors import UsageError, require
 from .optimizers import Filtering, Hyper, Optimization, describe
-from .task import Task
+from .records import Row
+from .task import Data, Task
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("in [0, 1)", lambda x: 0 <= x < 1, ("alpha", "beta1", "beta2")),
@@ -105,6 +109,15 @@ def two_by_two(paper: Config, weight_decay: float) -> dict[str, Preset]:
     }
 
 
+class Measure(NamedTuple):
+    """What `--measure NAME` adds to a run: columns NAME_... of its records, and NAME.png drawn from these."""
+
+    # Task, parameters and data to numbers by column; pure, to be jitted.
+    columns: Callable[[Any, Any, Data], dict[str, jax.Array]]
+    picture: Callable[[Sequence[Row], str], Figure]  # of all records and the title
+    every: int  # evaluations from one that is measured, the first of the run, to the next
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """All that the commands know of an experiment; a module that has one as `EXPERIMENT` is a task to all of them."""
@@ -114,6 +127,7 @@ class Experiment:
     default: str  # the preset of a command line without --preset
     thresholds: tuple[float, ...] = ()  # values of the metric whose first crossing is reported
     show: Callable[[Any, Any], str] | None = None  # task and trained parameters to what is printed at the end
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)  # by the name that --measure takes
 
     @property
     def base(self) -> Config:

@@ -34,13 +34,20 @@ def save(figure: Figure, path: Path) -> None:
 def curves(rows: Sequence[Row], title: str) -> Figure:
     """What one run is judged by, on its training and validation examples, over its steps."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = _axes(figure, rows[0], "{}", title)
+    axes = figure.subplots()
+    draw_curves(axes, rows)
+    axes.set_title(title, fontsize="medium", wrap=True)
+    return figure
+
+
+def draw_curves(axes: Axes, rows: Sequence[Row]) -> None:
+    """The lines of `curves`."""
+    _prepare(axes, rows[0], "{}")
     metric, steps = selection_metric(rows[0]), [row["step"] for row in rows]
     for part, label, colour in (("train", "training", ORANGE), ("val", "validation", BLUE)):
         axes.plot(steps, [row[f"{part}_{metric}"] for row in rows], label=label, color=colour)
-    _number(axes, steps)
+    number_steps(axes, steps)
     axes.legend()
-    return figure
 
 
 def bands(
@@ -52,7 +59,9 @@ def bands(
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     first = next(iter(groups.values()))[0][0]
-    axes = _axes(figure, first, "validation {}", title)
+    axes = figure.subplots()
+    _prepare(axes, first, "validation {}")
+    axes.set_title(title, fontsize="medium", wrap=True)
     if between != (0, math.inf):
         axes.set(xscale="linear", yscale="linear", xlim=between)
     metric = selection_metric(first)
@@ -65,12 +74,12 @@ def bands(
         (line,) = axes.plot(steps, np.median(values, axis=0), label=label)
         axes.fill_between(steps, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2)
         if axes.get_xscale() == "log":
-            _number(axes, steps)
+            number_steps(axes, steps)
     axes.legend()
     return figure
 
 
-def _number(axes: Axes, steps: Sequence[float] | np.ndarray) -> None:
+def number_steps(axes: Axes, steps: Sequence[float] | np.ndarray) -> None:
     """Number a logarithmic axis of steps, more densely where it is short."""
     number_steps(axes, (1, 2, 5) if max(steps) < 150 * min(steps) else (1,))
 
@@ -82,9 +91,8 @@ def number_steps(axes: Axes, subs: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
-    """Axes for metrics over steps: accuracies from 0 to 100 %, losses on a logarithmic scale."""
-    axes = figure.subplots()
+def _prepare(axes: Axes, row: Row, ylabel: str) -> None:
+    """Prepare axes for metrics over steps: accuracies from 0 to 100 %, losses on a logarithmic scale."""
     metric = selection_metric(row)
     if metric == "accuracy":
         axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 1.01))
@@ -93,9 +101,7 @@ def _axes(figure: Figure, row: Row, ylabel: str, title: str) -> Axes:
         axes.set(ylabel=ylabel.format("loss"), yscale="log")
         axes.yaxis.set_minor_formatter(LogFormatter())
     axes.set(xlabel="optimizer steps", xscale="log")
-    axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
-    return axes
 
 
 def heat_map(table: pd.DataFrame, title: str, form: str) -> Figure:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .task import Metric
 
-Row = Mapping[str, float]
+Row = Mapping[str, float]  # of one run, the first has all names; others may lack what is measured less often
 
 
 def to_row(step: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -104,7 +104,7 @@ class RunFolder:
 
     def append(self, row: Row) -> None:
         """Add a record to metrics.csv."""
-        text = to_csv([row], header=not self.rows)
+        text = to_csv([row], like=self.rows[0] if self.rows else None)
         if is_primary_process():
             with self.writing("metrics.csv"), self._metrics.open("a") as file:
                 file.write(text)
@@ -155,9 +155,14 @@ class RunFolder:
         return ocp.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
 
 
-def to_csv(rows: Sequence[Row], header: bool = True) -> str:
-    """Records as lines of a table; each number is the shortest decimal that reads back as the same."""
-    lines = [rows[0].keys()] * header + [row.values() for row in rows]
+def to_csv(rows: Sequence[Row], like: Row | None = None) -> str:
+    """Records as lines of a table, with empty cells for what a record lacks of the first one's numbers.
+
+    Each number is the shortest decimal that reads back as the same. `like` is the first record of a table that has
+    its header already.
+    """
+    header = list(like or rows[0])
+    lines = [header] * (like is None) + [[row.get(name, "") for name in header] for row in rows]
     return "".join(",".join(map(str, line)) + "\n" for line in lines)
 
 

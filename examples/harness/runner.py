@@ -11,13 +11,14 @@ from types import FrameType
 
 import jax
 import tqdm
+import tyro
 
 from . import loggers
 from .config import Config, Experiment, title
 from .errors import RunInterruptedError, UsageError, UserError, require
 from .loop import evaluations
 from .processes import in_any_process, is_primary_process
-from .records import Row, best, format_metric, selection_metric, step_reached
+from .records import Row, best, format_metric, selection_metric, step_reached, to_row
 from .run_folder import RunFolder, fingerprint
 from .sweep import reached
 from .train import check_memory, keep_compiled, program
@@ -41,6 +42,8 @@ class Output:
     """Log to Weights & Biases too (extra "wandb"; WANDB_MODE=offline needs no account)."""
     compilation_cache: bool = True
     """Keep the compiled program in the user's cache, for a faster start the next time."""
+    measure: tyro.conf.Fixed[tyro.conf.Suppress[str | None]] = None
+    """A name of the experiment's measures, which its command line has as a flag if there are any."""
 
     def __post_init__(self) -> None:
         """Validate the flags."""
@@ -59,7 +62,8 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
     check_memory(compiled, config.hyper, key)
     data = compiled.draw(key)
     folder = open_folder(experiment, config, output, fingerprint(data))
-    run = config.run
+    run, name = config.run, output.measure if output.resume is None else folder.config.get("measure")
+    measure = None if name is None else experiment.measures[name]
 
     def finished() -> bool:
         return reached(config, folder.rows) or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
@@ -68,9 +72,10 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
         # An earlier error is the one to report.
         from . import plots  # Matplotlib takes a second to import, which the first step need not wait for
 
-        with folder.writing("curves.png") if kind is None else contextlib.suppress(OSError):
-            if folder.rows and is_primary_process():
-                plots.save(plots.curves(folder.rows, title(experiment.name, config)), folder.path / "curves.png")
+        pictures = {"curves": plots.curves} | ({} if measure is None else {name: measure.picture})
+        for what, picture in pictures.items() if folder.rows and is_primary_process() else ():
+            with folder.writing(f"{what}.png") if kind is None else contextlib.suppress(OSError):
+                plots.save(picture(folder.rows, title(experiment.name, config)), folder.path / f"{what}.png")
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
@@ -96,6 +101,10 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
                     f"the loss is no longer finite at step {diverged_at:,}; the records before it are in "
                     f"{folder.path}. Try a smaller --lr or --lamb."
                 )
+            if measure is not None and len(folder.rows) % measure.every == 0:
+                columns = jax.jit(measure.columns, static_argnums=0)  # the same function again, compiled once
+                found = jax.device_get(columns(config.task, state.params, {**data[0], **data[1]}))
+                row = {**row, **to_row(evaluation.step, {f"{name}_{column}": x for column, x in found.items()})}
             folder.append(row)
             for log in logs:
                 log(row)
@@ -123,8 +132,14 @@ def open_folder(experiment: Experiment, config: Config, output: Output, data: st
     """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
     if output.resume is None:
         path = output.out or new_path(experiment, config)
-        return RunFolder.create(path, {"experiment": experiment.name, **config.flat(), "data": data})
+        about = {"experiment": experiment.name, **config.flat(), "measure": output.measure, "data": data}
+        return RunFolder.create(path, about)
     folder = RunFolder.open(output.resume)
+    if output.measure not in (None, folder.config.get("measure")):
+        raise UsageError(
+            f"--measure is {folder.config.get('measure')} in the run in {output.resume} and must stay so, got "
+            f"{output.measure}; start a new run for it"
+        )
     if folder.config.get("data", data) != data:
         raise UsageError(
             f"the data are not those that the run in {output.resume} was started with; "
