@@ -15,7 +15,7 @@ from benchmarks import report, run_command, switch_on
 from benchmarks.cost import step_cost, tasks, throughput, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
 from benchmarks.study import __main__ as study
-from benchmarks.study import spectra, trajectories
+from benchmarks.study import region, spectra, trajectories
 from examples import mnist, modular
 from examples.harness import train
 from examples.harness.errors import UserError
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("lenient")
 
 
 @pytest.mark.parametrize(
-    "module", [report, switch_on, step_cost, tasks, throughput, vs_torch, study, spectra, trajectories]
+    "module", [report, switch_on, step_cost, tasks, throughput, vs_torch, study, region, spectra, trajectories]
 )
 def test_a_command_explains_all_its_flags(module, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["", "--help"])
