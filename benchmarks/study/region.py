@@ -34,9 +34,9 @@ OUT = RESULTS / "region.jsonl"
 SEEDS = 32  # the best pair is chosen with the first half, and reported with the other
 CAP = 4_000
 ENOUGH = 0.9  # share of the seeds that must reach the threshold for a pair to work
-GRIDS = {  # by optimizer, wide enough to hold the regions of all its methods: learning rates, weight decays
+GRIDS = {  # by optimizer: learning rates, weight decays; AdamW's are wide enough to hold the regions of its methods
     "adamw": ((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
-    "muon": ((0.01, 0.03, 0.1, 0.3, 1.0), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+    "muon": ((0.01, 0.03, 0.1, 0.3), (0.01, 0.03, 0.1, 0.3)),
 }
 # By optimizer: the method without a filter, then what is compared with it, as the pictures call them
 METHODS = {
