@@ -48,7 +48,7 @@ METHODS = {
     },
     "muon": {"muon": "Muon, no filter", "ema+muon": "EMA before Muon", "ma+muon": "MA before Muon"},
 }
-NAMES = [name for names in METHODS.values() for name in names]
+TITLES = {name: title for names in METHODS.values() for name, title in names.items()}
 
 
 def grid(method: str) -> dict[tuple[float, float], Config]:
@@ -63,14 +63,14 @@ def first_step(rows: Sequence[Row], part: str) -> int | None:
     return step_reached([{"step": row["step"], "val_accuracy": row[f"{part}_accuracy"]} for row in rows], THRESHOLD)
 
 
-def main(methods: tuple[str, ...] = tuple(NAMES), out: Path = OUT) -> None:
+def main(methods: tuple[str, ...] = tuple(TITLES), out: Path = OUT) -> None:
     """Train what is missing of the grids of some methods, the seeds of a pair at once in one vmapped program.
 
     Args:
       methods: Presets of examples.parity, of those that the study has a grid for.
       out: File for the results, a line a pair. Its cell is that of seed 0; its lists have a place for each seed.
     """
-    check_among("--methods", methods, NAMES)
+    check_among("--methods", methods, TITLES)
     out.parent.mkdir(parents=True, exist_ok=True)
     known = {as_cell(line.result["cell"]) for line in read(out, PARITY)}
     todo = [c for name in methods for c in grid(name).values() if as_cell(differences(c, PARITY)) not in known]
@@ -88,7 +88,7 @@ def load(path: Path, name: str = "first_step") -> dict[str, pd.DataFrame]:
     """For each method whose grid is whole, steps to 95 % by pair and seed, infinite for a run that fails."""
     stored = {as_cell(line.result["cell"]): line.result for line in read(path, PARITY)}
     found = {}
-    for method in NAMES:
+    for method in TITLES:
         results = {pair: stored.get(as_cell(differences(one, PARITY))) for pair, one in grid(method).items()}
         if all(results.values()):
             frame = pd.DataFrame({pair: result[name] for pair, result in results.items() if result}).T
@@ -183,37 +183,37 @@ def table(path: Path) -> str:
 def picture(path: Path) -> Figure:
     """A map for each method over rate and decay: what share of the seeds reaches 95 %; pairs that work are outlined."""
     taken, fitted = load(path), load(path, "first_step_train")
-    columns = max(len(names) for names in METHODS.values())
-    figure = Figure(figsize=(2.6 * columns, 3 * len(METHODS) + 0.8), layout="constrained")
-    for i, names in enumerate(METHODS.values()):
-        for j, (name, title) in enumerate(names.items(), 1):
-            if name in taken:
-                axes = figure.add_subplot(len(METHODS), columns, i * columns + j)
-                heat_map(axes, taken[name], fitted[name])
-                axes.set_title(title, fontsize="medium")
+    shown = [found for names in METHODS.values() if (found := [name for name in names if name in taken])]
+    columns = max(map(len, shown), default=1)
+    figure = Figure(figsize=(2.6 * columns, 3 * len(shown) + 0.8), layout="constrained")
+    for i, names in enumerate(shown):
+        for j, name in enumerate(names, 1):
+            axes = figure.add_subplot(len(shown), columns, i * columns + j)
+            heat_map(axes, taken[name], fitted[name])
+            axes.set_title(TITLES[name], fontsize="medium")
     figure.supxlabel("learning rate", fontsize="medium")
     figure.supylabel("weight decay", fontsize="medium")
     figure.suptitle(
-        "A filter moves the region that works; it hardly widens it\n"
-        "seeds that reach 95 % (%); outlined: at least 90 %; crosses: most do not even fit their training points",
+        "A longer memory within AdamW works at more rates and decays than a filter before it\n"
+        "% of seeds that reach 95 %; outlined: 90 % or more; crosses: most do not even fit their training points",
         fontsize="medium",
     )
     return figure
 
 
 def heat_map(axes: Axes, taken: pd.DataFrame, fitted: pd.DataFrame) -> None:
-    """The map of a method: a number for every pair, or a cross where most seeds fit not even their training points."""
+    """The map of a method: a number for every pair, or a cross where no seed reaches 95 % and most do not even fit."""
     reach, fit = (np.isfinite(one).mean(axis=1).unstack("lr").iloc[::-1] for one in (taken, fitted))
     axes.imshow(reach, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (y, x), share in np.ndenumerate(reach):
         colour = "black" if share > 0.5 else "white"
-        if max(share, fit.iloc[y, x]) < 0.5:
+        if share == 0 and fit.iloc[y, x] < 0.5:
             axes.plot(x, y, "x", color=colour, markersize=5)
         else:
             axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize="small", color=colour)
         if share >= ENOUGH:
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2))
-    axes.set_xticks(range(reach.shape[1]), [f"{rate:g}" for rate in reach.columns], fontsize="small")
+    axes.set_xticks(range(reach.shape[1]), [f"{rate:g}" for rate in reach.columns], fontsize="small", rotation=45)
     axes.set_yticks(range(reach.shape[0]), [f"{decay:g}" for decay in reach.index], fontsize="small")
 
 
