@@ -101,7 +101,7 @@ def method(about: str = "", *, controls: tuple[str, ...] = (), **changes: Any) -
 
 EMA: dict[str, Any] = {"filter": "ema", "start": "debiased"}
 MA: dict[str, Any] = {"filter": "ma", "lamb": 5.0}
-MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.03}
+MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.03, "weight_decay": 0.1}
 
 PRESETS = {
     "adamw": method("No filter: fits its training points and generalises to no others"),
