@@ -15,8 +15,8 @@ from examples.harness.errors import UserError
 
 from . import paper
 from .cost import step_cost, tasks, throughput, vs_torch
+from .study import board, circuits, memory, region, spectra, trajectories
 from .study import pictures as study_pictures
-from .study import spectra, trajectories
 from .study import tables as study_tables
 from .study.statistics import Results
 
@@ -76,6 +76,28 @@ PAGES = {
         f"python -m benchmarks.study early {SEEDS}",
         f"[What it says](../results/settings.md).\n\n{study_tables.COLUMNS}",
     ),
+    "board": Page(
+        "The board: which optimizer takes the fewest steps",
+        "python -m benchmarks.study.board",
+        "The rules are those of `benchmarks/study/board.py`. [What it says](../results/memory.md). Sixteen seeds "
+        "first, with a two-sided sign test; then the best with 64 seeds; then other tasks.",
+    ),
+    "memory": Page(
+        "Kernels of the memory of gradients",
+        "python -m benchmarks.study.memory",
+        "[What it says](../results/memory.md). First, how much of the variance of the logarithm of the steps the "
+        "learning rate explains, and the rate with the mean age, over kernels that share their age. Then every kernel "
+        "at its best rate.",
+    ),
+    "circuits": Page(
+        "The clocks that models learn",
+        "python -m benchmarks.study.circuits",
+        "[What it says](../results/clocks.md), and [what a clock is](../clock.md). The first table gives steps as "
+        "parts of those to 95 % validation accuracy. A clock forms when the restricted loss falls below half of log p. The "
+        "third has multiplication and division alone. There, a frequency that has a divisor in common with 96 tells "
+        "apart the elements of a quotient alone. The fourth has means over pairs of runs. p is the probability of as "
+        "many key frequencies in common, or more, by chance. Runs from other starts are the control.",
+    ),
     "step_cost": Page(
         "Time of one update",
         "python -m benchmarks.cost.step_cost --memory 14",
@@ -107,6 +129,9 @@ def tables(results: Path, study: Path) -> dict[str, str]:
         made[name] = table(json.loads(path.read_text())) if path.exists() else missing
     runs = Results.load(study)
     made |= study_tables.tables(runs) | paper.tables(results, runs)
+    made["board"] = board.table(results / "board.jsonl", runs)
+    for name, module in (("memory", memory), ("region", region), ("circuits", circuits)):
+        made[name] = module.table(results / f"{name}.jsonl")
     made["trajectories"] = trajectories.table(results / "trajectories.jsonl")
     made["spectra"] = spectra.table(results / "spectra.jsonl")
     return made

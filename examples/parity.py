@@ -101,12 +101,12 @@ def method(about: str = "", *, controls: tuple[str, ...] = (), **changes: Any) -
 
 EMA: dict[str, Any] = {"filter": "ema", "start": "debiased"}
 MA: dict[str, Any] = {"filter": "ma", "lamb": 5.0}
-MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.03}
+MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.03, "weight_decay": 0.1}
 
 PRESETS = {
     "adamw": method("No filter: fits its training points and generalises to no others"),
     "adamw-tuned": method("No filter at a tuned learning rate", lr=0.03),
-    "adamw-b1-0.98": method("A memory as long as the filters', within AdamW", beta1=0.98),
+    "adamw-b1-0.98": method("A memory as long as the EMA's, within AdamW", beta1=0.98),
     "ema+adamw": method("The EMA, debiased", controls=("adamw", "adamw-b1-0.98"), **EMA),
     "ma+adamw": method("The MA", controls=("adamw", "adamw-b1-0.98"), **MA),
     "muon": method(**MUON),

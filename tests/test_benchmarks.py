@@ -16,7 +16,7 @@ from benchmarks import report, run_command, switch_on
 from benchmarks.cost import step_cost, tasks, throughput, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
 from benchmarks.study import __main__ as study
-from benchmarks.study import circuits, spectra, trajectories
+from benchmarks.study import board, circuits, memory, region, spectra, trajectories
 from examples import mnist, modular
 from examples.harness import train
 from examples.harness.errors import UserError
@@ -27,7 +27,22 @@ pytestmark = pytest.mark.usefixtures("lenient")
 
 
 @pytest.mark.parametrize(
-    "module", [report, switch_on, step_cost, tasks, throughput, vs_torch, study, circuits, spectra, trajectories]
+    "module",
+    [
+        report,
+        switch_on,
+        step_cost,
+        tasks,
+        throughput,
+        vs_torch,
+        study,
+        board,
+        circuits,
+        memory,
+        region,
+        spectra,
+        trajectories,
+    ],
 )
 def test_a_command_explains_all_its_flags(module, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["", "--help"])

@@ -7,7 +7,7 @@ sparse parity. Results are appended, seed after seed; what is there is not train
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +18,13 @@ import pandas as pd
 import scipy.signal
 import tyro
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks import RESULTS, run_command
+from examples.harness.plots import GREY, claim
 from examples.harness.tables import markdown
 from examples.harness.task import Task
 from examples.modular import Modular
@@ -35,6 +38,7 @@ from .tables import MISSING, joined, steps
 
 OUT = RESULTS / "memory.jsonl"
 Tx = optax.GradientTransformation
+Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
 def average(age: float) -> Tx:
@@ -141,7 +145,7 @@ def _make(place: str, shape: str, age: float) -> Callable[..., Tx]:
     return lambda lr, weight_decay: PLACES[place](kernel(shape, age), lr, weight_decay)
 
 
-def frame(path: Path) -> pd.DataFrame:
+def frame(path: Path) -> Frame:
     """The results, a row for each place, kernel, rate and seed."""
     table = contest.frame(path)
     if not len(table):
@@ -150,13 +154,13 @@ def frame(path: Path) -> pd.DataFrame:
     return pd.concat([parts.astype({"age": float}), table], axis=1)
 
 
-def medians(runs: pd.DataFrame) -> pd.DataFrame:
+def medians(runs: Frame) -> Frame:
     """Over seeds, of every task, place, kernel and rate: the median of the steps, failures and seeds."""
     by = runs.groupby(["task", "place", "shape", "age", "lr"], sort=False)["first_step"]
     return by.agg(steps="median", fail=lambda first: int(np.isinf(first).sum()), seeds="size").reset_index()
 
 
-def at_best_rate(cells: pd.DataFrame) -> pd.DataFrame:
+def at_best_rate(cells: Frame) -> Frame:
     """Every kernel in every place at the rate with the fewest steps, and how many of the rates no seed fails at."""
     order = cells.sort_values(["steps", "fail"], kind="stable")
     best = order.groupby(["task", "place", "shape", "age"], sort=False).head(1)
@@ -164,7 +168,7 @@ def at_best_rate(cells: pd.DataFrame) -> pd.DataFrame:
     return best.merge(safe.reset_index(), how="left").fillna({"rates without failure": 0})
 
 
-def explained(cells: pd.DataFrame) -> pd.DataFrame:
+def explained(cells: Frame) -> Frame:
     """How far rate, mean age and shape explain the steps: shares of the variance of their logarithm, by place.
 
     Kernels that have an age in common with another, at rates with which none of these fails in the median.
@@ -210,27 +214,42 @@ def table(path: Path) -> str:
     return joined(explained(cells).to_markdown(index=False) + "\n", markdown(rows))
 
 
+def panels(cells: Frame, title: str) -> tuple[Figure, Iterator[tuple[Axes, str, Frame]]]:
+    """A figure with a panel for each task and place, and for each panel its axes, its task and what it shows."""
+    tasks = [task for task in TASKS if (cells["task"] == task).any()]
+    figure = Figure(figsize=(10, 0.7 + 3.2 * len(tasks)), layout="constrained")
+    claim(figure, title)
+
+    def each() -> Iterator[tuple[Axes, str, Frame]]:
+        for i, (task, place) in enumerate(itertools.product(tasks, PLACES), 1):
+            axes = figure.add_subplot(len(tasks), len(PLACES), i)
+            axes.set_title(f"{TITLES[task]}, {place}", fontsize="large")
+            axes.set_xscale("log")
+            axes.set_yscale("log", nonpositive="mask")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.grid(alpha=0.3)
+            if i % len(PLACES) == 1:
+                axes.set_ylabel("steps to 95 %, median", fontsize="large")
+            yield axes, task, cells[(cells["task"] == task) & (cells["place"] == place)]
+
+    return figure, each()
+
+
 def law_picture(path: Path) -> Figure:
     """Steps over the learning rate, a line for each kernel, coloured by its mean age: do lines of one age coincide?"""
     cells = medians(frame(path))
-    panels = list(itertools.product(cells["task"].unique(), PLACES))
-    figure = Figure(figsize=(9, 3 * math.ceil(len(panels) / 3)), layout="constrained")
     ages = sorted(cells["age"].unique())
     colours = dict(zip(ages, colormaps["viridis"](np.linspace(0, 0.9, len(ages))), strict=True))
-    for i, (task, place) in enumerate(panels, 1):
-        axes = figure.add_subplot(math.ceil(len(panels) / 3), 3, i)
-        some = cells[(cells["task"] == task) & (cells["place"] == place)]
-        cap = TASKS[task][1]
+    figure, drawn = panels(cells, "Kernels of one mean age nearly coincide, whatever their shape")
+    for axes, task, some in drawn:
         for (_, age), line in some.groupby(["shape", "age"], sort=False):
             line = line.sort_values("lr")
-            reached = line["steps"].where(np.isfinite(line["steps"]))
-            axes.plot(line["lr"], reached, "o-", color=colours[age], markersize=3, linewidth=1, alpha=0.8)
+            reached, cap = line["steps"].where(np.isfinite(line["steps"])), TASKS[task][1]
+            axes.plot(line["lr"], reached, "o-", color=colours[age], markersize=4, linewidth=1.5, alpha=0.8)
             axes.plot(line["lr"][reached.isna()], np.full(int(reached.isna().sum()), cap), "x", color=colours[age])
-        axes.set(xscale="log", yscale="log", title=f"{TITLES[task]}, {place}", xlabel="learning rate")
-        axes.set_ylim(top=1.2 * cap)
-        axes.grid(alpha=0.3)
-        if i % 3 == 1:
-            axes.set_ylabel("steps to 95 %\n(x: fails)")
+        axes.set_xlabel("learning rate; x: fails", fontsize="large")
     handles = [Line2D([], [], color=colour, label=f"{age:g}") for age, colour in colours.items()]
     figure.legend(handles=handles, title="mean age", loc="outside right upper", frameon=False)
     return figure
@@ -238,27 +257,20 @@ def law_picture(path: Path) -> Figure:
 
 def age_picture(path: Path) -> Figure:
     """Steps at the best rate over the mean age, a line for each shape."""
-    best = at_best_rate(medians(frame(path)))
-    tasks = [task for task in TASKS if (best["task"] == task).any()]
-    figure = Figure(figsize=(9, 3 * len(tasks)), layout="constrained")
-    for i, (task, place) in enumerate(itertools.product(tasks, PLACES), 1):
-        axes = figure.add_subplot(len(tasks), 3, i)
-        some = best[(best["task"] == task) & (best["place"] == place)]
-        none = some[some["shape"] == NONE[0]]["steps"]
-        if len(none) and np.isfinite(none).all():
-            axes.axhline(float(none.iloc[0]), color="grey", linestyle=":", label="no memory")
-        for shape, marker in zip(SHAPES, "os^vDPX", strict=True):
+    figure, drawn = panels(at_best_rate(medians(frame(path))), "A memory of a few steps is enough, a long one harms")
+    marks = dict(zip(SHAPES, "os^vDPX", strict=True))
+    for axes, _, some in drawn:
+        none = some[(some["shape"] == NONE[0]) & np.isfinite(some["steps"])]["steps"]
+        for value in none:
+            axes.axhline(value, color=GREY, linestyle=":")
+        for i, (shape, mark) in enumerate(marks.items()):
             line = some[some["shape"] == shape].sort_values("age")
-            axes.plot(
-                line["age"], line["steps"].where(np.isfinite(line["steps"])), f"{marker}-", label=shape, alpha=0.8
-            )
-        axes.set(title=f"{TITLES[task]}, {place}", xlabel="mean age (steps)")
-        axes.set_xscale("log")
-        axes.set_yscale("log", nonpositive="mask")
-        axes.grid(alpha=0.3)
-        if i % 3 == 1:
-            axes.set_ylabel("steps to 95 %, best rate")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+            reached = line["steps"].where(np.isfinite(line["steps"]))
+            axes.plot(line["age"], reached, f"{mark}-", color=f"C{i}", alpha=0.8)
+        axes.set_xlabel("mean age (steps)", fontsize="large")
+    handles = [Line2D([], [], color=f"C{i}", marker=mark, label=shape) for i, (shape, mark) in enumerate(marks.items())]
+    handles.append(Line2D([], [], color=GREY, linestyle=":", label="no memory"))
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     return figure
 
 

@@ -149,7 +149,7 @@ def _muon_on_hidden_matrices(c: Optimization, rate: optax.Schedule) -> optax.Gra
         name = jax.tree_util.keystr(path)
         return "hidden" if "blocks" in name and p.ndim == 2 else "head" if "head" in name else "rest"
 
-    def nadamw(factor: float, weight_decay: jax.typing.ArrayLike) -> optax.GradientTransformation:
+    def nadamw(factor: float, weight_decay: float) -> optax.GradientTransformation:
         lr = lambda step: factor * rate(step)
         return optax.adamw(lr, c.beta1, c.beta2, weight_decay=weight_decay, nesterov=True)
 

@@ -81,12 +81,7 @@ def bands(
 
 def number_steps(axes: Axes, steps: Sequence[float] | np.ndarray) -> None:
     """Number a logarithmic axis of steps, more densely where it is short."""
-    number_steps(axes, (1, 2, 5) if max(steps) < 150 * min(steps) else (1,))
-
-
-def number_steps(axes: Axes, subs: Sequence[float]) -> None:
-    """Number a logarithmic axis of steps at `subs` times each power of ten."""
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(steps) < 150 * min(steps) else (1,)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
