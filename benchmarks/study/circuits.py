@@ -341,8 +341,7 @@ def logits_alike(one: Run, other: Run) -> float:
 def clocks_alike(one: Run, other: Run) -> float:
     """The correlation of the parts of two runs' logits that are in a clock's form.
 
-    Σ c c' / sqrt(Σ c² Σ c'²) with the logit coefficients c and c', for the cosines are orthogonal; 0 if all of a model's
-    are 0.
+    Σ c c' / sqrt(Σ c² Σ c'²) with the logit coefficients c and c', for the cosines are orthogonal; 0 if one has none.
     """
     c, c_other = np.array(one["logit_coefficients"]), np.array(other["logit_coefficients"])
     return float(c @ c_other / max(np.sqrt(c @ c * (c_other @ c_other)), 1e-9))
