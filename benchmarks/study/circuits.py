@@ -120,7 +120,7 @@ def circle(task: Modular, snapshots: dict[int, Any], rows: Sequence[Row], key_sh
 
 def main(
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7),
-    methods: tuple[str, ...] = ("adamw-1", "muon-1", "ema", "ma"),
+    methods: tuple[str, ...] = ("adamw-1", "fastest", "ema", "ma"),
     operations: tuple[str, ...] = OPERATIONS,
     cap: int = 5_000,
     after: int = AFTER,
@@ -140,8 +140,8 @@ def main(
     """
     check_among("--operations", operations, OPERATIONS)
     check_flags(methods, cap=cap, after=after)
-    runs = itertools.product(operations, methods, seeds)
-    configs = [Variant(name, {"operation": operation}).run(seed, cap) for operation, name, seed in runs]
+    runs = itertools.product(operations, seeds, methods)
+    configs = [Variant(name, {"operation": operation}).run(seed, cap) for operation, seed, name in runs]
     found = stored(out, "--cap or --after", lambda result: {"after": after, "cell": result["cell"] | budget(cap)})
     done = {as_cell(result["cell"]) for result in found}
     todo = {cell: config for config in configs if (cell := as_cell(differences(config))) not in done}
@@ -341,8 +341,7 @@ def logits_alike(one: Run, other: Run) -> float:
 def clocks_alike(one: Run, other: Run) -> float:
     """The correlation of the parts of two runs' logits that are in a clock's form.
 
-    Σ c c' / sqrt(Σ c² Σ c'²) with the logit coefficients c and c', for the cosines are orthogonal. It is 0 if all of a
-    model's are 0.
+    Σ c c' / sqrt(Σ c² Σ c'²) with the logit coefficients c and c', for the cosines are orthogonal; 0 if one has none.
     """
     c, c_other = np.array(one["logit_coefficients"]), np.array(other["logit_coefficients"])
     return float(c @ c_other / max(np.sqrt(c @ c * (c_other @ c_other)), 1e-9))
