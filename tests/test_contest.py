@@ -225,15 +225,18 @@ def law_results(steps):
             yield result(job, steps(shape, float(age.split()[1]), job.numbers["lr"], job.seed))
 
 
-def test_what_age_explains(tmp_path):
+def test_what_explains_the_steps(tmp_path):
     by_age, by_shape = tmp_path / "age.jsonl", tmp_path / "shape.jsonl"
     append(by_age, *law_results(lambda shape, age, lr, seed: round(10 * age + 1 / lr)), base=None)
-    append(by_shape, *law_results(lambda shape, age, lr, seed: 100 * len(shape)), base=None)
+    weight = lambda shape, age: round(300 - 200 * memory.newest(shape, age))
+    append(by_shape, *law_results(lambda shape, age, lr, seed: weight(shape, age)), base=None)
     row = memory.explained(memory.medians(memory.frame(by_age))).iloc[-1]
-    assert (row["place"], row["rate and mean age"], row["left to the shape"]) == ("in AdamW", "100%", "0%")
-    assert row["rate alone"] != "100%"
+    assert (row["task, place"], row["with mean age"]) == ("sparse parity, in AdamW", "100%")
+    assert row["rate explains"] != "100%"
+    assert row["rank correlation with mean age"] == "1.00"
     row = memory.explained(memory.medians(memory.frame(by_shape))).iloc[-1]
-    assert (row["rate alone"], row["rate and mean age"], row["left to the shape"]) == ("0%", "0%", "100%")
+    assert row["rate explains"] == "0%"
+    assert row["rank correlation with weight of newest"] == "-1.00"
     best = memory.at_best_rate(memory.medians(memory.frame(by_age)))
     assert set(best["lr"]) == {0.008, 0.05}
     assert set(best["rates without failure"]) == {5}
@@ -243,6 +246,14 @@ def test_what_age_explains(tmp_path):
     for figure in (memory.law_picture(by_age), memory.age_picture(by_age)):
         assert len(figure.axes) == 6
     assert memory.table(tmp_path / "none.jsonl") == memory.MISSING
+
+
+@pytest.mark.parametrize(
+    ("shape", "age", "weight"),
+    [("none", 0.0, 1.0), ("EMA", 4.0, 0.2), ("Nesterov EMA", 3.2, 0.36), ("MA", 4.0, 1 / 9), ("triangular", 4.0, 0.04)],
+)
+def test_weight_of_the_newest_gradient(shape, age, weight):
+    assert memory.newest(shape, age) == pytest.approx(weight, rel=1e-5)
 
 
 def test_memory_says_what_it_does_not_know(tmp_path):

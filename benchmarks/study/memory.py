@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pandas as pd
 import scipy.signal
+import scipy.stats
 import tyro
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ from examples.harness.tables import markdown
 from examples.harness.task import Task
 from examples.modular import Modular
 from examples.parity import Parity
-from grokfast_jax import ema, moving_average, parallel, scale_by_filtered_adam, sosfilt
+from grokfast_jax import ema, impulse_response, moving_average, parallel, scale_by_filtered_adam, sosfilt
 
 from . import contest
 from .contest import Chain, Job, train_missing
@@ -169,29 +170,44 @@ def at_best_rate(cells: Frame) -> Frame:
 
 
 def explained(cells: Frame) -> Frame:
-    """How far rate, mean age and shape explain the steps: shares of the variance of their logarithm, by place.
+    """What the steps follow, by place: the rate and the mean age, or how the kernel weighs the newest gradient.
 
-    Kernels that have an age in common with another, at rates with which none of these fails in the median.
+    The first two are shares of the variance of the logarithm of the steps: over kernels that have their age in common
+    with another, at rates with which none of these fails in the median. The others are rank correlations over all
+    kernels at their best rates; a kernel that fails counts as the slowest.
     """
     rows = []
+    best = at_best_rate(cells)
     for (task, place), some in cells[cells["shape"] != NONE[0]].groupby(["task", "place"], sort=False):
         log = np.log(some["steps"].where(np.isfinite(some["steps"])))
         groups = log.groupby([some["age"], some["lr"]])
-        log = log[groups.transform("count") == groups.transform("size")][groups.transform("size") > 1]
+        log = log[(groups.transform("count") == groups.transform("size")) & (groups.transform("size") > 1)]
         used = some.loc[log.index]
-        within = lambda keys, log=log, used=used: (
-            (log - log.groupby([used[key] for key in keys]).transform("mean")) ** 2
-        ).sum()
-        total = ((log - log.mean()) ** 2).sum()
-        if len(log) and total > 0:
-            rate, both = 1 - within(["lr"]) / total, 1 - within(["lr", "age"]) / total
-            shares = {
-                "rate alone": f"{rate:.0%}",
-                "rate and mean age": f"{both:.0%}",
-                "left to the shape": f"{1 - both:.0%}",
-            }
-            rows.append({"task": task, "place": place, "medians": len(log)} | shares)
+
+        def share(keys: Sequence[str], log: Any = log, used: Frame = used) -> str:
+            total = ((log - log.mean()) ** 2).sum()
+            within = ((log - log.groupby([used[key] for key in keys]).transform("mean")) ** 2).sum()
+            return f"{1 - within / total:.0%}" if total > 0 else ""
+
+        kernels = best[(best["task"] == task) & (best["place"] == place)]
+        weights = [newest(*key) for key in zip(kernels["shape"], kernels["age"], strict=True)]
+        rank = {
+            "rank correlation with mean age": rank_correlation(kernels["age"], kernels["steps"]),
+            "rank correlation with weight of newest": rank_correlation(weights, kernels["steps"]),
+        }
+        shares = {"rate explains": share(["lr"]), "with mean age": share(["lr", "age"])}
+        rows.append({"task, place": f"{TITLES[task]}, {place}", "kernels": len(kernels)} | shares | rank)
     return pd.DataFrame(rows)
+
+
+def rank_correlation(values: Any, steps: Any) -> str:
+    """Spearman's rank correlation, of numbers that may be infinite."""
+    return f"{np.corrcoef(scipy.stats.rankdata(values), scipy.stats.rankdata(steps))[0, 1]:.2f}"
+
+
+def newest(shape: str, age: float) -> float:
+    """The weight that a kernel gives the newest gradient."""
+    return float(impulse_response(kernel(shape, age), 1)[0])
 
 
 def table(path: Path) -> str:
@@ -242,7 +258,7 @@ def law_picture(path: Path) -> Figure:
     cells = medians(frame(path))
     ages = sorted(cells["age"].unique())
     colours = dict(zip(ages, colormaps["viridis"](np.linspace(0, 0.9, len(ages))), strict=True))
-    figure, drawn = panels(cells, "Kernels of one mean age nearly coincide, whatever their shape")
+    figure, drawn = panels(cells, "Lines of one colour have one mean age, but they do not coincide")
     for axes, task, some in drawn:
         for (_, age), line in some.groupby(["shape", "age"], sort=False):
             line = line.sort_values("lr")
@@ -257,7 +273,9 @@ def law_picture(path: Path) -> Figure:
 
 def age_picture(path: Path) -> Figure:
     """Steps at the best rate over the mean age, a line for each shape."""
-    figure, drawn = panels(at_best_rate(medians(frame(path))), "A memory of a few steps is enough, a long one harms")
+    figure, drawn = panels(
+        at_best_rate(medians(frame(path))), "At one mean age, the more the newest gradient weighs, the fewer the steps"
+    )
     marks = dict(zip(SHAPES, "os^vDPX", strict=True))
     for axes, _, some in drawn:
         none = some[(some["shape"] == NONE[0]) & np.isfinite(some["steps"])]["steps"]
