@@ -92,11 +92,12 @@ PAGES = {
     "circuits": Page(
         "The clocks that models learn",
         "python -m benchmarks.study.circuits",
-        "[What it says](../results/clocks.md), and [what a clock is](../clock.md). The first table gives steps as "
-        "parts of those to 95 % validation accuracy. A clock forms when the restricted loss falls below half of log p. "
-        "The third has multiplication and division alone. There, a frequency that has a divisor in common with 96 "
-        "tells apart the elements of a quotient alone. The fourth has means over pairs of runs. p is the probability of "
-        "as many key frequencies in common, or more, by chance. Runs from other starts are the control.",
+        "[What it says](../results/clocks.md), and [what a clock is](../clock.md). The first table gives "
+        "steps as parts of those to 95 % validation accuracy. A clock forms when the restricted loss falls "
+        "below half of log p. The third has multiplication and division alone. There, a frequency that has a "
+        "divisor in common with 96 tells apart the elements of a quotient alone. The fourth has means over "
+        "pairs of runs. p is the probability of as many key frequencies in common, or more, by chance. Runs "
+        "from other starts are the control.",
     ),
     "step_cost": Page(
         "Time of one update",
