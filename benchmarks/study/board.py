@@ -306,6 +306,7 @@ def table(path: Path, study: Results) -> str:
         found = board.steps(name, chosen, SEEDS)
         low, high = interval(found)
         followed = [run for run in board.runs(name, chosen, SEEDS) if run and run["evaluations_after"] == AFTER]
+        held = f"{sum(run['of_these_at_threshold'] == AFTER for run in followed)} of {len(followed)}"
         against = compared(board, order[0], name, SEEDS)
         rows.append(
             {
@@ -314,8 +315,8 @@ def table(path: Path, study: Results) -> str:
                 "steps to 95 %, median (95 % interval)": f"{steps(np.median(found), CAP)} ({steps(low, CAP)} to "
                 f"{steps(high, CAP)})",
                 "fail": f"{np.isinf(found).sum()} of {len(found)}",
-                "hold": f"{sum(run['of_these_at_threshold'] == AFTER for run in followed)} of {len(followed)}",
-                "fewer steps than the first, more (p)": ""
+                "hold": held if followed else "",
+                f"against {order[0]}: fewer steps, more (p)": ""
                 if name == order[0]
                 else f"{against['more']}, {against['fewer']} ({against['p']:.2g})",
             }
@@ -347,9 +348,10 @@ def others_table(board: Board, order: Sequence[str]) -> str:
         for changes in OTHERS:
             found = board.steps(name, board.chosen(name), SEEDS_OF_OTHERS, **changes)
             title = ", ".join(str(value) if key == "operation" else f"{key} {value}" for key, value in changes.items())
-            failed = int(np.isinf(found).sum())
-            text = f"{steps(np.median(found), CAP)}" + f", {failed} of {len(found)} fail" * (failed > 0)
-            row[title] = text if len(found) else ""
+            row[title] = ""
+            if len(found):
+                failed = int(np.isinf(found).sum())
+                row[title] = f"{steps(np.median(found), CAP)}" + f", {failed} of {len(found)} fail" * (failed > 0)
         if any(value for key, value in row.items() if key != "entrant"):
             rows.append(row)
     return markdown(rows) if rows else ""
