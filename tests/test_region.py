@@ -63,7 +63,7 @@ def test_a_pair_is_trained_once_and_its_line_has_a_step_for_each_seed(tmp_path, 
     table = region.table(out)
     assert "| `ma+adamw` |" in table
     assert "all fail" in table
-    assert "1 (1 to 1)" in table
+    assert "1 (1 to 1) of 2" in table
     titles = [axes.get_title() for axes in region.picture(out).axes]
     assert titles == ["AdamW, no filter", "MA before AdamW"]
 
@@ -110,10 +110,12 @@ def test_the_best_pair_is_chosen_by_the_first_half_of_the_seeds_and_reported_wit
     )
     assert region.best_pair(taken) == (0.1, 2.0)  # the same median as the first, and a lower mean
     assert region.other_half(taken, (0.1, 2.0)).tolist() == [700, 500, 600, math.inf]
-    table = region.methods_table({"adamw": taken, "ma+adamw": taken})
+    table = region.methods_table({"adamw": taken, "ma+adamw": taken, "muon": taken.iloc[:2], "ema+adamw": taken})
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert cells[2][:4] == ["`adamw`", "0.1, 2", "650 (500 to > 4,000)", "1 of 4"]
-    assert [row[-2] for row in cells[2:]] == ["", "+0 (+0 to +0)"]
+    assert [row[0] for row in cells[2:]] == ["`adamw`", "`ema+adamw`", "`ma+adamw`", "`muon`"]
+    assert [row[-2] for row in cells[2:]] == ["", "+0 (+0 to +0)", "+0 (+0 to +0)", ""]
+    assert [row[-3][-4:] for row in cells[2:]] == ["of 3", "of 3", "of 3", "of 2"]
     assert cells[2][-1] == "83%"
 
 
