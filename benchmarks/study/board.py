@@ -9,10 +9,10 @@ Rules.
    by this rule but for 2,500 steps. The constants within `fastest` come from a longer search, of 60 settings with seeds
    1000 to 1003.
 3. Steps are those to the first validation accuracy of 95 %, evaluated every ten steps; a run that needs more than 1,000
-   fails. Seeds 0 to 15; the best five also seeds 16 to 63. Two entrants are compared seed by seed.
+   fails. Seeds 0 to 15; the best also seeds 16 to 63. Two entrants are compared seed by seed.
 4. Seeds 0 to 3, of the study's methods 0 to 7, are followed for 50 evaluations more. A run holds 95 % if it is at 95 %
    in all of them.
-5. The best three, untouched, with seeds 0 to 7 on the other operations, on p = 113 and with 30 % of the pairs.
+5. The best, untouched, with seeds 0 to 7 on the other operations, on p = 113 and with 30 % of the pairs.
 
 Results are appended; what is there is not trained again. Several processes may share the file; give each its entrants.
 """
@@ -370,7 +370,7 @@ def main(
 
     Args:
       stages: Which of tuning, finals, seeds, more and others, in this order.
-      entrants: Only these; by default all, the best five in stage more, and the best three in stage others.
+      entrants: Only these; by default all, and the best in the stages more and others.
       study: Folder of the study's results.
       out: File for the results.
     """
@@ -378,8 +378,7 @@ def main(
     check_among("--entrants", entrants or tuple(ENTRANTS), ENTRANTS)
     for stage in stages:
         board = Board(out, Results.load(study))
-        few = {"more": 5, "others": 3}
-        names = entrants or (board.best(few[stage]) if stage in few else tuple(ENTRANTS))
+        names = entrants or (board.best(1) if stage in ("more", "others") else tuple(ENTRANTS))
         train_missing(jobs(board, stage, names), out)
     print(table(out, Results.load(study)))
 
