@@ -22,7 +22,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from benchmarks import RESULTS, run_command
 from examples.harness.plots import GREY, claim
@@ -233,7 +233,7 @@ def table(path: Path) -> str:
 def panels(cells: Frame, title: str) -> tuple[Figure, Iterator[tuple[Axes, str, Frame]]]:
     """A figure with a panel for each task and place, and for each panel its axes, its task and what it shows."""
     tasks = [task for task in TASKS if (cells["task"] == task).any()]
-    figure = Figure(figsize=(10, 0.7 + 3.2 * len(tasks)), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 3.2 * len(tasks)), layout="constrained")
     claim(figure, title)
 
     def each() -> Iterator[tuple[Axes, str, Frame]]:
@@ -266,8 +266,10 @@ def law_picture(path: Path) -> Figure:
             axes.plot(line["lr"], reached, "o-", color=colours[age], markersize=4, linewidth=1.5, alpha=0.8)
             axes.plot(line["lr"][reached.isna()], np.full(int(reached.isna().sum()), cap), "x", color=colours[age])
         axes.set_xlabel("learning rate; x: fails", fontsize="large")
+        axes.set_xticks(sorted(some["lr"].unique()), [f"{rate:g}" for rate in sorted(some["lr"].unique())])
+        axes.xaxis.set_minor_locator(NullLocator())
     handles = [Line2D([], [], color=colour, label=f"{age:g}") for age, colour in colours.items()]
-    figure.legend(handles=handles, title="mean age", loc="outside right upper", frameon=False)
+    figure.legend(handles=handles, title="mean age", loc="outside lower center", ncols=len(ages), frameon=False)
     return figure
 
 
@@ -286,9 +288,11 @@ def age_picture(path: Path) -> Figure:
             reached = line["steps"].where(np.isfinite(line["steps"]))
             axes.plot(line["age"], reached, f"{mark}-", color=f"C{i}", alpha=0.8)
         axes.set_xlabel("mean age (steps)", fontsize="large")
+        axes.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
+        axes.xaxis.set_minor_locator(NullLocator())
     handles = [Line2D([], [], color=f"C{i}", marker=mark, label=shape) for i, (shape, mark) in enumerate(marks.items())]
     handles.append(Line2D([], [], color=GREY, linestyle=":", label="no memory"))
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -459,15 +459,14 @@ def board_picture(path: Path, study: Results) -> Figure:
     """Steps to 95 % of every optimizer of the board, the fewest first."""
     found = board.Board(path, study)
     order = found.best(len(board.ENTRANTS))
-    figure, axes = chart(
-        "A short memory takes the fewest steps; no filter before the optimizer does", 8, 1 + 0.32 * len(order)
-    )
+    figure, axes = chart("Muon with a short memory takes the fewest steps", 8, 1 + 0.32 * len(order))
     colour = lambda name: (
         FILTER if name.startswith("Grokfast") else PURPLE if "kernel" in name or name == "fastest" else NO_FILTER
     )
     draw_dots(
         axes, {name: (found.steps(name, found.chosen(name), board.SEEDS), colour(name)) for name in order}, board.CAP
     )
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     label(axes, "steps to 95 % validation accuracy, 16 seeds")
     key(figure, {"a filter before it": FILTER, "a kernel in it": PURPLE, "others": NO_FILTER})
     return figure
