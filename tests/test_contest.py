@@ -197,7 +197,7 @@ def test_board(results_file):
     )
     assert "208 (204 to 211)" in first
     assert "0 of 16" in first
-    assert "8 of 8" in first
+    assert "4 of 4" in first
     assert "1 of 16" in second
     assert "0, 16 (3.1e-05)" in second
     assert text.rstrip().splitlines()[-1].startswith("| Muon, no momentum")

@@ -258,7 +258,7 @@ def law_picture(path: Path) -> Figure:
     cells = medians(frame(path))
     ages = sorted(cells["age"].unique())
     colours = dict(zip(ages, colormaps["viridis"](np.linspace(0, 0.9, len(ages))), strict=True))
-    figure, drawn = panels(cells, "Lines of one colour have one mean age, but they do not coincide")
+    figure, drawn = panels(cells, "Lines of one colour have one mean age; for AdamW they do not coincide")
     for axes, task, some in drawn:
         for (_, age), line in some.groupby(["shape", "age"], sort=False):
             line = line.sort_values("lr")
