@@ -269,7 +269,8 @@ def test_each_preset_is_a_method_with_its_controls():
     assert len(set(configs.values())) == len(configs)
     for name, preset in EXPERIMENT.presets.items():
         filtering, optimization = preset.config.hyper
-        assert (preset.config.run.stop_at, optimization.lr) == (0.95, 1e-3)
+        assert preset.config.run.stop_at == 0.95
+        assert optimization.lr == (0.06 if name == "fastest" else 1e-3)
         assert bool(preset.controls) == (filtering.filter != "none"), name
         controls = [configs[control] for control in preset.controls]
         assert all(control.filtering.filter == "none" for control in controls), name
@@ -282,6 +283,24 @@ def test_each_preset_is_a_method_with_its_controls():
         scale = f.fast + f.lamb if coupled and f.filter == "ema" else 6 if coupled else 1
         assert fairest.optimizer == optimization.optimizer, name
         assert fairest.weight_decay == pytest.approx(optimization.weight_decay / scale, rel=3e-3), name
+
+
+def test_fastest_orthogonalises_the_hidden_matrices_and_steps_less_far_elsewhere(lenient):
+    config = EXPERIMENT.preset("fastest").replace(weight_decay=0.0, lr_warmup=0)
+    params = config.task.init(jax.random.key(0))
+    tx = make_tx(config.hyper)
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    up, down = (updates["blocks"][0][name]["kernel"] for name in ("up", "down"))
+    # 4 times as many outputs as inputs double the steps.
+    assert np.median(np.linalg.svd(up, compute_uv=False)) == pytest.approx(2 * 0.06, rel=0.4)
+    assert np.median(np.linalg.svd(down, compute_uv=False)) == pytest.approx(0.06, rel=0.4)
+    sizes = {
+        name: np.median(np.abs(u)) for name, u in (("token", updates["token"]), ("head", updates["head"]["kernel"]))
+    }
+    first = 0.9 * 0.1 / (1 - 0.9**2) + 1  # of NAdam's first step, over the rate
+    assert sizes["token"] == pytest.approx(first * 0.2 * 0.06, rel=1e-2)
+    assert sizes["head"] == pytest.approx(first * 0.06 * 0.06, rel=1e-2)
 
 
 @pytest.fixture(scope="module")
