@@ -161,7 +161,7 @@ def whole_runs(rows: list[dict[str, Any]]) -> str:
         other = preset if len(in_torch[preset]) else "ema"
         found = (in_torch[other].droplevel("preset") / times.droplevel("preset")).dropna()
         if len(found):
-            of = f"`{preset}`" if other == preset else f"`{preset}`, the {other.upper()} in PyTorch"
+            of = f"`{preset}`" if other == preset else f"`{preset}`, the {str(other).upper()} in PyTorch"
             texts.append(f"{found.median():.1f} ({found.min():.1f} to {found.max():.1f}) times as long as ours ({of})")
     return f"{markdown(shown)}\nPyTorch took {', '.join(texts)}.\n"
 

@@ -5,6 +5,7 @@ is off, in place of AdamW's first moment, and in place of Muon's momentum; each 
 sparse parity. Results are appended, seed after seed; what is there is not trained again.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -205,6 +206,7 @@ def rank_correlation(values: Any, steps: Any) -> str:
     return f"{np.corrcoef(scipy.stats.rankdata(values), scipy.stats.rankdata(steps))[0, 1]:.2f}"
 
 
+@functools.cache
 def newest(shape: str, age: float) -> float:
     """The weight that a kernel gives the newest gradient."""
     return float(impulse_response(kernel(shape, age), 1)[0])
