@@ -6,7 +6,7 @@ Rules.
    rate's warm-up of ten steps. Loss and optimizer are the entrant's.
 2. Every entrant has nine settings, tried with seed 1000 for 500 steps; the best three are tried with seed 1001, too.
    The best of these in the median of both is entered. Neither seed is reported. The study's methods were tuned there,
-   by this rule but for 2,500 steps. The constants within `fastest` come from a longer search, of 60 settings with seeds
+   by this rule but for 2,500 steps. The constants within `fastest` come from a longer search, of 90 settings with seeds
    1000 to 1003.
 3. Steps are those to the first validation accuracy of 95 %, evaluated every ten steps; a run that needs more than 1,000
    fails. Seeds 0 to 15; the best also seeds 16 to 63. Two entrants are compared seed by seed.
