@@ -74,7 +74,7 @@ class Found:
             raise MissingRunError(f"{path} is missing")
         return path
 
-    def told(self, steps: np.ndarray | pd.Series) -> str:
+    def in_words(self, steps: np.ndarray | pd.Series) -> str:
         """Steps of all seeds in words."""
         failed = np.isinf(steps).sum()
         if failed == len(steps):
@@ -139,9 +139,9 @@ def as_published(number: int, method: str, authors: str | None = None, **changes
     def judge(found: Found) -> tuple[str, str]:
         ours = found.steps(method, **changes)
         if not authors:
-            return found.told(ours), yes(near(number, ours))
+            return found.in_words(ours), yes(near(number, ours))
         theirs = found.csv("authors", "steps_to_95")[authors]
-        return f"{found.told(ours)}; the authors' code {found.told(theirs)}", yes(near(number, ours, theirs))
+        return f"{found.in_words(ours)}; the authors' code {found.in_words(theirs)}", yes(near(number, ours, theirs))
 
     return judge
 
@@ -150,7 +150,7 @@ def baseline(found: Found) -> tuple[str, str]:
     """Adam alone, without decay."""
     many, long = found.steps("adam"), found.csv("modular_baseline", "best_val_accuracy")["baseline"]
     steps = found.csv("modular_baseline", "last_step")["baseline"].max()
-    text = f"{found.told(many)}; {100 * long.max():.0f} % at best in {steps:,.0f} ({seeds(long)})"
+    text = f"{found.in_words(many)}; {100 * long.max():.0f} % at best in {steps:,.0f} ({seeds(long)})"
     return text, yes(bool(long.max() >= THRESHOLD))
 
 
@@ -159,7 +159,9 @@ def factor(found: Found) -> tuple[str, str]:
     control = found.steps("adam-0.00167")
     factors = {name.upper(): times_fewer(control, found.steps(name)) for name in ("ma", "ema")}
     text = ", ".join(f"{np.median(values):.1f} ({name})" for name, values in factors.items())
-    return f"{text}; no filter {found.told(control)}", yes(near(50.49, factors["MA"]) and near(43.84, factors["EMA"]))
+    return f"{text}; no filter {found.in_words(control)}", yes(
+        near(50.49, factors["MA"]) and near(43.84, factors["EMA"])
+    )
 
 
 def grid(found: Found) -> tuple[str, str]:
@@ -178,7 +180,7 @@ def two_stages(found: Found) -> tuple[str, str]:
     """The MA amplified from step 500 on."""
     two, one = found.steps("two-stage", weight_decay=0.0), found.steps("ma", weight_decay=0.0)
     fewer = float(np.median(times_fewer(one, two)))
-    return f"{found.told(two)}; {fewer:.2f} times fewer than in one stage", yes(near(1_920, two) and fewer > 1)
+    return f"{found.in_words(two)}; {fewer:.2f} times fewer than in one stage", yes(near(1_920, two) and fewer > 1)
 
 
 def slow_only(found: Found) -> tuple[str, str]:
@@ -187,8 +189,8 @@ def slow_only(found: Found) -> tuple[str, str]:
         steps = found.steps("slow-only", weight_decay=0.0, filter_from=500)
     except MissingRunError:
         steps = found.steps("slow-only", weight_decay=0.0)
-        return f"from step 99 on: {found.told(steps)}", "in part" if np.isinf(steps).all() else "no"
-    return found.told(steps), yes(bool(np.isinf(steps).all()))
+        return f"from step 99 on: {found.in_words(steps)}", "in part" if np.isinf(steps).all() else "no"
+    return found.in_words(steps), yes(bool(np.isinf(steps).all()))
 
 
 def decays(found: Found) -> tuple[str, str]:
@@ -198,9 +200,9 @@ def decays(found: Found) -> tuple[str, str]:
         steps = found.over("decay", method, "weight_decay")
         medians = {decay: float(np.median(of_seeds)) for decay, of_seeds in steps.items()}
         least, fails = best(steps), [decay for decay, median in medians.items() if median == math.inf]
-        told = [" and ".join(f"{decay:g}" for decay in some) or "none" for some in (least, fails)]
+        decays = [" and ".join(f"{decay:g}" for decay in some) or "none" for some in (least, fails)]
         words.append(
-            f"{name}: fewest steps with {told[0]} ({found.number(min(medians.values()))}), fails with {told[1]}"
+            f"{name}: fewest steps with {decays[0]} ({found.number(min(medians.values()))}), fails with {decays[1]}"
         )
         good.append(min(medians.values()) < medians[0.0] and max(fails, default=0.0) > 0.0)
         how_many = seeds(steps[0.0])
@@ -223,7 +225,7 @@ def ema_undecayed(found: Found) -> tuple[str, str]:
     """The EMA without decay, which may need more steps than it was given."""
     steps = found.steps("ema", weight_decay=0.0)
     reaches = bool(np.isfinite(steps).any())
-    return found.told(steps), "yes" if reaches else "no" if found.cap >= BASELINE else "not run"
+    return found.in_words(steps), "yes" if reaches else "no" if found.cap >= BASELINE else "not run"
 
 
 PRESETS = {"neither": "baseline", "both": "paper", "the decay alone": "decay-only"}

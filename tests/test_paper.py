@@ -66,8 +66,8 @@ def test_published_numbers_are_judged_by_hand():
     control = pd.Series({0: 2_000.0, 2: 3_000.0, 1: math.inf, 3: 4_000.0})
     assert list(paper.times_fewer(control, pd.Series(steps))) == [2.0]
     found = paper.Found(Path(), Results([]))
-    assert found.told(steps) == "1,100 (1,000 to > 5,000; 3 seeds, 1 failing)"
-    assert found.told(steps[2:]) == "all fail in 5,000 steps (1 seed)"
+    assert found.in_words(steps) == "1,100 (1,000 to > 5,000; 3 seeds, 1 failing)"
+    assert found.in_words(steps[2:]) == "all fail in 5,000 steps (1 seed)"
     assert paper.best({0.1: np.array([1.0, 9.0]), 0.2: np.array([math.inf, 2.0]), 0.3: np.array([5.0, 5.0])}) == [
         0.1,
         0.3,

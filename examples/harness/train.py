@@ -96,7 +96,7 @@ def advance(
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs in the user's cache, for the next process; where JAX was told to keep them, if it was."""
+    """Keep compiled programs in the user's cache, for the next process; where JAX is configured to, if it is."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         # By machine, for a home directory may be shared by machines with other instruction sets.
         folder = platformdirs.user_cache_path("grokfast_jax") / "compiled" / platform.node()
