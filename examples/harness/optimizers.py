@@ -91,11 +91,7 @@ def make_tx(hyper: Hyper) -> optax.GradientTransformation:
     """The chain of clipping, filter and optimizer."""
     filtering, optimization = hyper
     clip = optax.identity() if optimization.clip_norm is None else optax.clip_by_global_norm(optimization.clip_norm)
-    front = optax.chain(clip, make_filter(filtering))
-    # One long vector: the same numbers, but fewer operations to compile and to start. Muon must see what is a matrix.
-    if optimization.optimizer.startswith("muon"):
-        return optax.chain(optax.flatten(front), make_optimizer(optimization))
-    return optax.flatten(optax.chain(front, make_optimizer(optimization)))
+    return optax.chain(clip, make_filter(filtering), make_optimizer(optimization))
 
 
 def make_filter(c: Filtering) -> optax.GradientTransformation:
