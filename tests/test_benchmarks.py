@@ -136,6 +136,23 @@ def test_matrix_products_are_counted_as_they_are_executed():
         tasks.matmul_flop(endless, x)
 
 
+def test_products_are_listed_with_their_shapes_and_timed_alone(monkeypatch):
+    x, w = jnp.ones((4, 5)), jnp.ones((5, 3))
+    step = lambda w, _: (w + x.T @ (x @ w), None)
+    traced = jax.jit(lambda w: lax.scan(step, jax.jit(lambda w: 2 * w)(w), length=7)).trace(w).jaxpr.jaxpr
+    counts = tasks.products(traced)
+    shapes = {tuple(shape for shape, _ in operands): count for (_, operands), count in counts.items()}
+    assert shapes == {((4, 5), (5, 3)): 7, ((5, 4), (4, 3)): 7}
+    assert tasks.products_seconds(counts, rounds=2) is None  # too small
+    monkeypatch.setattr(tasks, "CALL", 0.0)
+    seconds = tasks.products_seconds(counts, rounds=2)
+    assert seconds is not None
+    assert seconds > 0
+    choice = jax.jit(lambda x: lax.cond(x[0, 0] > 0, lambda x: x @ x.T @ x, jnp.sin, x)).trace(x).jaxpr.jaxpr
+    with pytest.raises(NotImplementedError, match="within cond are executed depends on data"):
+        tasks.products(choice)
+
+
 def test_the_arithmetic_of_mnist_by_hand():
     """Forwards 784-200-200-10, backwards twice that less the gradient of the pixels, and 50 batches per 250 steps."""
     products = [784 * 200, 200 * 200, 200 * 10]

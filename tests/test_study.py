@@ -594,6 +594,18 @@ def test_spectrum_finds_a_sine_and_white_noise():
     assert spectra.slow_share(*spectra.spectrum(np.ones((500, 2)))) > 0.999
 
 
+def test_the_cosine_of_successive_gradients_is_that_of_their_spectrum():
+    steps = np.arange(500)[:, None]
+    wave = spectra.spectrum(np.sin(2 * np.pi * 0.1 * steps + np.arange(3)))
+    assert spectra.successive_cosine(*wave) == pytest.approx(np.cos(0.2 * np.pi), rel=1e-3)
+    noise = np.random.default_rng(0).normal(size=(501, 4000))
+    assert spectra.successive_cosine(*spectra.spectrum(noise[1:])) == pytest.approx(0, abs=0.01)
+    echoed = noise[1:] + 0.5 * noise[:-1]  # correlation 0.5 / (1 + 0.5²)
+    direct = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.pairwise(echoed)])
+    assert spectra.successive_cosine(*spectra.spectrum(echoed)) == pytest.approx(direct, abs=0.01)
+    assert direct == pytest.approx(0.4, abs=0.01)
+
+
 def test_sampling_noise_has_little_slow_power():
     noise = spectra.sampling_noise(signals=64)
     assert noise.shape == (500, 64)
@@ -615,7 +627,7 @@ def test_spectra_are_measured_window_by_window(tmp_path, toys):
         assert sum(window["power"]) == pytest.approx(1, abs=0.01)
         assert window["rms"] > 0
     noise, _, table = spectra.table(out).partition("\n\n")
-    assert re.fullmatch(r"Sampling noise alone has 1\.0\d % of its power below 0.01\.", noise)
+    assert re.fullmatch(r"Sampling noise alone has 1\.0\d % of its power below 0.01, and a cosine of -0\.0\d\.", noise)
     assert [row[:3] for row in cells_of(table)] == [
         [f"`{name}`", "1", steps] for name in ("adam", "ema") for steps in ("0 to 499", "500 to 999")
     ]

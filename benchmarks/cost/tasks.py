@@ -2,17 +2,20 @@
 
 Each task trains its default preset, evaluation included and compilation not. The arithmetic is that of the matrix
 products (two operations per multiplication and addition) that the run executes, counted by a walk through the traced
-program; all else is not counted. The machine's rate is that of one large product in the same process. A task whose data
-cannot be had is left out.
+program; all else is not counted. The machine's rate is that of one large product in the same process. The rate for the
+task's own shapes is that of its products, each timed alone; it is left out where a product is too small to be timed so,
+or where data decide which are executed. A task whose data cannot be had is left out.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +36,10 @@ from .timing import in_turn, in_words, spread, write
 OUT = RESULTS / "tasks.json"
 TASKS = tuple(task_names())
 THREADS = (1, os.cpu_count() or 1)
+CALL = 5e-5  # seconds; a product that takes less is measured with the call in it
 SIDE = 2048  # of the matrices whose product is the machine's rate
+
+Product = tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]  # dimension numbers; shape and dtype of each operand
 
 
 def matmul_flop(function: Any, *args: Any) -> float:
@@ -83,6 +89,35 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], *args: Any) -> tuple[jax.Array, li
     return total, [read(variable) for variable in jaxpr.outvars]
 
 
+def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
+    """How often a program executes each matrix product, told by dimension numbers, shapes and dtypes."""
+    found: Counter[Product] = Counter()
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        inner = params.get("jaxpr", params.get("call_jaxpr"))
+        if name == "dot_general":
+            operands = tuple((variable.aval.shape, str(variable.aval.dtype)) for variable in eqn.invars)
+            found[params["dimension_numbers"], operands] += times
+        elif inner is not None and name != "while":
+            found += products(getattr(inner, "jaxpr", inner), times * (params["length"] if name == "scan" else 1))
+        elif "dot_general" in str(params):
+            raise NotImplementedError(f"how often the matrix products within {name} are executed depends on data")
+    return found
+
+
+def products_seconds(counts: Counter[Product], rounds: int) -> float | None:
+    """Seconds of all these products, each timed alone, by their medians; None if many are too small to be timed."""
+    medians = {}
+    for numbers, shapes in counts:
+        operands = [jax.random.normal(jax.random.key(i), *shape) for i, shape in enumerate(shapes)]
+        jitted = jax.jit(functools.partial(lax.dot_general, dimension_numbers=numbers))
+        call = lambda jitted=jitted, operands=operands: jax.block_until_ready(jitted(*operands))
+        medians[numbers, shapes] = spread(in_turn({"product": call}, rounds)["product"])["median"]
+    total = sum(count * medians[product] for product, count in counts.items())
+    small = sum(count * medians[product] for product, count in counts.items() if medians[product] < CALL)
+    return total if small < 0.1 * total else None
+
+
 def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | None) -> list[dict[str, Any]]:
     """One row for each task, in a process that has so many threads."""
     x = jnp.ones((SIDE, SIDE))
@@ -100,12 +135,17 @@ def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | No
             rows.append({**row, "left_out": str(error).splitlines()[0]})
             continue
         hyper, key, steps = config.hyper, jax.random.key(0), config.task.steps
-        gflop = matmul_flop(compiled.advance, hyper, key, *compiled.draw(key), compiled.init(hyper, key)) / 1e9 / steps
+        args, advance = (hyper, key, *compiled.draw(key), compiled.init(hyper, key)), cast(Any, compiled.advance)
+        gflop = matmul_flop(advance, *args) / 1e9 / steps
         records = evaluations(compiled, hyper, key)
         seconds = in_turn({name: lambda records=records: next(records)}, rounds)[name]
         per_step = spread([value / steps for value in seconds])
         share = gflop / per_step["median"] / rate["median"]
-        rows.append({**row, "gflop": gflop, "seconds": per_step, "gflop_per_second": rate, "share": share})
+        row |= {"gflop": gflop, "seconds": per_step, "gflop_per_second": rate, "share": share}
+        with contextlib.suppress(NotImplementedError):
+            alone = products_seconds(products(advance.trace(*args).jaxpr.jaxpr), rounds)
+            row["share_of_own_shapes"] = alone and alone / steps / per_step["median"]
+        rows.append(row)
     return rows
 
 
@@ -113,11 +153,12 @@ def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     rows = []
     for row in result["rows"]:
-        flop, time, share = "", f"left out: {row.get('left_out')}", ""
+        flop, time, share, own = "", f"left out: {row.get('left_out')}", "", ""
         if "left_out" not in row:
             flop, time = f"{row['gflop']:.3g}", in_words(row["seconds"], ".3g", 1e3)
             share = f"{row['share']:.0%} of {row['gflop_per_second']['median']:.0f} GFLOP/s"
-        texts = {"GFLOP per step": flop, "ms per step": time, "share of the matmul rate": share}
+            own = f"{row['share_of_own_shapes']:.0%}" if row.get("share_of_own_shapes") else ""
+        texts = {"GFLOP per step": flop, "ms per step": time, "share of the matmul rate": share, "for its shapes": own}
         rows.append({"task": row["task"], "threads": row["threads"], **texts})
     return (
         f"{result['device']}; jax {result['versions']['jax']}; {result['rounds']} chunks each, evaluation included; "

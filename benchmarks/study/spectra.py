@@ -94,6 +94,15 @@ def slow_share(f: np.ndarray, power: np.ndarray) -> float:
     return float(power[f < EDGE].sum() / power.sum())
 
 
+def successive_cosine(f: np.ndarray, power: np.ndarray) -> float:
+    """The cosine of the angle between the gradients of successive steps, in the mean weighted by their squared norms.
+
+    Σ P cos 2πf / Σ P over positive and negative frequencies (Wiener and Khinchin): 0 for white noise.
+    """
+    both = np.where((f == 0) | (f == 0.5), power, 2 * power)
+    return float(both @ np.cos(2 * np.pi * f) / both.sum())
+
+
 def sampling_noise(signals: int = 512) -> np.ndarray:
     """Gradients of a window that differ by nothing but which examples are in a batch: (steps, signals).
 
@@ -168,22 +177,26 @@ def load(path: Path) -> dict[str, list[list[dict[str, Any]]]]:
 
 
 def table(path: Path) -> str:
-    """The slow share of the power, window by window, as Markdown."""
-    rows = []
+    """The slow share of the power and the cosine of successive gradients, window by window, as Markdown."""
+    rows, frequencies = [], np.fft.rfftfreq(WINDOW)
     for name, runs in load(path).items():
         for windows in zip(*runs, strict=True):
             first = windows[0]["from_step"]
             row = {"method": f"`{name}`", "seeds": str(len(runs)), "steps": f"{first:,} to {first + WINDOW - 1:,}"}
             power = np.array([100 * window["slow_share"] for window in windows])
             row["power below 0.01 (%)"] = median_and_range(power, ".2g")
+            cosine = np.array([successive_cosine(frequencies, np.array(window["power"])) for window in windows])
+            row["cosine of successive gradients"] = median_and_range(cosine, ".2f")
             for title, part in ACCURACIES.items():
                 accuracy = np.array([100 * window[f"{part}_accuracy"][1] for window in windows])
                 row[title] = median_and_range(accuracy, ".0f")
             rows.append(row)
     if not rows:
         return "Not measured yet.\n"
+    noise = spectrum(sampling_noise())
     noise = (
-        f"Sampling noise alone has {100 * slow_share(*spectrum(sampling_noise())):.2f} % of its power below {EDGE}.\n"
+        f"Sampling noise alone has {100 * slow_share(*noise):.2f} % of its power below {EDGE}, and a cosine of "
+        f"{successive_cosine(*noise):.2f}.\n"
     )
     return f"{noise}\n{markdown(rows)}"
 
