@@ -388,6 +388,25 @@ def test_no_window_makes_a_step_dearer(dtype, lenient):
     assert moved(500) == pytest.approx(moved(5), rel=0.01)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts what XLA's CPU compiler moves")
+def test_a_filter_in_adams_first_moment_moves_what_adam_moves(lenient):
+    """An EMA there is as dear as AdamW, and a sum of the gradient and an EMA as NAdamW; before AdamW an EMA is dearer."""
+
+    def moved(*before_the_rate):
+        tx = optax.chain(*before_the_rate, optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(1e-3))
+        params = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+        step = lambda params, state, grads: optax.apply_updates(params, tx.update(grads, state, params)[0])
+        update = lambda params, state, grads: (step(params, state, grads), tx.update(grads, state, params)[1])
+        lowered = jax.jit(update, donate_argnums=(0, 1)).lower(params, jax.eval_shape(tx.init, params), params)
+        return lowered.compile().cost_analysis()["bytes accessed"]
+
+    kernel = gf.parallel((1.0, optax.identity()), (2.0, gf.ema(0.98)))
+    adam, nadam = moved(optax.scale_by_adam()), moved(optax.scale_by_adam(nesterov=True))
+    assert moved(gf.scale_by_filtered_adam(gf.ema(0.9))) <= 1.01 * adam
+    assert moved(gf.scale_by_filtered_adam(kernel)) <= 1.01 * nadam
+    assert moved(gf.grokfast_ema(), optax.scale_by_adam()) > 1.2 * nadam
+
+
 def test_vmapped_training_slices_the_ring():
     """With `init` inside the vmapped function the position is not batched, so writes to the ring are no scatters."""
     run_all = jax.vmap(lambda g, lamb: run(gf.grokfast_ma(4, lamb), g))
