@@ -1,6 +1,7 @@
 """The board and the memory study: their chains, what is trained again, and what their tables say of made-up results."""
 
 import dataclasses
+import functools
 import inspect
 import math
 
@@ -109,8 +110,9 @@ def test_a_run_is_followed_after_its_first_at_the_threshold():
     }
 
 
+@functools.cache
 def model_params():
-    return TINY.init(jax.random.key(0))
+    return jax.jit(TINY.init)(jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", board.ENTRANTS)
@@ -120,10 +122,10 @@ def test_entrants_are_short_and_have_nine_settings(name):
     numbers = NUMBERS if isinstance(entrant.grid, str) else entrant.settings[4]
     assert isinstance(entrant.grid, str) or len(entrant.settings) == 9
     tx = optax.with_extra_args_support(entrant.make(**numbers))
-    params = model_params()
-    state = tx.init(params)
+    params, update = model_params(), jax.jit(tx.update)
+    updates, state = None, jax.jit(tx.init)(params)
     for _ in range(3):
-        updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+        updates, state = update(jax.tree.map(jnp.cos, params), state, params)
     assert all(jnp.isfinite(u).all() and jnp.any(u != 0) for u in jax.tree.leaves(updates))
 
 
