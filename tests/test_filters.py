@@ -390,7 +390,7 @@ def test_no_window_makes_a_step_dearer(dtype, lenient):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts what XLA's CPU compiler moves")
 def test_a_filter_in_adams_first_moment_moves_what_adam_moves(lenient):
-    """An EMA there is as dear as AdamW, and a sum of the gradient and an EMA as NAdamW; before AdamW an EMA is dearer."""
+    """An EMA there costs what AdamW does, and gradient + EMA what NAdamW does; before AdamW an EMA costs more."""
 
     def moved(*before_the_rate):
         tx = optax.chain(*before_the_rate, optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(1e-3))

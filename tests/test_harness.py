@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from examples.harness import loop, plots
+from examples.harness import loop, optimizers, plots
 from examples.harness.cli import main, parse
 from examples.harness.errors import RunInterruptedError, UsageError, UserError, plain_errors
 from examples.harness.files import commit, write_whole
@@ -395,6 +395,28 @@ def test_clipping_comes_before_the_filter():
     params = jnp.zeros(2)
     _, state = tx.update(jnp.array([30.0, 40.0]), tx.init(params), params)
     np.testing.assert_allclose(optax.tree_utils.tree_get(state, "slow"), [3.0, 4.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "muon-hidden"])
+def test_muon_on_stacked_arrays_is_muon(optimizer, x64, monkeypatch):
+    shapes = {"blocks": [{"w": (3, 4), "b": (4,)}, {"w": (3, 4), "v": (4, 3), "b": (4,)}], "head": {"w": (4, 3)}}
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda node: isinstance(node, tuple))
+
+    def trained():
+        tx, params = make_tx((Filtering("none"), Optimization(optimizer, 0.1, 0.3))), draw(0)
+        state = tx.init(params)
+        for seed in range(1, 5):
+            updates, state = tx.update(draw(seed), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    stacked = jax.jit(trained)()
+    monkeypatch.setattr(optimizers, "stacked_muon", optax.contrib.muon)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), stacked, jax.jit(trained)())
+    jax.tree.map(lambda a, b: np.testing.assert_array_less(1e-4, np.abs(a - b).max()), stacked, draw(0))
 
 
 def test_records_keep_every_bit_of_a_float32():

@@ -120,7 +120,7 @@ def make_optimizer(c: Optimization) -> optax.GradientTransformation:
     b1, b2 = c.beta1, c.beta2
     if c.optimizer == "muon":
         decay = c.weight_decay
-        return optax.contrib.muon(rate, adam_b1=b1, adam_b2=b2, weight_decay=decay, adam_weight_decay=decay)
+        return stacked_muon(rate, adam_b1=b1, adam_b2=b2, weight_decay=decay, adam_weight_decay=decay)
     if c.optimizer == "muon-hidden":
         return _muon_on_hidden_matrices(c, rate)
     scale = {
@@ -133,6 +133,29 @@ def make_optimizer(c: Optimization) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(c.weight_decay)
     decayed = (decay, scale) if c.optimizer == "adam" else (scale, decay)
     return optax.chain(*decayed, optax.scale_by_learning_rate(rate))
+
+
+def stacked_muon(learning_rate: optax.ScalarOrSchedule, **options: Any) -> optax.GradientTransformation:
+    """optax.contrib.muon, with arrays of one shape as one: on a CPU half the time, for fewer and larger products."""
+
+    def stack(tree: Any) -> dict[str, jax.Array]:
+        arrays: dict[str, list[jax.Array]] = {}
+        for leaf in jax.tree.leaves(tree):
+            arrays.setdefault(str(leaf.shape), []).append(leaf)
+        return {shape: jnp.stack(leaves) for shape, leaves in arrays.items()}
+
+    def matrices(stacks: dict[str, Any]) -> dict[str, Any]:  # which optax masks, too
+        dimensions = optax.contrib.MuonDimensionNumbers(1, 2)
+        return {shape: dimensions if getattr(stack, "ndim", 0) == 3 else None for shape, stack in stacks.items()}
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+        stacks, state = tx.update(stack(updates), state, stack(params))
+        arrays = {shape: iter(stack) for shape, stack in stacks.items()}
+        return jax.tree.map(lambda leaf: next(arrays[str(leaf.shape)]), updates), state
+
+    muon: Any = optax.contrib.muon
+    tx = muon(learning_rate, muon_weight_dimension_numbers=matrices, **options)
+    return optax.GradientTransformation(lambda params: tx.init(stack(params)), update)
 
 
 def _muon_on_hidden_matrices(c: Optimization, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -150,7 +173,7 @@ def _muon_on_hidden_matrices(c: Optimization, rate: optax.Schedule) -> optax.Gra
         return optax.adamw(lr, c.beta1, c.beta2, weight_decay=weight_decay, nesterov=True)
 
     memory = parallel((0.2, optax.identity()), (0.8, ema(0.8, start="debiased")))
-    muon = optax.contrib.muon(rate, beta=0.0, ns_steps=8, weight_decay=c.weight_decay)
+    muon = stacked_muon(rate, beta=0.0, ns_steps=8, weight_decay=c.weight_decay)
     groups: dict[Any, optax.GradientTransformation] = {
         "hidden": optax.chain(memory, muon),
         "head": nadamw(0.06, 10 * c.weight_decay),
