@@ -3,8 +3,9 @@
 Each task trains its default preset, evaluation included and compilation not. The arithmetic is that of the matrix
 products (two operations per multiplication and addition) that the run executes, counted by a walk through the traced
 program; all else is not counted. The machine's rate is that of one large product in the same process. The rate for the
-task's own shapes is that of its products, each timed alone; it is left out where a product is too small to be timed so,
-or where data decide which are executed. A task whose data cannot be had is left out.
+task's own shapes is that of its products, each timed alone with one thread, for several would have to wake at each. It
+is left out where products are too small to be timed so, or where data decide which are executed. A task whose data
+cannot be had is left out.
 """
 
 import concurrent.futures
@@ -143,8 +144,9 @@ def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | No
         share = gflop / per_step["median"] / rate["median"]
         row |= {"gflop": gflop, "seconds": per_step, "gflop_per_second": rate, "share": share}
         with contextlib.suppress(NotImplementedError):
-            alone = products_seconds(products(advance.trace(*args).jaxpr.jaxpr), rounds)
-            row["share_of_own_shapes"] = alone and alone / steps / per_step["median"]
+            counts = products(advance.trace(*args).jaxpr.jaxpr)
+            if threads == 1 and (alone := products_seconds(counts, rounds)):
+                row["share_of_own_shapes"] = alone / steps / per_step["median"]
         rows.append(row)
     return rows
 

@@ -162,8 +162,9 @@ def whole_runs(rows: list[dict[str, Any]]) -> str:
         found = (in_torch[other].droplevel("preset") / times.droplevel("preset")).dropna()
         if len(found):
             of = f"`{preset}`" if other == preset else f"`{preset}`, the {str(other).upper()} in PyTorch"
-            texts.append(f"{found.median():.1f} ({found.min():.1f} to {found.max():.1f}) times as long as ours ({of})")
-    return f"{markdown(shown)}\nPyTorch took {', '.join(texts)}.\n"
+            times_ours = f"{found.median():.1f} ({found.min():.1f} to {found.max():.1f})"
+            texts.append(f"PyTorch took {times_ours} times as long as ours ({of}).")
+    return f"{markdown(shown)}\n{' '.join(texts)}\n"
 
 
 def table(result: dict[str, Any]) -> str:
