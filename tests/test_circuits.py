@@ -498,6 +498,17 @@ def tiny_methods(monkeypatch):
     monkeypatch.setattr(study, "THRESHOLD", 0.0)  # reached by the first evaluation
 
 
+def test_runs_are_named_by_their_method_and_tuned_muon_by_its_optimizer():
+    assert (
+        study.named({"optimizer": "muon", "lr": 0.03, "weight_decay": 0.3, "operation": "division", "seed": 3})
+        == "muon"
+    )
+    assert study.named({"optimizer": "muon", "weight_decay": 1.0, "operation": "addition"}) == "muon-1"
+    assert study.named({"optimizer": "adamw", "weight_decay": 1.0, "seed": 1}) == "adamw-1"
+    with pytest.raises(UserError, match="no method is configured as"):
+        study.named({"optimizer": "muon", "lr": 0.02})
+
+
 def test_the_study_trains_what_is_missing_and_is_drawn(tmp_path, tiny_methods):
     out = tmp_path / "circuits.jsonl"
     assert study.table(out) == "Not measured yet.\n"
