@@ -14,7 +14,7 @@ from examples.harness import plots
 from examples.harness.errors import UserError
 
 from . import paper
-from .cost import step_cost, tasks, throughput, vs_torch
+from .cost import choices, step_cost, tasks, throughput, vs_torch
 from .study import board, circuits, memory, region, spectra, trajectories
 from .study import pictures as study_pictures
 from .study import tables as study_tables
@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "tasks": tasks.table,
     "vs_torch": vs_torch.table,
     "throughput": throughput.table,
+    "choices": choices.table,
 }
 
 

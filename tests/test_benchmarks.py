@@ -9,11 +9,12 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
 from benchmarks import report, run_command, switch_on
-from benchmarks.cost import step_cost, tasks, throughput, vs_torch
+from benchmarks.cost import choices, step_cost, tasks, throughput, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
 from benchmarks.study import __main__ as study
 from benchmarks.study import board, circuits, memory, region, spectra, trajectories
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("lenient")
         tasks,
         throughput,
         vs_torch,
+        choices,
         study,
         board,
         circuits,
@@ -164,6 +166,11 @@ def test_the_arithmetic_of_mnist_by_hand():
     run = jax.jit(functools.partial(advance, config.task, tx))
     flop = tasks.matmul_flop(run, key, data, init(config.task, tx, key)) / config.task.steps
     assert flop == pytest.approx(by_hand, rel=1e-5)  # losses and accuracies are summed by products, too
+    counts = tasks.products(run.trace(key, data, init(config.task, tx, key)).jaxpr.jaxpr)
+    listed = 0.0
+    for ((contracted, _), _), ((left, _), (right, _)) in counts.elements():
+        listed += 2 * np.prod(left) * np.prod(right) / np.prod([left[axis] for axis in contracted])
+    assert listed / config.task.steps == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_a_task_whose_data_cannot_be_had_is_left_out_and_told(small, tmp_path, monkeypatch):
@@ -179,21 +186,34 @@ def test_a_task_whose_data_cannot_be_had_is_left_out_and_told(small, tmp_path, m
     assert re.search(r"mnist .*\| left out: .* is missing", table)
 
 
+def test_each_choice_is_timed_with_and_without(small, monkeypatch):
+    def shapes(preset):
+        state = train.make_tx(small.preset(preset).hyper).init(small.base.task.init(jax.random.key(0)))
+        return sorted(leaf.shape for leaf in jax.tree.leaves(state))
+
+    plain, stacked = shapes("adamw-1"), shapes("muon")
+    with choices.flattened():
+        assert max(map(len, shapes("adamw-1"))) == 1 < max(map(len, plain))
+    with choices.separate_matrices():
+        assert len(shapes("muon")) > len(stacked)
+    assert (shapes("adamw-1"), shapes("muon")) == (plain, stacked)
+
+    some = choices.Choice("arrays of one shape as one", choices.separate_matrices, "small muon")
+    monkeypatch.setattr(choices, "CHOICES", (some,))
+    monkeypatch.setattr(choices, "find_experiment", {"small": small}.__getitem__)
+    rows = choices.measure(rounds=2, data_dir=None)
+    assert rows[0].keys() == {f"{a}_{b}" for a in ("first_chunk", "step") for b in ("with", "without")}
+    assert min(rows[0].values()) > 0
+    table = choices.table({"device": "", "versions": {"jax": ""}, "rounds": 2, "processes": [rows, rows]})
+    assert re.search(r"\| arrays of one shape as one *\| small muon *\|", table)
+
+
 def test_the_committed_results_make_tables():
-    for script in (step_cost, tasks, throughput, vs_torch):
+    for script in (step_cost, tasks, throughput, vs_torch, choices):
         result = json.loads(script.OUT.read_text())
         lines = script.table(result).splitlines()
         assert sum(line.startswith("|") for line in lines) > 4
         assert result["versions"]["jax"] in lines[0]
-
-
-def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    train._compiler_options.cache_clear()
-    assert (train._compiler_options() == train.CPU_OPTIONS) == (jax.default_backend() == "cpu")
-    monkeypatch.setattr(train, "CPU_OPTIONS", {"xla_cpu_of_another_version": False})
-    train._compiler_options.cache_clear()
-    assert train._compiler_options() is None
-    train._compiler_options.cache_clear()
 
 
 def test_the_site_is_made_from_the_result_files(tmp_path):

@@ -91,7 +91,7 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], *args: Any) -> tuple[jax.Array, li
 
 
 def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
-    """How often a program executes each matrix product, told by dimension numbers, shapes and dtypes."""
+    """How often a program executes each matrix product of some dimension numbers, shapes and dtypes."""
     found: Counter[Product] = Counter()
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params

@@ -18,9 +18,6 @@ from .errors import UsageError
 from .optimizers import make_tx
 from .task import Data, Task
 
-# Else XLA runs independent operations at once, and a step of the mod-97 model takes half as long again.
-CPU_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
 MakeTx = Callable[[Any], optax.GradientTransformation]
 
 
@@ -152,7 +149,7 @@ def program(
         task,
         lambda key: (jax.device_put(shared, whole), draw_fn(key)),
         jit(init_fn),
-        jit(advance_fn, donate_argnums=4, compiler_options=_compiler_options()),
+        jit(advance_fn, donate_argnums=4),
     )
 
 
@@ -194,15 +191,3 @@ def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, divided) if x.ndim > 1 else x, batches)
 
     return NamedSharding(mesh, P()), divide
-
-
-@functools.cache
-def _compiler_options() -> dict[str, bool] | None:
-    """CPU_OPTIONS on a CPU; None for an XLA that does not know them (those of jax 0.6 to 0.12 do)."""
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return CPU_OPTIONS
