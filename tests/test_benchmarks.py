@@ -217,11 +217,11 @@ def test_the_committed_results_make_tables():
 
 
 def test_the_site_is_made_from_the_result_files(tmp_path):
-    docs = tmp_path / "docs"
+    docs, none = tmp_path / "docs", dict.fromkeys(report.tables(tmp_path, tmp_path), "none\n")
     for path in report.DOCS.rglob("*.md"):
         copy = docs / path.relative_to(report.DOCS)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(report.fill(path.read_text(), dict.fromkeys(report.tables(tmp_path, tmp_path), "none\n")))
+        copy.write_text(report.fill(path.read_text(), none))
     shutil.rmtree(docs / "tables")
     report.main(docs=docs)
     for path in report.DOCS.rglob("*.md"):
