@@ -32,7 +32,7 @@ import scipy.stats
 import tyro
 
 from benchmarks import RESULTS, run_command
-from examples.harness.optimizers import Optimization, make_optimizer
+from examples.harness.optimizers import Optimization, make_optimizer, stacked_muon
 from examples.harness.tables import markdown
 from examples.modular import Modular
 from grokfast_jax import grokfast_ema, grokfast_ma, scale_by_filtered_adam
@@ -110,9 +110,7 @@ def adamw(lr: Any, weight_decay: Any, *, nesterov: bool = False) -> Tx:
 
 def muon(lr: Any, weight_decay: Any, beta: Any = 0.95) -> Tx:
     """Muon as optax has it: all matrices; vectors by AdamW."""
-    return optax.contrib.muon(
-        warmed(lr), beta=beta, weight_decay=weight_decay, adam_weight_decay=weight_decay, adam_b2=0.98
-    )
+    return stacked_muon(warmed(lr), beta=beta, weight_decay=weight_decay, adam_weight_decay=weight_decay, adam_b2=0.98)
 
 
 def with_embedding_rate(lr: Any, factor: Any) -> Tx:
