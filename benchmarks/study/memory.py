@@ -2,11 +2,10 @@
 
 Low-pass filters with dc gain 1 and the same mean age (in steps), in three places: before AdamW, whose own first moment
 is off, in place of AdamW's first moment, and in place of Muon's momentum; each at five learning rates, on mod 97 and on
-sparse parity. Results are appended, seed after seed; what is there is not trained again. With one run per program, a
-kernel and rate with which half of the seeds have failed is not trained further: its median is a failure already.
+sparse parity. Results are appended, seed after seed; what is there is not trained again. With one run per program the
+first seed comes first: a kernel and rate that it fails with is not trained with the others.
 """
 
-import collections
 import functools
 import itertools
 import math
@@ -147,13 +146,11 @@ def jobs(task: str, places: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     return found
 
 
-def undecided(jobs: Sequence[Job], path: Path, seeds: int) -> list[Job]:
-    """Jobs but for those of settings with which half of the seeds have failed."""
-    setting = lambda cell: as_cell({name: value for name, value in cell.items() if name != "seed"})
-    failed = collections.Counter(
-        setting(dict(cell)) for cell, run in results(path).items() if run["first_step"] is None
-    )
-    return [job for job in jobs if 2 * failed[setting(job.cell)] < seeds]
+def promising(jobs: Sequence[Job], path: Path, first: int) -> list[Job]:
+    """Jobs but for those whose chain and numbers have failed with the first seed."""
+    stored = results(path)
+    runs = (stored.get(as_cell(job.cell | {"seed": first})) for job in jobs)
+    return [job for job, run in zip(jobs, runs, strict=True) if run is None or run["first_step"] is not None]
 
 
 def _make(place: str, shape: str, age: float) -> Callable[..., Tx]:
@@ -335,7 +332,7 @@ def main(
             train_missing(sorted(listed, key=lambda job: job.chain.name), out, group_size)
             continue
         for _, some in itertools.groupby(listed, lambda job: job.seed):
-            train_missing(undecided(list(some), out, len(seeds)), out)
+            train_missing(promising(list(some), out, seeds[0]), out)
 
 
 if __name__ == "__main__":
