@@ -131,7 +131,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
         made[name] = table(json.loads(path.read_text())) if path.exists() else missing
     runs = Results.load(study)
     made |= study_tables.tables(runs) | paper.tables(results, runs)
-    made["board"] = board.table(results / "board.jsonl", runs)
+    made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
     for name, module in (("memory", memory), ("region", region), ("circuits", circuits)):
         made[name] = module.table(results / f"{name}.jsonl")
     made["trajectories"] = trajectories.table(results / "trajectories.jsonl")

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import inspect
+import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.cost import entrants
 from benchmarks.study import board, contest, memory
 from benchmarks.study.cells import append
 from benchmarks.study.contest import Chain, Job
@@ -191,7 +194,9 @@ def test_board(results_file):
     assert compared == {"fewer": 16, "more": 0, "p": pytest.approx(2**-15)}
     with pytest.raises(MissingRunError, match=r"AdamW, StableMax lacks a tuning run with .*; run the stages before"):
         found.chosen("AdamW, StableMax")
-    text = board.table(results_file, Results([]))
+    times = results_file.with_name("times.json")
+    text = board.table(results_file, Results([]), times)
+    assert "ms per step" not in text
     first, second = (
         (line for line in text.splitlines() if line.startswith("| Muon"))
         if text.count("| Muon") == 2
@@ -204,6 +209,24 @@ def test_board(results_file):
     assert "0, 16 (3.1e-05)" in second
     assert text.rstrip().splitlines()[-1].startswith("| Muon, no momentum")
     assert "250" in text.splitlines()[-2]
+    times.write_text(json.dumps({"ms_per_step": {"Muon": {"median": 20.04}, "Muon, no momentum": {"median": 10.0}}}))
+    timed = board.table(results_file, Results([]), times)
+    assert re.search(r"\| ms per step *\| s to 95 % *\|", timed)
+    assert re.search(r"4 of 4 *\| *20.0 *\| *4.2 *\|", timed)  # 207.5 steps of 20 ms
+
+
+def test_entrants_are_timed(results_file, monkeypatch, tmp_path, capsys):
+    class Tiny(Modular):
+        def __init__(self):
+            super().__init__(p=7, dim=8, heads=2, depth=1, batch_size=16)
+
+    monkeypatch.setattr(entrants, "ENTRANTS", ("Muon",))
+    monkeypatch.setitem(board.ENTRANTS, "Muon", board.ENTRANTS["Muon"]._replace(task=Tiny))
+    entrants.main(2, tmp_path / "study", results_file, tmp_path / "times.json")
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert times["rounds"] == 2
+    assert 0 < times["ms_per_step"]["Muon"]["low"] <= times["ms_per_step"]["Muon"]["high"]
+    assert capsys.readouterr().out.endswith("ms  Muon\n")
 
 
 def test_stages_follow_from_each_other(results_file):
@@ -256,6 +279,15 @@ def test_what_explains_the_steps(tmp_path):
 )
 def test_weight_of_the_newest_gradient(shape, age, weight):
     assert memory.newest(shape, age) == pytest.approx(weight, rel=1e-5)
+
+
+def test_what_fails_with_the_first_seed_is_not_trained_with_others(tmp_path):
+    path = tmp_path / "memory.jsonl"
+    first, second, third, *_ = memory.jobs("modular", ["in Muon"], [0])
+    append(path, result(first, None), result(second, 300), result(third._replace(seed=1), None), base=None)
+    others = [job._replace(seed=2) for job in (first, second, third)]
+    assert memory.promising(others, path, 0) == others[1:]
+    assert memory.promising(others, tmp_path / "none.jsonl", 0) == others
 
 
 def test_memory_says_what_it_does_not_know(tmp_path):

@@ -20,6 +20,7 @@ Results are appended; what is there is not trained again. Several processes may 
 import contextlib
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -45,6 +46,7 @@ from .statistics import MissingRunError, Results, interval, tuned
 from .tables import MISSING, joined, steps
 
 OUT = RESULTS / "board.jsonl"
+TIMES = RESULTS / "board_times.json"  # of a step of each entrant, by benchmarks.cost.entrants
 CAP = 1_000
 TUNING_CAP = 500
 TUNING = (1000, 1001)
@@ -294,9 +296,10 @@ def compared(board: Board, one: str, other: str, seeds: Sequence[int]) -> dict[s
     return {"fewer": fewer, "more": more, "p": p}
 
 
-def table(path: Path, study: Results) -> str:
+def table(path: Path, study: Results, times: Path = TIMES) -> str:
     """The board, then the best entrants on other tasks."""
     board = Board(path, study)
+    taken = json.loads(times.read_text())["ms_per_step"] if times.exists() else {}
     order = board.best(len(ENTRANTS))
     rows = []
     for name in order:
@@ -314,6 +317,7 @@ def table(path: Path, study: Results) -> str:
                 f"{steps(high, CAP)})",
                 "fail": f"{np.isinf(found).sum()} of {len(found)}",
                 "hold": held if followed else "",
+                **seconds(taken.get(name), float(np.median(found))),
                 f"against {order[0]}: fewer steps, more (p)": ""
                 if name == order[0]
                 else f"{against['more']}, {against['fewer']} ({against['p']:.2g})",
@@ -322,6 +326,14 @@ def table(path: Path, study: Results) -> str:
     if not rows:
         return MISSING
     return joined(markdown(rows), more_table(board, order), others_table(board, order))
+
+
+def seconds(times: Mapping[str, float] | None, steps: float) -> dict[str, str]:
+    """Time of a step of an entrant, and of all to 95 %, as cells of a table; none if it has not been timed."""
+    if times is None:
+        return {}
+    to_threshold = f"{times['median'] * steps / 1e3:.1f}" if np.isfinite(steps) else ""
+    return {"ms per step": f"{times['median']:.1f}", "s to 95 %": to_threshold}
 
 
 def more_table(board: Board, order: Sequence[str]) -> str:
