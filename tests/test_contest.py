@@ -66,14 +66,13 @@ def test_what_a_file_holds_is_not_trained_again(tmp_path, monkeypatch):
     fake = {
         "first_step": 10,
         "first_step_train": 10,
-        "of_these_at_threshold": 0,
         "finite": True,
         "best_val_accuracy": 1.0,
     }
 
     def train(jobs, bar):
         trained.extend(jobs)
-        return [{**fake, "evaluations_after": job.after} for job in jobs]
+        return [fake | ({"evaluations_after": job.after} if job.after else {}) for job in jobs]
 
     monkeypatch.setattr(contest, "train", train)
     path = tmp_path / "results.jsonl"
@@ -85,7 +84,7 @@ def test_what_a_file_holds_is_not_trained_again(tmp_path, monkeypatch):
     assert trained[3:] == [jobs[0]._replace(after=5)]
     frame = contest.frame(path)
     assert len(frame) == 3
-    assert frame.set_index("seed")["evaluations_after"].to_dict() == {0: 5, 1: 0, 2: 0}
+    assert frame.set_index("seed")["evaluations_after"].fillna(0).to_dict() == {0: 5, 1: 0, 2: 0}
 
 
 def test_runs_of_one_program_equal_single_ones():
@@ -106,8 +105,6 @@ def test_a_run_is_followed_after_its_first_at_the_threshold():
     assert contest.outcome([*rows[:1], {**rows[1], "val_accuracy": math.nan}]) == {
         "first_step": None,
         "first_step_train": 0,
-        "evaluations_after": 0,
-        "of_these_at_threshold": 0,
         "finite": False,
         "best_val_accuracy": 0.5,
     }

@@ -306,7 +306,7 @@ def table(path: Path, study: Results, times: Path = TIMES) -> str:
         chosen = board.chosen(name)
         found = board.steps(name, chosen, SEEDS)
         low, high = interval(found)
-        followed = [run for run in board.runs(name, chosen, SEEDS) if run and run["evaluations_after"] == AFTER]
+        followed = [run for run in board.runs(name, chosen, SEEDS) if run and run.get("evaluations_after") == AFTER]
         held = f"{sum(run['of_these_at_threshold'] == AFTER for run in followed)} of {len(followed)}"
         against = compared(board, order[0], name, SEEDS)
         rows.append(

@@ -86,11 +86,11 @@ def outcome(rows: Sequence[Row]) -> dict[str, Any]:
     finite = [row for row in rows if is_finite(row)]
     first = step_reached(rows, THRESHOLD)
     after = [row["val_accuracy"] >= THRESHOLD for row in rows if first is not None and row["step"] > first]
+    followed = {"evaluations_after": len(after), "of_these_at_threshold": sum(after)} if after else {}
     return {
         "first_step": first,  # null: not reached
         "first_step_train": next((int(row["step"]) for row in rows if row["train_accuracy"] >= THRESHOLD), None),
-        "evaluations_after": len(after),
-        "of_these_at_threshold": sum(after),
+        **followed,
         "finite": is_finite(rows[-1]),
         "best_val_accuracy": round(best(finite), 4) if finite else 0.0,
     }
@@ -122,7 +122,7 @@ def _has(stored: Mapping[Cell, Mapping[str, Any]], job: Job) -> bool:
     found = stored.get(as_cell(job.cell))
     if found is None or found["first_step"] is None:
         return found is not None
-    return found["evaluations_after"] >= job.after or not found["finite"]
+    return found.get("evaluations_after", 0) >= job.after or not found["finite"]
 
 
 def results(path: Path) -> dict[Cell, dict[str, Any]]:
