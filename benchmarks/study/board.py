@@ -171,6 +171,12 @@ ENTRANTS = {
         lambda lr, weight_decay: stepped(scale_by_filtered_adam(nesterov(0.8), b2=0.98), lr, weight_decay), ADAMW
     ),
     "Muon": Entrant(lambda lr, beta: muon(lr, 0.3, beta), {"lr": MUON["lr"], "beta": (0.8, 0.9, 0.95)}),
+    "Grokfast EMA before Muon": Entrant(
+        lambda lr, weight_decay: optax.chain(grokfast_ema(0.98, 2.0), muon(lr, weight_decay)), "ema+muon-1"
+    ),
+    "Grokfast MA before Muon": Entrant(
+        lambda lr, weight_decay: optax.chain(grokfast_ma(100, 5.0), muon(lr, weight_decay)), "ma+muon-1"
+    ),
     "Muon, no momentum": Entrant(lambda lr, weight_decay: muon(lr, weight_decay, 0.0), MUON),
     "fastest": Entrant(
         lambda lr, weight_decay: make_optimizer(Optimization("muon-hidden", lr, weight_decay)),
@@ -178,13 +184,13 @@ ENTRANTS = {
     ),
     "Muon, kernel of 0.8": Entrant(lambda lr, weight_decay: in_muon(nesterov(0.8), lr, weight_decay), MUON),
 }
-OTHERS = (
-    {"operation": "addition"},
-    {"operation": "subtraction"},
-    {"operation": "division"},
-    {"p": 113},
-    {"train_fraction": 0.3},
-)
+OTHERS: dict[str, dict[str, Any]] = {  # by stage: what is changed of the task
+    "addition": {"operation": "addition"},
+    "subtraction": {"operation": "subtraction"},
+    "division": {"operation": "division"},
+    "p-113": {"p": 113},
+    "30-percent": {"train_fraction": 0.3},
+}
 
 
 class Board:
@@ -282,10 +288,7 @@ def jobs(board: Board, stage: str, names: Sequence[str]) -> list[Job]:
         case "more":
             return [job(name, board.chosen(name), seed) for name in names for seed in MORE_SEEDS]
         case _:
-            numbers = {name: board.chosen(name) for name in names}
-            return [
-                job(name, numbers[name], seed, **one) for one in OTHERS for name in names for seed in SEEDS_OF_OTHERS
-            ]
+            return [job(name, board.chosen(name), seed, **OTHERS[stage]) for name in names for seed in SEEDS_OF_OTHERS]
 
 
 def compared(board: Board, one: str, other: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -355,9 +358,8 @@ def others_table(board: Board, order: Sequence[str]) -> str:
     rows = []
     for name in order:
         row = {"entrant": name}
-        for changes in OTHERS:
+        for title, changes in OTHERS.items():
             found = board.steps(name, board.chosen(name), SEEDS_OF_OTHERS, **changes)
-            title = ", ".join(str(value) if key == "operation" else f"{key} {value}" for key, value in changes.items())
             row[title] = ""
             if len(found):
                 failed = int(np.isinf(found).sum())
@@ -367,7 +369,7 @@ def others_table(board: Board, order: Sequence[str]) -> str:
     return markdown(rows) if rows else ""
 
 
-STAGES = ("tuning", "finals", "seeds", "more", "others")
+STAGES = ("tuning", "finals", "seeds", "more", *OTHERS)
 
 
 def main(
@@ -379,8 +381,9 @@ def main(
     """Train what is missing.
 
     Args:
-      stages: Which of tuning, finals, seeds, more and others, in this order.
-      entrants: Only these; by default all, and the best in the stages more and others.
+      stages: Which of tuning, finals, seeds, more, and the other tasks addition, subtraction, division, p-113 and
+        30-percent, in this order.
+      entrants: Only these; by default all, and from the stage more on the best.
       study: Folder of the study's results.
       out: File for the results.
     """
@@ -388,7 +391,7 @@ def main(
     check_among("--entrants", entrants or tuple(ENTRANTS), ENTRANTS)
     for stage in stages:
         board = Board(out, Results.load(study))
-        names = entrants or (board.best(1) if stage in ("more", "others") else tuple(ENTRANTS))
+        names = entrants or (board.best(1) if stage in ("more", *OTHERS) else tuple(ENTRANTS))
         train_missing(jobs(board, stage, names), out)
     print(table(out, Results.load(study)))
 
