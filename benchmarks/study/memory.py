@@ -130,8 +130,8 @@ KERNELS = {
 }
 
 
-def jobs(task: str, places: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """All runs on a task, seed after seed."""
+def jobs(task: str, places: Sequence[str], seeds: Sequence[int], only: Sequence[float] = ()) -> list[Job]:
+    """All runs on a task, seed after seed; if rates are given, those of them."""
     found = []
     trained, cap = TASKS[task]
     chains = {
@@ -142,6 +142,7 @@ def jobs(task: str, places: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     for seed in seeds:
         for (place, *_), chain in chains.items():
             decay, rates = RATES[task, place]
+            rates = [rate for rate in rates if not only or rate in only]
             found += [Job(chain, {"lr": rate, "weight_decay": decay}, seed, cap) for rate in rates]
     return found
 
@@ -312,6 +313,7 @@ def main(
     tasks: Annotated[tuple[str, ...], tyro.conf.Positional] = tuple(TASKS),
     places: tuple[str, ...] = tuple(PLACES),
     seeds: tuple[int, ...] = tuple(range(8)),
+    rates: tuple[float, ...] = (),
     group_size: int = 1,
     out: Path = OUT,
 ) -> None:
@@ -321,13 +323,14 @@ def main(
       tasks: Which of modular and parity.
       places: Which of "before AdamW", "in AdamW" and "in Muon".
       seeds: Seeds of every kernel and rate.
+      rates: Only these learning rates; by default all five of each place.
       group_size: Runs to train at once in one vmapped program: for parity as many as there are seeds times rates.
       out: File for the results.
     """
     check_among("TASKS", tasks, TASKS)
     check_among("--places", places, PLACES)
     for task in tasks:
-        listed = jobs(task, places, seeds)
+        listed = jobs(task, places, seeds, rates)
         if group_size > 1:  # all runs of a chain one after the other
             train_missing(sorted(listed, key=lambda job: job.chain.name), out, group_size)
             continue
