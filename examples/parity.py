@@ -109,6 +109,9 @@ PRESETS = {
     "adamw-b1-0.98": method("A memory as long as the EMA's, within AdamW", beta1=0.98),
     "ema+adamw": method("The EMA, debiased", controls=("adamw", "adamw-b1-0.98"), **EMA),
     "ma+adamw": method("The MA", controls=("adamw", "adamw-b1-0.98"), **MA),
+    "ma+adamw-lamb-3": method(
+        "The MA, which λ 3 leaves stable", controls=("adamw", "adamw-b1-0.98"), **MA | {"lamb": 3.0}
+    ),
     "muon": method(**MUON),
     "ema+muon": method(controls=("muon",), **EMA, **MUON),
     "ma+muon": method(controls=("muon",), **MA, **MUON),

@@ -84,7 +84,7 @@ def main(
 
     Args:
       parts: Which of methods, operations, start, lamb, alpha, decay, window, early, paper, snippet, undecayed, rate,
-        and, in this order, tuning, finals and tuned.
+        stable and, in this order, tuning, finals and tuned.
       seeds: Seeds of every method and variant; `tuning` and `finals` have one each of their own.
       methods: Only these methods.
       cap: Optimizer steps at most; of a tuning run 2,500 at most.

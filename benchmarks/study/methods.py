@@ -158,6 +158,8 @@ PARTS: dict[str, list[Variant]] = {
     "undecayed": [*grid(["adam"], lr=(0.001, 0.003, 0.006)), *grid(["ema+adam", "ema-late+adam", "ma+adam"])],
     # At every rate and decay that is best for one of these, the others, too
     "rate": grid(["adamw-1", "ema-late+adamw-1", "ma+adamw-1"], lr=(0.001, 0.003), weight_decay=(1.0, 3.0)),
+    # Behind the MA a rate of 0.003 is stable with λ 3, and with the published λ it is not
+    "stable": grid(["ma+adamw-1"], lr=(0.003,), weight_decay=(1.0, 3.0), lamb=(3.0, 5.0)),
     "tuning": [
         variant for name, (rates, decays) in TUNED.items() for variant in grid([name], lr=rates, weight_decay=decays)
     ],

@@ -45,6 +45,7 @@ METHODS = {
         "adamw-b1-0.98": "AdamW, no filter, β1 0.98",
         "ema+adamw": "EMA before AdamW",
         "ma+adamw": "MA before AdamW",
+        "ma+adamw-lamb-3": "MA, λ 3, before AdamW",
     },
     "muon": {"muon": "Muon, no filter", "ema+muon": "EMA before Muon", "ma+muon": "MA before Muon"},
 }
