@@ -20,6 +20,7 @@ from ._response import dc_gain as dc_gain
 from ._response import frequency_response as frequency_response
 from ._response import impulse_response as impulse_response
 from ._response import mean_age as mean_age
+from ._response import stability_limit as stability_limit
 
 __version__ = "0.1.0"
 
@@ -44,4 +45,5 @@ __all__ = [
     "parallel",
     "scale_by_filtered_adam",
     "sosfilt",
+    "stability_limit",
 ]

@@ -159,9 +159,63 @@ def mean_age(tx: optax.GradientTransformation, length: int | None = None, *, set
     """
     h = impulse_response(tx, LENGTH if length is None else length, settle=settle)
     gain = h.sum()
-    is_zero = jnp.abs(gain) <= h.size * jnp.finfo(h.dtype).eps * jnp.abs(h).sum()
+    is_zero = jnp.abs(gain) <= _rounding(h)
     age = (jnp.arange(h.size, dtype=h.dtype) * h).sum() / jnp.where(is_zero, 1, gain)
     return jnp.where(is_zero, jnp.nan, age)
+
+
+def stability_limit(
+    tx: optax.GradientTransformation, length: int | None = None, *, settle: int | None = None
+) -> jax.Array:
+    r"""Learning rate times curvature up to which gradient descent is stable, measured.
+
+    .. math::
+        x_{t+1} = x_t - s \sum_{k=0}^{n-1} h_k x_{t-k}
+
+    is descent through `tx` on a parabola, with s the product of learning rate and curvature, and h the impulse response
+    over n = `length` steps, which must have died out by then, as for `dc_gain`. It converges for s up to the smallest
+    positive one at which a root of :math:`z - 1 + s H(z)` is on the unit circle, which is found on a grid of 16 n
+    frequencies.
+
+    The gradients themselves have the limit 2 (:math:`h_0 = 1`), an EMA :math:`2 (1 + \alpha) / (1 - \alpha)`, and a
+    moving average of w gradients :math:`2 w \sin^2(\pi / 2w)`. So an EMA bears a larger learning rate than no filter,
+    and a window a smaller one. An optimizer that is blind to the scale of its input divides by the gain, so compare
+    limits times `dc_gain`.
+
+    Args:
+      tx: The gradient transformation, without learning rate and sign; see `impulse_response`.
+      length: Number n of steps of the impulse response to measure; see `dc_gain`.
+      settle: Number of zero gradients before the impulse; see `impulse_response`.
+
+    Returns:
+      A scalar array, in the default float dtype. 0 if the gain of a constant is not positive, but for rounding: no s is
+      stable then.
+
+    Raises:
+      TypeError, ValueError: As `impulse_response` does.
+
+    Example:
+      >>> from grokfast_jax import ema, moving_average, stability_limit
+      >>> for lowpass in ema(0.8), moving_average(9):  # of one mean age
+      ...     print(f"{stability_limit(lowpass):.2f}")
+      18.00
+      0.54
+    """
+    h = impulse_response(tx, LENGTH if length is None else length, settle=settle)
+    points = 16 * h.size
+    angle = 2 * np.pi * np.arange(1, points // 2 + 1) / points
+    loop = jnp.fft.rfft(h, points)[1:] / jnp.asarray(1 - np.exp(1j * angle))  # 1 / s, where it is real
+    real, imag = loop.real, loop.imag
+    crosses = (imag[:-1] > 0) != (imag[1:] > 0)
+    along = jnp.where(crosses, imag[:-1] / jnp.where(crosses, imag[:-1] - imag[1:], 1), 0)
+    at = jnp.where(crosses, real[:-1] + along * (real[1:] - real[:-1]), 0)
+    inverse = jnp.maximum(at.max(), real[-1])  # at the last, the fastest frequency, it is real
+    return jnp.where(h.sum() > _rounding(h), 1 / inverse, 0)
+
+
+def _rounding(h: jax.Array) -> jax.Array:
+    """What rounding may add to the sum of a response."""
+    return h.size * jnp.finfo(h.dtype).eps * jnp.abs(h).sum()
 
 
 def _frequencies(values: Any) -> np.ndarray:

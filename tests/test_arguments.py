@@ -175,6 +175,7 @@ BAD = [
     (lambda: gf.impulse_response(gf.ema(0.9), 5, settle=-1), ValueError, r"settle must be .* got -1; use settle=0"),
     (lambda: gf.dc_gain(0.98), TypeError, r"tx must be an optax.GradientTransformation, got 0.98; pass"),
     (lambda: gf.mean_age(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
+    (lambda: gf.stability_limit(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=0.1), ValueError, r"frequencies must be a 1-D array"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=["x"]), TypeError, r"frequencies must .* got \['x'\]; "),
 ]

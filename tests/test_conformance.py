@@ -97,7 +97,7 @@ def tx(request):
 
 
 def test_the_table_has_every_public_transformation():
-    measurements = {"impulse_response", "frequency_response", "dc_gain", "mean_age"}
+    measurements = {"impulse_response", "frequency_response", "dc_gain", "mean_age", "stability_limit"}
     public = {name for name in gf.__all__ if name[0].islower()} - measurements
     assert {row.public for row in TABLE.values()} == public
 

@@ -80,6 +80,54 @@ def test_what_stops_a_constant_has_no_age(highpass):
     assert np.isnan(gf.mean_age(highpass))
 
 
+@pytest.mark.parametrize(
+    ("tx", "limit"),
+    [
+        (optax.identity(), 2),
+        (gf.ema(0.8), 18),
+        (gf.ema(0.98, start="debiased"), 198),
+        (optax.trace(0.9), 3.8),  # the heavy ball
+        (gf.moving_average(2), 2),
+        (gf.moving_average(9), 18 * np.sin(np.pi / 18) ** 2),
+        (gf.moving_average(100), 200 * np.sin(np.pi / 200) ** 2),
+        (gf.moving_average(9, reduce="sum"), 2 * np.sin(np.pi / 18) ** 2),
+        (gf.grokfast_ema(0.98, 2.0), 2 / (1 + 2 * 0.02 / 1.98)),  # at the fastest frequency
+        (optax.scale(-1.0), 0),
+        (gf.lfilter([1.0, -1.0]), 0),
+    ],
+)
+def test_stability_limit_equals_its_closed_form(tx, limit):
+    assert gf.stability_limit(tx) == pytest.approx(limit, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gf.grokfast_ma(20, 3.0),
+        gf.grokfast_ma(20, 10.0),
+        gf.lfilter(*BUTTER),
+        optax.chain(gf.moving_average(3), gf.moving_average(5)),
+        gf.parallel((0.3, optax.identity()), (0.7, gf.ema(0.9))),
+    ],
+)
+def test_descent_converges_up_to_the_stability_limit(tx, x64):
+    h = np.asarray(gf.impulse_response(tx, 400))
+    limit = float(gf.stability_limit(tx, 400))
+
+    def largest_root(s):
+        polynomial = np.concatenate([[1.0], s * h])  # z - 1 + s H(z), times a power of z
+        polynomial[1] -= 1.0
+        return np.abs(np.roots(polynomial)).max()
+
+    assert largest_root(0.99 * limit) < 1 < largest_root(1.01 * limit)
+
+
+def test_window_of_the_paper_is_past_the_lamb_that_keeps_it_stable():
+    at = lambda lamb: float(gf.stability_limit(gf.grokfast_ma(100, lamb)) * (1 + lamb))
+    assert at(4.5) > 2 > 0.2 > at(4.7)  # Re(1 + λ sin(2x) / 2x) stays positive for λ < 4.603
+    assert at(5.0) == pytest.approx(0.127, abs=1e-3)
+
+
 def test_gain_and_age_show_a_response_that_is_cut_off():
     np.testing.assert_allclose(gf.dc_gain(gf.moving_average(8), 4), 0.5, rtol=1e-6)
     np.testing.assert_allclose(gf.mean_age(gf.moving_average(8), 4), 1.5, rtol=1e-6)
