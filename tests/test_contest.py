@@ -240,6 +240,27 @@ def test_stages_follow_from_each_other(results_file):
     assert dataclasses.asdict(others[-1].chain.task)["train_fraction"] == 0.3
 
 
+@pytest.mark.parametrize(
+    ("shape", "age", "limit"), [("none", 0.0, 2), ("EMA", 4.0, 18), ("MA", 4.0, 18 * math.sin(math.pi / 18) ** 2)]
+)
+def test_stability_limits(shape, age, limit):
+    assert memory.limit(shape, age) == pytest.approx(limit, rel=1e-4)
+
+
+def test_largest_rates_follow_the_limit(tmp_path):
+    path = tmp_path / "limit.jsonl"
+    fails = lambda shape, age, lr: lr > 0.03 * memory.limit(shape, age)
+    append(path, *law_results(lambda shape, age, lr, seed: None if fails(shape, age, lr) else 300), base=None)
+    cells = memory.medians(memory.frame(path))
+    largest = memory.largest_rates(cells).set_index(["task", "shape", "age"])["largest"]
+    assert largest["parity", "none", 0.0] == 0.05
+    assert largest["parity", "MA", 4.0] == 0.01  # its limit is 0.54
+    assert largest["parity", "MA", 64.0] == 0
+    row = memory.bounds(cells).set_index("task, place").loc["sparse parity, in AdamW"].to_list()
+    assert row[1] == "16 of 16"
+    assert float(row[2]) > 0.9
+
+
 def law_results(steps):
     for task in memory.TASKS:
         for job in memory.jobs(task, ["in AdamW"], [0, 1]):
@@ -265,7 +286,8 @@ def test_what_explains_the_steps(tmp_path):
     text = memory.table(by_age)
     assert "| mod 97, in AdamW" in text
     assert "0 of 2" in text
-    for figure in (memory.law_picture(by_age), memory.age_picture(by_age)):
+    assert "| sparse parity, in AdamW | 12 of 12" in re.sub(" +", " ", text)
+    for figure in (memory.law_picture(by_age), memory.age_picture(by_age), memory.limit_picture(by_age)):
         assert len(figure.axes) == 6
     assert memory.table(tmp_path / "none.jsonl") == memory.MISSING
 

@@ -33,7 +33,15 @@ from examples.harness.tables import markdown
 from examples.harness.task import Task
 from examples.modular import Modular
 from examples.parity import Parity
-from grokfast_jax import ema, impulse_response, moving_average, parallel, scale_by_filtered_adam, sosfilt
+from grokfast_jax import (
+    ema,
+    impulse_response,
+    moving_average,
+    parallel,
+    scale_by_filtered_adam,
+    sosfilt,
+    stability_limit,
+)
 
 from . import contest
 from .cells import as_cell
@@ -77,6 +85,8 @@ SHAPES: dict[str, Callable[[float], Tx]] = {
     "triangular": lambda a: windows(round(a + 1), round(a + 1)),
     "Butterworth": butterworth,
 }
+MARKS = dict(zip(SHAPES, "os^vDPX", strict=True))  # in pictures
+COLOURS = {shape: f"C{i}" for i, shape in enumerate(SHAPES)}
 NONE = ("none", 0.0)
 
 
@@ -213,7 +223,9 @@ def explained(cells: Frame) -> Frame:
 
 
 def rank_correlation(values: Any, steps: Any) -> str:
-    """Spearman's rank correlation, of numbers that may be infinite."""
+    """Spearman's rank correlation, of numbers that may be infinite; empty if all of one side are equal."""
+    if len(set(values)) < 2 or len(set(steps)) < 2:
+        return ""
     return f"{np.corrcoef(scipy.stats.rankdata(values), scipy.stats.rankdata(steps))[0, 1]:.2f}"
 
 
@@ -221,6 +233,37 @@ def rank_correlation(values: Any, steps: Any) -> str:
 def newest(shape: str, age: float) -> float:
     """The weight that a kernel gives the newest gradient."""
     return float(impulse_response(kernel(shape, age), 1)[0])
+
+
+@functools.cache
+def limit(shape: str, age: float) -> float:
+    """The stability limit of a kernel; that of no memory is 2."""
+    return float(stability_limit(kernel(shape, age), 4_096))
+
+
+def largest_rates(cells: Frame) -> Frame:
+    """Every kernel's stability limit, and the largest rate at which the median seed reaches 95 %, 0 if at none."""
+    reached = cells.assign(largest=cells["lr"].where(np.isfinite(cells["steps"]), 0.0))
+    rows = reached.groupby(["task", "place", "shape", "age"], sort=False)["largest"].max().reset_index()
+    return rows.assign(limit=[limit(*key) for key in zip(rows["shape"], rows["age"], strict=True)])
+
+
+def bounds(cells: Frame) -> Frame:
+    """By place: does the largest rate that works follow the stability limit, and is it that of no memory?"""
+    rows = []
+    for (task, place), some in largest_rates(cells).groupby(["task", "place"], sort=False):
+        bar = some["largest"][some["shape"] == NONE[0]].max()
+        less, more = some[some["limit"] < limit(*NONE)], some[some["limit"] > limit(*NONE)]
+        bear = lambda kernels, bar=bar: f"{(kernels['largest'] >= bar).sum()} of {len(kernels)}" * bool(bar > 0)
+        rows.append(
+            {
+                "task, place": f"{TITLES[task]}, {place}",
+                "kernels of a limit below 2 that bear the rate of no memory": bear(less),
+                "kernels of a limit above 2 that do": bear(more),
+                "below 2: rank correlation of limit and largest rate": rank_correlation(less["limit"], less["largest"]),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def table(path: Path) -> str:
@@ -233,6 +276,7 @@ def table(path: Path) -> str:
         {
             "task, place": f"{TITLES[row.task]}, {row.place}",
             "kernel": row.shape if row.shape == NONE[0] else f"{row.shape}, age {row.age:g}",
+            "stability limit": f"{limit(row.shape, row.age):.2g}",
             "best rate": f"{row.lr:g}",
             "steps to 95 %, median": steps(row.steps, TASKS[row.task][1]),
             "fail": f"{row.fail} of {row.seeds}",
@@ -240,7 +284,8 @@ def table(path: Path) -> str:
         }
         for row in at_best_rate(cells).itertuples(index=False)
     ]
-    return joined(explained(cells).to_markdown(index=False) + "\n", markdown(rows))
+    found = (one.to_markdown(index=False) + "\n" for one in (explained(cells), bounds(cells)))
+    return joined(*found, markdown(rows))
 
 
 def panels(cells: Frame, title: str) -> tuple[Figure, Iterator[tuple[Axes, str, Frame]]]:
@@ -291,22 +336,50 @@ def age_picture(path: Path) -> Figure:
     figure, drawn = panels(
         at_best_rate(medians(frame(path))), "At one mean age, the more the newest gradient weighs, the fewer the steps"
     )
-    marks = dict(zip(SHAPES, "os^vDPX", strict=True))
     for axes, _, some in drawn:
         none = some[(some["shape"] == NONE[0]) & np.isfinite(some["steps"])]["steps"]
         for value in none:
             axes.axhline(value, color=GREY, linestyle=":")
-        for i, (shape, mark) in enumerate(marks.items()):
+        for shape, mark in MARKS.items():
             line = some[some["shape"] == shape].sort_values("age")
             reached = line["steps"].where(np.isfinite(line["steps"]))
-            axes.plot(line["age"], reached, f"{mark}-", color=f"C{i}", alpha=0.8)
+            axes.plot(line["age"], reached, f"{mark}-", color=COLOURS[shape], alpha=0.8)
         axes.set_xlabel("mean age (steps)", fontsize="large")
         axes.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
         axes.xaxis.set_minor_locator(NullLocator())
-    handles = [Line2D([], [], color=f"C{i}", marker=mark, label=shape) for i, (shape, mark) in enumerate(marks.items())]
-    handles.append(Line2D([], [], color=GREY, linestyle=":", label="no memory"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    legend(figure, "no memory")
     return figure
+
+
+def limit_picture(path: Path) -> Figure:
+    """The largest rate that works over the stability limit, a mark for each kernel."""
+    cells = medians(frame(path))
+    largest = largest_rates(cells)
+    figure, drawn = panels(cells, "The less stable a window is, the smaller the rate that it bears")
+    for axes, task, some in drawn:
+        rates = sorted(some["lr"].unique())
+        fails = min(rates, default=1.0) / 2
+        kernels = largest[(largest["task"] == task) & largest["place"].isin(some["place"])]
+        for shape, mark in MARKS.items():
+            one = kernels[kernels["shape"] == shape]
+            axes.plot(
+                one["limit"], one["largest"].where(one["largest"] > 0, fails), mark, color=COLOURS[shape], alpha=0.8
+            )
+        axes.axvline(limit(*NONE), color=GREY, linestyle=":")
+        axes.set_yticks([fails, *rates], ["fails", *(f"{rate:g}" for rate in rates)])
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("stability limit", fontsize="large")
+        axes.set_ylabel("largest rate that works" if axes.get_ylabel() else "", fontsize="large")
+    legend(figure, "no memory")
+    return figure
+
+
+def legend(figure: Figure, dotted: str) -> None:
+    """A key to the shapes, and to a dotted line."""
+    handles = [Line2D([], [], color=COLOURS[shape], marker=mark, label=shape) for shape, mark in MARKS.items()]
+    handles.append(Line2D([], [], color=GREY, linestyle=":", label=dotted))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
 
 def main(

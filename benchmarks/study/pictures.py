@@ -523,6 +523,7 @@ def pictures(folder: Path, study: Path) -> dict[str, Figure]:
         "region": ("region.jsonl", region.picture),
         "memory_rates": ("memory.jsonl", memory.law_picture),
         "memory_ages": ("memory.jsonl", memory.age_picture),
+        "memory_limits": ("memory.jsonl", memory.limit_picture),
         "clocks": ("circuits.jsonl", circuits.picture),
         "circles": ("circuits.jsonl", circuits.circles),
         "board": ("board.jsonl", lambda path: board_picture(path, Results.load(study))),
