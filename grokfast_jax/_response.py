@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from ._checks import check_int, check_transformation
+from ._checks import check_int, check_number, check_transformation
 
 SETTLE = 10_000
 LENGTH = 10_000
@@ -165,34 +165,40 @@ def mean_age(tx: optax.GradientTransformation, length: int | None = None, *, set
 
 
 def stability_limit(
-    tx: optax.GradientTransformation, length: int | None = None, *, settle: int | None = None
+    tx: optax.GradientTransformation,
+    length: int | None = None,
+    *,
+    decay: jax.typing.ArrayLike = 0.0,
+    settle: int | None = None,
 ) -> jax.Array:
     r"""Learning rate times curvature up to which gradient descent is stable, measured.
 
     .. math::
-        x_{t+1} = x_t - s \sum_{k=0}^{n-1} h_k x_{t-k}
+        x_{t+1} = (1 - d) x_t - s \sum_{k=0}^{n-1} h_k x_{t-k}
 
-    is descent through `tx` on a parabola, with s the product of learning rate and curvature, and h the impulse response
-    over n = `length` steps, which must have died out by then, as for `dc_gain`. It converges for s up to the smallest
-    positive one at which a root of :math:`z - 1 + s H(z)` is on the unit circle, which is found on a grid of 16 n
-    frequencies.
+    is descent through `tx` on a parabola, with s the product of learning rate and curvature, d = `decay`, and h the
+    impulse response over n = `length` steps, which must have died out by then, as for `dc_gain`. It converges for s up
+    to the smallest positive one at which a root of :math:`z - 1 + d + s H(z)` is on the unit circle, which is found on
+    a grid of 16 n frequencies.
 
-    The gradients themselves have the limit 2 (:math:`h_0 = 1`), an EMA :math:`2 (1 + \alpha) / (1 - \alpha)`, and a
-    moving average of w gradients :math:`2 w \sin^2(\pi / 2w)`. So an EMA bears a larger learning rate than no filter,
-    and a window a smaller one. An optimizer that is blind to the scale of its input divides by the gain, so compare
-    limits times `dc_gain`.
+    Without decay the gradients themselves have the limit 2, an EMA :math:`2 (1 + \alpha) / (1 - \alpha)`, and a moving
+    average of w gradients :math:`2 w \sin^2(\pi / 2w)`. So an EMA bears a larger learning rate than no filter, and a
+    window a smaller one. An optimizer that is blind to the scale of its input divides by the gain, so compare limits
+    times `dc_gain`. Adam's first moment is a filter, too: `optax.chain(tx, ema(0.9))`.
 
     Args:
       tx: The gradient transformation, without learning rate and sign; see `impulse_response`.
       length: Number n of steps of the impulse response to measure; see `dc_gain`.
+      decay: Learning rate times decoupled weight decay, in [0, 1).
       settle: Number of zero gradients before the impulse; see `impulse_response`.
 
     Returns:
-      A scalar array, in the default float dtype. 0 if the gain of a constant is not positive, but for rounding: no s is
-      stable then.
+      A scalar array, in the default float dtype. Without decay it is 0 if the gain of a constant is not positive, but
+      for rounding: no s is stable then.
 
     Raises:
-      TypeError, ValueError: As `impulse_response` does.
+      TypeError: `decay` is no real scalar; and as `impulse_response` does.
+      ValueError: `decay` is not in [0, 1); and as `impulse_response` does.
 
     Example:
       >>> from grokfast_jax import ema, moving_average, stability_limit
@@ -201,16 +207,21 @@ def stability_limit(
       18.00
       0.54
     """
+    cure = "pass learning rate times weight decay, or leave it out"
+    check_number("decay", decay, allowed="a number in [0, 1)", cure=cure, low=0, high=1, schedule=False)
     h = impulse_response(tx, LENGTH if length is None else length, settle=settle)
     points = 16 * h.size
     angle = 2 * np.pi * np.arange(1, points // 2 + 1) / points
-    loop = jnp.fft.rfft(h, points)[1:] / jnp.asarray(1 - np.exp(1j * angle))  # 1 / s, where it is real
+    decay = jnp.asarray(decay, h.dtype)
+    real, imag = (jnp.asarray(part, h.dtype) for part in (1 - np.cos(angle), -np.sin(angle)))
+    loop = jnp.fft.rfft(h, points)[1:] / lax.complex(real - decay, imag)  # 1 / s, where it is real
     real, imag = loop.real, loop.imag
     crosses = (imag[:-1] > 0) != (imag[1:] > 0)
     along = jnp.where(crosses, imag[:-1] / jnp.where(crosses, imag[:-1] - imag[1:], 1), 0)
     at = jnp.where(crosses, real[:-1] + along * (real[1:] - real[:-1]), 0)
-    inverse = jnp.maximum(at.max(), real[-1])  # at the last, the fastest frequency, it is real
-    return jnp.where(h.sum() > _rounding(h), 1 / inverse, 0)
+    slowest = jnp.where(decay > 0, -h.sum() / decay, jnp.where(h.sum() > _rounding(h), 0, jnp.inf))
+    # At the slowest and at the fastest frequency it is real.
+    return 1 / jnp.maximum(jnp.maximum(at.max(), real[-1]), slowest)
 
 
 def _rounding(h: jax.Array) -> jax.Array:

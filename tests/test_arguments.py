@@ -176,6 +176,16 @@ BAD = [
     (lambda: gf.dc_gain(0.98), TypeError, r"tx must be an optax.GradientTransformation, got 0.98; pass"),
     (lambda: gf.mean_age(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
     (lambda: gf.stability_limit(gf.ema(0.9), 0), ValueError, r"length must be a positive int, got 0; pass"),
+    (
+        lambda: gf.stability_limit(gf.ema(0.9), decay=1.0),
+        ValueError,
+        r"decay must be a number in \[0, 1\), got 1.0; pass",
+    ),
+    (
+        lambda: gf.stability_limit(gf.ema(0.9), decay="no"),
+        TypeError,
+        r"decay must be a number in \[0, 1\), got 'no'; pass",
+    ),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=0.1), ValueError, r"frequencies must be a 1-D array"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=["x"]), TypeError, r"frequencies must .* got \['x'\]; "),
 ]

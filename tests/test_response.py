@@ -1,5 +1,6 @@
 """Measured responses against the formulas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -110,16 +111,24 @@ def test_stability_limit_equals_its_closed_form(tx, limit):
         gf.parallel((0.3, optax.identity()), (0.7, gf.ema(0.9))),
     ],
 )
-def test_descent_converges_up_to_the_stability_limit(tx, x64):
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+def test_descent_converges_up_to_the_stability_limit(tx, decay, x64):
     h = np.asarray(gf.impulse_response(tx, 400))
-    limit = float(gf.stability_limit(tx, 400))
+    limit = float(gf.stability_limit(tx, 400, decay=decay))
 
     def largest_root(s):
-        polynomial = np.concatenate([[1.0], s * h])  # z - 1 + s H(z), times a power of z
-        polynomial[1] -= 1.0
+        polynomial = np.concatenate([[1.0], s * h])  # z - 1 + d + s H(z), times a power of z
+        polynomial[1] -= 1.0 - decay
         return np.abs(np.roots(polynomial)).max()
 
     assert largest_root(0.99 * limit) < 1 < largest_root(1.01 * limit)
+
+
+def test_decay_moves_the_stability_limit():
+    assert gf.stability_limit(optax.identity(), decay=0.1) == pytest.approx(1.9, rel=1e-4)
+    assert gf.stability_limit(optax.scale(-1.0), decay=0.1) == pytest.approx(0.1, rel=1e-4)
+    limit = jax.jit(lambda decay: gf.stability_limit(gf.ema(0.8), 400, decay=decay))
+    assert limit(0.1) == pytest.approx(9 * 1.9, rel=1e-4)  # where H = 1 / 9
 
 
 def test_window_of_the_paper_is_past_the_lamb_that_keeps_it_stable():
