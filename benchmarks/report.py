@@ -15,7 +15,7 @@ from examples.harness.errors import UserError
 
 from . import paper
 from .cost import choices, step_cost, tasks, throughput, vs_torch
-from .study import board, circuits, memory, region, spectra, trajectories
+from .study import board, circuits, memory, region, spectra, trajectories, windows
 from .study import pictures as study_pictures
 from .study import tables as study_tables
 from .study.statistics import Results
@@ -81,14 +81,15 @@ PAGES = {
         "The board: which optimizer takes the fewest steps",
         "python -m benchmarks.study.board",
         "The rules are those of `benchmarks/study/board.py`. [What it says](../results/memory.md). Sixteen seeds "
-        "first, with a two-sided sign test; then the best with 64 seeds; then other tasks.",
+        "first, with a two-sided sign test; then the best two with 64 seeds; then other tasks.",
     ),
     "memory": Page(
         "Kernels of the memory of gradients",
         "python -m benchmarks.study.memory",
         "[What it says](../results/memory.md). First, how much of the variance of the logarithm of the steps the "
-        "learning rate explains, and the rate with the mean age, over kernels that share their age. Then every kernel "
-        "at its best rate.",
+        "learning rate explains, and the rate with the mean age, over kernels that share their age. Then whether "
+        "kernels bear the largest rate at which no memory works, and whether that follows their stability limit. Then "
+        "every kernel at its best rate.",
     ),
     "circuits": Page(
         "The clocks that models learn",
@@ -134,6 +135,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
     for name, module in (("memory", memory), ("region", region), ("circuits", circuits)):
         made[name] = module.table(results / f"{name}.jsonl")
+    made["windows"] = windows.table(results / "parity_lamb.csv")
     made["trajectories"] = trajectories.table(results / "trajectories.jsonl")
     made["spectra"] = spectra.table(results / "spectra.jsonl")
     return made

@@ -209,7 +209,7 @@ def explained(cells: Frame) -> Frame:
         def share(keys: Sequence[str], log: Any = log, used: Frame = used) -> str:
             total = ((log - log.mean()) ** 2).sum()
             within = ((log - log.groupby([used[key] for key in keys]).transform("mean")) ** 2).sum()
-            return f"{1 - within / total:.0%}" if total > 0 else ""
+            return f"{1 - within / total:.0%}" if total > 0 and used["lr"].nunique() > 1 else ""
 
         kernels = best[(best["task"] == task) & (best["place"] == place)]
         weights = [newest(*key) for key in zip(kernels["shape"], kernels["age"], strict=True)]

@@ -161,6 +161,7 @@ def tables(results: Results) -> dict[str, str]:
         "study_methods": variants_table(results, PARTS["methods"], ("method", "what")),
         "study_pairs": pairs_table(results, [*pairs("methods"), *FIRST_STEPS]) or MISSING,
         "study_rate": part_table(results, "rate", ("lr", "weight_decay")),
+        "study_stable": variants_table(results, PARTS["stable"], ("what",), ("weight_decay",)),
         "study_operations": part_table(results, "operations", ("operation",), multiplication),
         "study_start": part_table(results, "start", ("embedding_std", "train_fraction"), descending=True),
         "study_early": variants_table(results, PARTS["early"], ("method", "what")),
