@@ -350,7 +350,7 @@ MODULAR = [
         "does not converge",
         "`slow-only` with decay 0, part paper",
         slow_only,
-        "Published: alone from the second stage on. From step 99 on, no run had fitted the training pairs.",
+        "The second stage begins at step 500, when the training pairs are fitted. From step 99 on it fails, too.",
     ),
     Row(
         "Figure 7",

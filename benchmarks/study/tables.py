@@ -35,6 +35,7 @@ WORDS = {  # how settings are called
     "beta2": "β2",
     "embedding_std": "embeddings",
     "train_fraction": "fraction",
+    "filter_from": "from step",
 }
 
 
