@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from benchmarks.cost import entrants
-from benchmarks.study import board, contest, memory
+from benchmarks.study import board, contest, memory, windows
 from benchmarks.study.cells import append
 from benchmarks.study.contest import Chain, Job
 from benchmarks.study.statistics import MissingRunError, Results
@@ -208,8 +208,8 @@ def test_board(results_file):
     assert "250" in text.splitlines()[-2]
     times.write_text(json.dumps({"ms_per_step": {"Muon": {"median": 20.04}, "Muon, no momentum": {"median": 10.0}}}))
     timed = board.table(results_file, Results([]), times)
-    assert re.search(r"\| ms per step *\| s to 95 % *\|", timed)
-    assert re.search(r"4 of 4 *\| *20.0 *\| *4.2 *\|", timed)  # 207.5 steps of 20 ms
+    assert "s to 95 % (ms per step)" in timed
+    assert re.search(r"4 of 4 *\| 4.2 \(20.0\) *\|", timed)  # 207.5 steps of 20 ms
 
 
 def test_entrants_are_timed(results_file, monkeypatch, tmp_path, capsys):
@@ -259,6 +259,36 @@ def test_largest_rates_follow_the_limit(tmp_path):
     row = memory.bounds(cells).set_index("task, place").loc["sparse parity, in AdamW"].to_list()
     assert row[1] == "16 of 16"
     assert float(row[2]) > 0.9
+
+
+def test_windows_over_lamb(tmp_path):
+    header = "preset,window_size,lamb,seed,steps_to_95\n"
+    path = tmp_path / "parity_lamb.csv"
+    assert windows.table(path) == windows.MISSING
+    path.write_text(
+        header
+        + "".join(
+            f"{preset},{window},{lamb},{seed},{taken}\n"
+            for preset, window, lamb, steps in (
+                ("ma+adamw", 100, 3, (400, 500)),
+                ("ma+adamw", 100, 5, ("", "")),
+                ("ema+adamw", "", 3, (450, 450)),
+                ("ema+adamw", "", 5, (700, "")),
+            )
+            for seed, taken in enumerate(steps)
+        )
+    )
+    limits = windows.load(path).set_index(["filter", "lamb"])["limit"]
+    assert limits["ma", 3] == pytest.approx(131, rel=0.01)
+    assert limits["ma", 5] == pytest.approx(0.101, rel=0.01)
+    assert limits["ema", 3] == pytest.approx(148, rel=0.01)
+    table = re.sub(" +", " ", windows.table(path))
+    assert "| λ | MA, w 100 | EMA |" in table
+    assert "| 3 | 450 [131] | 450 [" in table
+    assert "| 5 | all fail [0.1] | > 4,000, 1 fail [" in table
+    (axes,) = windows.picture(path).axes
+    hollow = [line.get_markerfacecolor() == "white" for line in axes.lines if len(line.get_xdata()) == 1]
+    assert hollow == [False, True]  # of the MA, with λ 3 and 5
 
 
 def law_results(steps):

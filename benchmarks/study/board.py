@@ -326,11 +326,11 @@ def table(path: Path, study: Results, times: Path = TIMES) -> str:
 
 
 def seconds(times: Mapping[str, float] | None, steps: float) -> dict[str, str]:
-    """Time of a step of an entrant, and of all to 95 %, as cells of a table; none if it has not been timed."""
+    """Time of all steps to 95 % and of one, as a cell of a table; none if the entrant has not been timed."""
     if times is None:
         return {}
-    to_threshold = f"{times['median'] * steps / 1e3:.1f}" if np.isfinite(steps) else ""
-    return {"ms per step": f"{times['median']:.1f}", "s to 95 %": to_threshold}
+    to_threshold = f"{times['median'] * steps / 1e3:.1f} " if np.isfinite(steps) else ""
+    return {"s to 95 % (ms per step)": f"{to_threshold}({times['median']:.1f})"}
 
 
 def more_table(board: Board, order: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ from . import contest
 from .cells import as_cell
 from .contest import Chain, Job, results, train_missing
 from .methods import check_among
-from .tables import MISSING, joined, steps
+from .tables import MISSING, joined, steps, two_digits
 
 OUT = RESULTS / "memory.jsonl"
 Tx = optax.GradientTransformation
@@ -276,7 +276,7 @@ def table(path: Path) -> str:
         {
             "task, place": f"{TITLES[row.task]}, {row.place}",
             "kernel": row.shape if row.shape == NONE[0] else f"{row.shape}, age {row.age:g}",
-            "stability limit": f"{limit(row.shape, row.age):.2g}",
+            "stability limit": two_digits(limit(row.shape, row.age)),
             "best rate": f"{row.lr:g}",
             "steps to 95 %, median": steps(row.steps, TASKS[row.task][1]),
             "fail": f"{row.fail} of {row.seeds}",

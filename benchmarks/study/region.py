@@ -199,7 +199,7 @@ def picture(path: Path) -> Figure:
     figure.supxlabel("learning rate", fontsize="medium")
     figure.supylabel("weight decay", fontsize="medium")
     figure.suptitle(
-        "A larger β1 widens the region where AdamW works; the hole of the MA closes with λ 3\n"
+        "A larger β1 widens the region where AdamW works; the hole of the MA nearly closes with λ 3\n"
         "% of seeds that reach 95 %; outlined: 90 % or more; crosses: most do not even fit their training points",
         fontsize="medium",
     )

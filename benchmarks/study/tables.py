@@ -44,6 +44,11 @@ def steps(value: float, cap: int) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else f"> {cap:,}"
 
 
+def two_digits(value: float) -> str:
+    """A number with two digits, or all before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def numbers(runs: pd.DataFrame, cap: int) -> dict[str, str]:
     """What runs of one variant came to, as cells of a table; `COLUMNS` says in words what they are."""
     first = runs["first_step"].to_numpy()

@@ -19,7 +19,7 @@ from examples.harness.tables import markdown
 from examples.parity import PRESETS
 from grokfast_jax import dc_gain, ema, grokfast_ema, grokfast_ma, stability_limit
 
-from .tables import MISSING, steps
+from .tables import MISSING, steps, two_digits
 
 RATE, DECAY, CAP = 0.03, 0.3, 4_000  # of all runs
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
@@ -59,7 +59,7 @@ def table(path: Path) -> str:
             "all fail" if cell.fail == cell.seeds else steps(cell.steps, CAP) + f", {cell.fail} fail" * bool(cell.fail)
         )
         row = rows.setdefault(cell.lamb, {"λ": f"{cell.lamb:g}"})
-        row[title(cell.filter, cell.window_size)] = f"{taken} [{cell.limit:.2g}]"
+        row[title(cell.filter, cell.window_size)] = f"{taken} [{two_digits(cell.limit)}]"
     return markdown([rows[lamb] for lamb in sorted(rows)])
 
 
