@@ -18,6 +18,7 @@ from benchmarks.study import board, contest, memory, windows
 from benchmarks.study.cells import append
 from benchmarks.study.contest import Chain, Job
 from benchmarks.study.statistics import MissingRunError, Results
+from examples.harness.errors import UsageError
 from examples.modular import Modular
 from grokfast_jax import dc_gain, mean_age
 
@@ -278,6 +279,9 @@ def test_windows_over_lamb(tmp_path):
             for seed, taken in enumerate(steps)
         )
     )
+    for lamb, pairs in ((5, {0.009: 0.101, 0.01: 0.107, 0.03: 153}), (3, {0.009: 131, 0.01: 133, 0.03: 137})):
+        for decay, expected in pairs.items():  # what the page on sparse parity says of the hole
+            assert windows.limit("ma", 100, lamb, decay) == pytest.approx(expected, rel=0.01)
     limits = windows.load(path).set_index(["filter", "lamb"])["limit"]
     assert limits["ma", 3] == pytest.approx(131, rel=0.01)
     assert limits["ma", 5] == pytest.approx(0.101, rel=0.01)
@@ -340,7 +344,12 @@ def test_what_fails_with_the_first_seed_is_not_trained_with_others(tmp_path):
 
 
 def test_memory_says_what_it_does_not_know(tmp_path):
-    with pytest.raises(
-        board.check_among.__globals__["UsageError"], match="TASKS must be among modular, parity, got quantum"
-    ):
+    with pytest.raises(UsageError, match="TASKS must be among modular, parity, got quantum"):
         memory.main(("quantum",), out=tmp_path / "x.jsonl")
+    with pytest.raises(UsageError, match=r"--rates must be among 0.0125, 0.025, 0.05, 0.1, 0.2, got 0.3$"):
+        memory.main(("modular",), ("in Muon",), rates=(0.3,), out=tmp_path / "x.jsonl")
+    with pytest.raises(
+        UsageError, match=r"--entrants must be among AdamW; NAdamW; .*Lion, row norms clipped; .*got Adam$"
+    ):
+        board.main(entrants=("Adam",), out=tmp_path / "x.jsonl")
+    assert not list(tmp_path.iterdir())

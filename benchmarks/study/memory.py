@@ -321,7 +321,7 @@ def law_picture(path: Path) -> Figure:
         for (_, age), line in some.groupby(["shape", "age"], sort=False):
             line = line.sort_values("lr")
             reached, cap = line["steps"].where(np.isfinite(line["steps"])), TASKS[task][1]
-            axes.plot(line["lr"], reached, "o-", color=colours[age], markersize=4, linewidth=1.5, alpha=0.8)
+            axes.plot(line["lr"], reached, "o-", color=colours[age], markersize=4, linewidth=1.5)
             axes.plot(line["lr"][reached.isna()], np.full(int(reached.isna().sum()), cap), "x", color=colours[age])
         axes.set_xlabel("learning rate; x: fails", fontsize="large")
         axes.set_xticks(sorted(some["lr"].unique()), [f"{rate:g}" for rate in sorted(some["lr"].unique())])
@@ -402,6 +402,8 @@ def main(
     """
     check_among("TASKS", tasks, TASKS)
     check_among("--places", places, PLACES)
+    known = sorted({rate for task in tasks for place in places for rate in RATES[task, place][1]})
+    check_among("--rates", [f"{rate:g}" for rate in rates or known], [f"{rate:g}" for rate in known])
     for task in tasks:
         listed = jobs(task, places, seeds, rates)
         if group_size > 1:  # all runs of a chain one after the other

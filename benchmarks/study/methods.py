@@ -73,8 +73,10 @@ def method_of(cell: Mapping[str, Any]) -> str:
 
 def check_among(flag: str, values: Sequence[str], known: Iterable[str]) -> None:
     """Raise unless there are values, all of them known."""
+    known = list(known)
     if not values or not set(values) <= set(known):
-        raise UsageError(f"{flag} must be among {', '.join(known)}, got {', '.join(values) or 'none'}")
+        separator = "; " if any("," in name for name in known) else ", "
+        raise UsageError(f"{flag} must be among {separator.join(known)}, got {separator.join(values) or 'none'}")
 
 
 def check_flags(methods: Sequence[str], **numbers: int) -> None:

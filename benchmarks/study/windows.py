@@ -25,11 +25,14 @@ RATE, DECAY, CAP = 0.03, 0.3, 4_000  # of all runs
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
-def limit(filter_name: str, window: float, lamb: float) -> float:
-    """The stability limit of a filter and Adam's first moment, times the gain, which AdamW does not see."""
+def limit(filter_name: str, window: float, lamb: float, decay: float = RATE * DECAY) -> float:
+    """The stability limit of a filter and Adam's first moment, times the gain, which AdamW does not see.
+
+    `decay` is the learning rate times the weight decay.
+    """
     tx = grokfast_ma(int(window), lamb) if filter_name == "ma" else grokfast_ema(lamb=lamb)
     beta1 = PRESETS["adamw"].config.optimization.beta1
-    bears = stability_limit(optax.chain(tx, ema(beta1)), 4_000, decay=RATE * DECAY)
+    bears = stability_limit(optax.chain(tx, ema(beta1)), 4_000, decay=decay)
     return float(bears * dc_gain(tx, 4_000))
 
 
