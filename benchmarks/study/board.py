@@ -13,6 +13,8 @@ Rules.
 4. Seeds 0 to 3, of the study's methods 0 to 7, are followed for 50 evaluations more. A run holds 95 % if it is at 95 %
    in all of them.
 5. The best, untouched, with seeds 0 to 7 on the other operations, on p = 113 and with 30 % of the pairs.
+6. AdamW and Muon, without a filter and behind the published ones, are also tuned with 30 % of the pairs, by rule 2 with
+   1,000 steps, and then have 2,000, with seeds 0 to 7. None is followed further.
 
 Results are appended; what is there is not trained again. Several processes may share the file; give each its entrants.
 """
@@ -48,7 +50,6 @@ from .tables import MISSING, joined, steps
 OUT = RESULTS / "board.jsonl"
 TIMES = RESULTS / "board_times.json"  # of a step of each entrant, by benchmarks.cost.entrants
 CAP = 1_000
-TUNING_CAP = 500
 TUNING = (1000, 1001)
 FINALISTS = 3
 SEEDS = tuple(range(16))
@@ -67,6 +68,13 @@ class StableMax(Modular):
         s = jnp.where(logits >= 0, jnp.maximum(logits, 0) + 1, 1 / (1 - jnp.minimum(logits, 0)))
         right = jnp.take_along_axis(s, answer[:, None], axis=-1)[:, 0]
         return jnp.log(s.sum(axis=-1)) - jnp.log(right)
+
+
+@dataclasses.dataclass(frozen=True)
+class FewPairs(Modular):
+    """Trained with 30 % of the pairs."""
+
+    train_fraction: float = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +139,7 @@ class Entrant(NamedTuple):
     make: Callable[..., Tx]
     grid: Mapping[str, Sequence[float]] | str
     task: type[Modular] = Modular
+    cap: int = CAP  # steps at most; half as many in tuning
 
     @property
     def settings(self) -> list[Numbers]:
@@ -178,6 +187,26 @@ ENTRANTS = {
     ),
     "Muon, kernel of 0.8": Entrant(lambda lr, weight_decay: in_muon(nesterov(0.8), lr, weight_decay), MUON),
 }
+FILTERS: dict[str, Callable[[], Tx]] = {
+    "": optax.identity,
+    "EMA before ": lambda: grokfast_ema(0.98, 2.0),
+    "MA before ": lambda: grokfast_ma(100, 5.0),
+}
+
+
+def _behind(make_filter: Callable[[], Tx], make: Callable[..., Tx]) -> Callable[..., Tx]:
+    return lambda lr, weight_decay: optax.chain(make_filter(), make(lr, weight_decay))
+
+
+FEW_PAIRS = {
+    f"30 %: {title}{optimizer}": Entrant(_behind(make_filter, make), grid, FewPairs, 2 * CAP)
+    for optimizer, make, grid in (
+        ("AdamW", adamw, ADAMW),
+        ("Muon", lambda lr, weight_decay: muon(lr, weight_decay, 0.8), MUON),
+    )
+    for title, make_filter in FILTERS.items()
+}
+ALL = ENTRANTS | FEW_PAIRS
 OTHERS: dict[str, dict[str, Any]] = {  # by stage: what is changed of the task
     "addition": {"operation": "addition"},
     "subtraction": {"operation": "subtraction"},
@@ -203,7 +232,7 @@ class Board:
 
     def _of_study(self, name: str, seed: int) -> Mapping[str, Any] | None:
         """A run of the study, which has more steps; None if the entrant is none of its methods."""
-        method = ENTRANTS[name].grid
+        method = ALL[name].grid
         if not isinstance(method, str):
             return None
         runs = self.study.reported(tuned(self.study, method))
@@ -231,13 +260,13 @@ class Board:
 
     def finalists(self, name: str) -> list[Numbers]:
         """The settings of an entrant that are tried with the second seed; none of a method of the study."""
-        if isinstance(ENTRANTS[name].grid, str):
+        if isinstance(ALL[name].grid, str):
             return []
-        return self.ranked(name, ENTRANTS[name].settings, TUNING[:1])[:FINALISTS]
+        return self.ranked(name, ALL[name].settings, TUNING[:1])[:FINALISTS]
 
     def chosen(self, name: str) -> Numbers:
         """The setting that an entrant is entered with."""
-        method = ENTRANTS[name].grid
+        method = ALL[name].grid
         if isinstance(method, str):
             return tuned(self.study, method).changes
         return self.ranked(name, self.finalists(name), TUNING)[0]
@@ -255,20 +284,26 @@ class Board:
 
 def job(name: str, numbers: Numbers, seed: int, **changes: Any) -> Job:
     """A run of an entrant, on the task of the board or a changed one."""
-    entrant = ENTRANTS[name]
+    entrant = ALL[name]
     fields = {field.name for field in dataclasses.fields(entrant.task)}
     task = entrant.task(**{key: value for key, value in numbers.items() if key in fields}, **changes)
     label = ", ".join([name, *(f"{key} {value}" for key, value in changes.items())])
-    after = AFTER if seed in FOLLOWED and not changes else 0
-    return Job(Chain(label, entrant.make, task), numbers, seed, TUNING_CAP if seed in TUNING else CAP, after)
+    after = AFTER if name in ENTRANTS and seed in FOLLOWED and not changes else 0
+    cap = entrant.cap // 2 if seed in TUNING else entrant.cap
+    return Job(Chain(label, entrant.make, task), numbers, seed, cap, after)
+
+
+def reported(name: str) -> tuple[int, ...]:
+    """The seeds that an entrant is judged by."""
+    return SEEDS if name in ENTRANTS else tuple(SEEDS_OF_OTHERS)
 
 
 def jobs(board: Board, stage: str, names: Sequence[str]) -> list[Job]:
     """The runs of a stage, which follow from the stages before."""
     match stage:
         case "tuning":
-            own = [name for name in names if not isinstance(ENTRANTS[name].grid, str)]
-            return [job(name, numbers, TUNING[0]) for name in own for numbers in ENTRANTS[name].settings]
+            own = [name for name in names if not isinstance(ALL[name].grid, str)]
+            return [job(name, numbers, TUNING[0]) for name in own for numbers in ALL[name].settings]
         case "finals":
             return [job(name, numbers, TUNING[1]) for name in names for numbers in board.finalists(name)]
         case "seeds":
@@ -277,7 +312,7 @@ def jobs(board: Board, stage: str, names: Sequence[str]) -> list[Job]:
                 job(name, one, seed)
                 for seed in SEEDS
                 for name, one in settings.items()
-                if None in board.runs(name, one, [seed])
+                if seed in reported(name) and None in board.runs(name, one, [seed])
             ]
         case "more":
             return [job(name, board.chosen(name), seed) for name in names for seed in MORE_SEEDS]
@@ -322,7 +357,7 @@ def table(path: Path, study: Results, times: Path = TIMES) -> str:
         )
     if not rows:
         return MISSING
-    return joined(markdown(rows), more_table(board, order), others_table(board, order))
+    return joined(markdown(rows), more_table(board, order), others_table(board, order), few_pairs_table(board))
 
 
 def seconds(times: Mapping[str, float] | None, steps: float) -> dict[str, str]:
@@ -363,6 +398,33 @@ def others_table(board: Board, order: Sequence[str]) -> str:
     return markdown(rows) if rows else ""
 
 
+def few_pairs_table(board: Board) -> str:
+    """Every method that is tuned with 30 % of the pairs, and how it compares with its optimizer alone; may be empty."""
+    rows = []
+    for name, entrant in FEW_PAIRS.items():
+        with contextlib.suppress(MissingRunError):
+            chosen = board.chosen(name)
+            found = board.steps(name, chosen, reported(name))
+            if len(found) < len(reported(name)):
+                continue
+            low, high = interval(found)
+            alone = f"30 %: {name.split()[-1]}"
+            against = compared(board, alone, name, reported(name)) if name != alone else None
+            rows.append(
+                {
+                    "with 30 % of the pairs": name.removeprefix("30 %: "),
+                    "chosen": ", ".join(f"{key} {value:g}" for key, value in chosen.items()),
+                    "steps to 95 %, median (95 % interval)": f"{steps(np.median(found), entrant.cap)} "
+                    f"({steps(low, entrant.cap)} to {steps(high, entrant.cap)})",
+                    "fail": f"{np.isinf(found).sum()} of {len(found)}",
+                    "against no filter: fewer steps, more (p)": ""
+                    if against is None
+                    else f"{against['more']}, {against['fewer']} ({against['p']:.2g})",
+                }
+            )
+    return markdown(rows) if rows else ""
+
+
 STAGES = ("tuning", "finals", "seeds", "more", *OTHERS)
 BEST = {"more": 2} | dict.fromkeys(OTHERS, 1)  # so many of the best, in these stages
 
@@ -383,10 +445,10 @@ def main(
       out: File for the results.
     """
     check_among("STAGES", stages, STAGES)
-    check_among("--entrants", entrants or tuple(ENTRANTS), ENTRANTS)
+    check_among("--entrants", entrants or tuple(ALL), ALL)
     for stage in stages:
         board = Board(out, Results.load(study))
-        names = entrants or (board.best(BEST[stage]) if stage in BEST else tuple(ENTRANTS))
+        names = entrants or (board.best(BEST[stage]) if stage in BEST else tuple(ALL))
         train_missing(jobs(board, stage, names), out)
     print(table(out, Results.load(study)))
 
