@@ -55,13 +55,18 @@ def content(path, like):
     return folder.config, folder.rows, state
 
 
+@pytest.fixture(scope="module")
+def undisturbed_content(undisturbed, like, tmp_path_factory):
+    return content(undisturbed_copy(undisturbed, tmp_path_factory.mktemp("read")), like)
+
+
 def files(path):
     return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_damage_ends_in_a_message_or_in_the_same_run(data, undisturbed, like, tmp_path):
+def test_any_damage_ends_in_a_message_or_in_the_same_run(data, undisturbed, undisturbed_content, like, tmp_path):
     shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
     shutil.copytree(undisturbed, tmp_path / "damaged")
     name = data.draw(st.sampled_from(files(undisturbed)))
@@ -81,7 +86,7 @@ def test_any_damage_ends_in_a_message_or_in_the_same_run(data, undisturbed, like
             file.unlink()
     with contextlib.suppress(UserError):
         config, rows, state = content(tmp_path / "damaged", like)
-        check_same(name, config, rows, state, content(undisturbed_copy(undisturbed, tmp_path), like))
+        check_same(name, config, rows, state, undisturbed_content)
     gc.collect()
 
 
