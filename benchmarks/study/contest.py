@@ -51,7 +51,7 @@ class Job(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _program(chain: Chain, names: tuple[str, ...], runs: int) -> Program:
+def program_of(chain: Chain, names: tuple[str, ...], runs: int) -> Program:
     """The compiled program of a chain."""
     make = lambda numbers: chain.make(**numbers)
     if runs == 1:
@@ -63,7 +63,7 @@ def _program(chain: Chain, names: tuple[str, ...], runs: int) -> Program:
 def train(jobs: Sequence[Job], bar: tqdm.tqdm) -> list[dict[str, Any]]:
     """Train runs of one chain, vmapped if they are many, and return what they came to."""
     first = jobs[0]
-    compiled = _program(first.chain, tuple(first.numbers), len(jobs))
+    compiled = program_of(first.chain, tuple(first.numbers), len(jobs))
     numbers, keys = [dict(job.numbers) for job in jobs], [jax.random.key(job.seed) for job in jobs]
     hyper, key = (numbers[0], keys[0]) if len(jobs) == 1 else (stack(numbers), stack(keys))
     rows: list[list[Row]] = [[] for _ in jobs]
