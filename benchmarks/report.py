@@ -135,7 +135,8 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
     for name, module in (("memory", memory), ("region", region), ("circuits", circuits)):
         made[name] = module.table(results / f"{name}.jsonl")
-    made["windows"] = windows.table(results / "parity_lamb.csv")
+    for rate, decay in windows.SETTINGS:
+        made[f"windows_{rate:g}_{decay:g}"] = windows.table(results / "parity_lamb.csv", rate, decay)
     made["trajectories"] = trajectories.table(results / "trajectories.jsonl")
     made["spectra"] = spectra.table(results / "spectra.jsonl")
     return made

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from benchmarks.cost import entrants
-from benchmarks.study import board, contest, memory, windows
+from benchmarks.study import board, contest, edge, memory, windows
 from benchmarks.study.cells import append
 from benchmarks.study.contest import Chain, Job
 from benchmarks.study.statistics import MissingRunError, Results
@@ -286,39 +287,96 @@ def test_largest_rates_follow_the_limit(tmp_path):
     row = memory.bounds(cells).set_index("task, place").loc["sparse parity, in AdamW"].to_list()
     assert row[1] == "16 of 16"
     assert float(row[2]) > 0.9
+    fast = memory.fastest_limits(cells).set_index(["task, place", "learning rate"]).loc["sparse parity, in AdamW"]
+    assert fast.loc["0.01", "their limits"].startswith("0.4 to ")
+    assert fast.loc["0.05"].to_list()[:3] == ["300", "300", "17 of 29"]
 
 
 def test_windows_over_lamb(tmp_path):
-    header = "preset,window_size,lamb,seed,steps_to_95\n"
     path = tmp_path / "parity_lamb.csv"
-    assert windows.table(path) == windows.MISSING
-    path.write_text(
-        header
-        + "".join(
-            f"{preset},{window},{lamb},{seed},{taken}\n"
-            for preset, window, lamb, steps in (
-                ("ma+adamw", 100, 3, (400, 500)),
-                ("ma+adamw", 100, 5, ("", "")),
-                ("ema+adamw", "", 3, (450, 450)),
-                ("ema+adamw", "", 5, (700, "")),
-            )
-            for seed, taken in enumerate(steps)
-        )
-    )
+    assert windows.table(path, 0.03, 0.3) == windows.MISSING
+    lines = ["preset,lr,weight_decay,window_size,lamb,seed,steps_to_95"]
+    for preset, rate, window, lamb, taken in (
+        ("ma+adamw", 0.03, 100, 3, (400, 500)),
+        ("ma+adamw", 0.03, 100, 5, ("", "")),
+        ("ema+adamw", 0.03, "", 3, (450, 450)),
+        ("ema+adamw", 0.03, "", 5, (700, "")),
+        ("ma+adamw", 0.003, 100, 3, ("", "")),
+        ("ma+adamw", 0.003, 100, 5, (3_000, 3_500)),
+    ):
+        lines += [f"{preset},{rate},0.3,{window},{lamb},{seed},{one}" for seed, one in enumerate(taken)]
+    path.write_text("\n".join(lines) + "\n")
     for lamb, pairs in ((5, {0.009: 0.101, 0.01: 0.107, 0.03: 153}), (3, {0.009: 131, 0.01: 133, 0.03: 137})):
         for decay, expected in pairs.items():  # what the page on sparse parity says of the hole
             assert windows.limit("ma", 100, lamb, decay) == pytest.approx(expected, rel=0.01)
-    limits = windows.load(path).set_index(["filter", "lamb"])["limit"]
+    limits = windows.load(path, 0.03, 0.3).set_index(["filter", "lamb"])["limit"]
     assert limits["ma", 3] == pytest.approx(131, rel=0.01)
     assert limits["ma", 5] == pytest.approx(0.101, rel=0.01)
     assert limits["ema", 3] == pytest.approx(148, rel=0.01)
-    table = re.sub(" +", " ", windows.table(path))
+    table = re.sub(" +", " ", windows.table(path, 0.03, 0.3))
     assert "| λ | MA, w 100 | EMA |" in table
     assert "| 3 | 450 [131] | 450 [" in table
     assert "| 5 | all fail [0.1] | > 4,000, 1 fail [" in table
-    (axes,) = windows.picture(path).axes
-    hollow = [line.get_markerfacecolor() == "white" for line in axes.lines if len(line.get_xdata()) == 1]
+    table = re.sub(" +", " ", windows.table(path, 0.003, 0.3))
+    assert "| 3 | all fail [0.14] |" in table
+    assert "| 5 | 3,250 [0.065] |" in table
+    low, empty, high = windows.picture(path).axes
+    assert not empty.lines
+    assert {tuple(line.get_ydata().round(-1)) for line in low.lines if len(line.get_xdata()) == 2} == {(0, 100)}
+    hollow = [line.get_markerfacecolor() == "white" for line in high.lines if len(line.get_xdata()) == 1]
     assert hollow == [False, True]  # of the MA, with λ 3 and 5
+
+
+def test_sharpness_of_a_small_network():
+    """Against the largest eigenvalue of the whole matrix, in the coordinates that Adam's second moment scales."""
+    task = edge.FullBatch(n=3, k=2, points=20, fresh_points=5, width=4)
+    params, data = task.init(jax.random.key(0)), task.split({}, jax.random.key(1))
+    nu = jax.tree.map(lambda p: 0.1 + jnp.cos(p) ** 2, params)
+    flat, unravel = ravel_pytree(params)
+    batch = jax.tree.map(lambda leaf: leaf[0], task.batches(data, jax.random.key(2)))
+    assert sorted(batch["index"].tolist()) == list(range(20))
+    hessian = jax.hessian(lambda flat: task.metrics(unravel(flat), data, batch)["loss"].mean())(flat)
+    scale = (jnp.sqrt(ravel_pytree(nu)[0]) + edge.EPS) ** -0.5
+    expected = np.abs(np.linalg.eigvalsh(np.outer(scale, scale) * hessian)).max()
+    vector = jax.tree.map(jnp.ones_like, params)
+    for _ in range(20):
+        value, vector = edge.sharpness(task, data, params, nu, vector)
+    assert abs(value) == pytest.approx(expected, rel=1e-3)
+
+
+def test_edge_of_stability(tmp_path):
+    """AdamW without memory is held at its limit of 2, and one with a longer memory is not."""
+    path = tmp_path / "edge.jsonl"
+    lines = []
+    for name, sharp, first in (("none", 200.0, None), ("MA, age 4", 54.0, 300)):
+        for seed in range(2):
+            job = edge.job(name, 0.01, seed)
+            lines.append(result(job, first) | {"sharpness": [1.0, 900.0, sharp, sharp, sharp]})
+    append(path, *lines, base=None)
+    cells = edge.frame(path).set_index("chain")
+    assert cells["limit"].to_dict() == {"none": pytest.approx(1.997), "MA, age 4": pytest.approx(0.5478, rel=1e-3)}
+    assert cells["held"].to_dict() == {"none": pytest.approx(2), "MA, age 4": pytest.approx(0.54)}
+    table = re.sub(" +", " ", edge.table(path)).splitlines()
+    assert table[2] == "| MA, age 4 | 0.55 | 2 of 2, 300 [0.54] |"
+    assert table[3] == "| none | 2 | 0 of 2 [2] |"
+    assert edge.table(tmp_path / "none.jsonl") == edge.MISSING
+    assert edge.picture(path).axes
+
+
+def test_edge_trains_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(edge, "CAP", 100)
+    monkeypatch.setattr(edge, "MEMORIES", {"none": edge.MEMORIES["none"]})
+    out = tmp_path / "edge.jsonl"
+    edge.main((3,), (0.01,), out)
+    (run,) = contest.results(out).values()
+    assert len(run["sharpness"]) == 2
+    assert min(run["sharpness"]) > 0
+    before = out.read_bytes()
+    edge.main((3,), (0.01,), out)
+    assert out.read_bytes() == before
+    assert "| none" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--rates"):
+        edge.main((3,), (0.5,), out)
 
 
 def law_results(steps):

@@ -8,8 +8,7 @@ where it is below the limit divided by the learning rate. Results are appended; 
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,13 @@ import numpy as np
 import optax
 import tqdm
 from jax import lax
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks import RESULTS, run_command
 from examples.harness.batches import Batch
 from examples.harness.loop import evaluations
+from examples.harness.plots import GREY, claim
 from examples.harness.records import Row
 from examples.harness.tables import markdown
 from examples.harness.task import Data
@@ -43,6 +45,7 @@ RATES = (0.003, 0.01, 0.03)
 SEEDS = tuple(range(8))
 ITERATIONS = 20  # of the power method, from the vector of the evaluation before
 EPS = 1e-8  # of the preconditioner
+TITLE = "The limit of its memory sets the sharpness that Adam comes to, and only flat runs generalise"
 Tx = optax.GradientTransformation
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
@@ -158,13 +161,13 @@ def main(seeds: tuple[int, ...] = SEEDS, rates: tuple[float, ...] = RATES, out: 
 def frame(path: Path) -> Frame:
     """A row for each memory and learning rate: seeds, how many reach 95 %, medians of the steps and of the sharpness.
 
-    The sharpness is in units of 1 / learning rate, and the median of the evaluations from 95 % training accuracy on.
+    The sharpness is in units of 1 / learning rate, of a run the median over the second half of its evaluations.
     """
     runs = contest.frame(path)
     if not len(runs):
         return runs
-    values = zip(runs["lr"], runs["sharpness"], runs["first_step_train"], strict=True)
-    runs["held"] = [lr * fitted(sharp, first) for lr, sharp, first in values]
+    late = [np.median(sharp[len(sharp) // 2 :]) for sharp in runs["sharpness"]]
+    runs["held"] = runs["lr"] * late
     by = runs.groupby(["chain", "lr"], sort=False)
     cells = by.agg(
         seeds=("seed", "size"),
@@ -173,11 +176,6 @@ def frame(path: Path) -> Frame:
         held=("held", "median"),
     ).reset_index()
     return cells.assign(limit=[limit(*key) for key in zip(cells["chain"], cells["lr"], strict=True)])
-
-
-def fitted(sharp: Sequence[float], first: float) -> float:
-    """The median of the sharpness from the evaluation at step `first` on; NaN if there is none."""
-    return float(np.median(sharp[int(first) // TASK.steps - 1 :])) if np.isfinite(first) else math.nan
 
 
 def table(path: Path) -> str:
@@ -193,6 +191,36 @@ def table(path: Path) -> str:
             row[f"rate {cell.lr:g}"] = f"{reached} [{two_digits(cell.held)}]"
         rows.append(row)
     return markdown(rows)
+
+
+def picture(path: Path) -> Figure:
+    """The limit of every memory, a bar, with the sharpness times the rate, a dot; and who generalises, by sharpness."""
+    cells = frame(path)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    claim(figure, TITLE)
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    names = list(cells.groupby("chain")["limit"].min().sort_values().index)
+    for i, rate in enumerate(RATES):
+        some = cells[cells["lr"] == rate].set_index("chain").reindex(names)
+        x, share = np.arange(len(names)) + 0.2 * (i - 1), 100 * some["reach"] / some["seeds"]
+        generalise = share > 50
+        for axes, where, height in ((left, x, some["held"]), (right, some["held"] / rate, share + 1.5 * (i - 1))):
+            axes.plot(where, height, "o", color=f"C{i}", markerfacecolor="white", label=f"learning rate {rate:g}")
+            axes.plot(where[generalise], height[generalise], "o", color=f"C{i}")
+        left.hlines(some["limit"], x - 0.1, x + 0.1, color="black", linewidth=2)
+    handles, _ = left.get_legend_handles_labels()
+    handles.append(Line2D([], [], color="black", linewidth=2, label="stability limit"))
+    handles.append(Line2D([], [], color=GREY, marker="o", linestyle="", label="most seeds reach 95 %"))
+    left.legend(handles=handles, frameon=False, loc="lower right")
+    left.set_yscale("log")
+    left.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    left.set_ylabel("learning rate × sharpness, median", fontsize="large")
+    right.set_xscale("log")
+    right.set_xlabel("sharpness, median", fontsize="large")
+    right.set_ylabel("% of seeds that reach 95 %", fontsize="large")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 if __name__ == "__main__":

@@ -266,8 +266,31 @@ def bounds(cells: Frame) -> Frame:
     return pd.DataFrame(rows)
 
 
+def fastest_limits(cells: Frame) -> Frame:
+    """By place and learning rate: the stability limits of the kernels that take the fewest steps, or a tenth more."""
+    rows = []
+    for (task, place, rate), some in cells.groupby(["task", "place", "lr"], sort=True):
+        fewest, cap = some["steps"].min(), TASKS[task][1]
+        if not np.isfinite(fewest):
+            continue
+        fast = some[some["steps"] <= 1.1 * fewest]
+        limits = [limit(*key) for key in zip(fast["shape"], fast["age"], strict=True)]
+        none = some["steps"][some["shape"] == NONE[0]]
+        rows.append(
+            {
+                "task, place": f"{TITLES[task]}, {place}",
+                "learning rate": f"{rate:g}",
+                "fewest steps": steps(fewest, cap),
+                "no memory": steps(none.iloc[0], cap) if len(none) else "",
+                "kernels within a tenth": f"{len(fast)} of {len(some)}",
+                "their limits": " to ".join(dict.fromkeys(two_digits(end) for end in (min(limits), max(limits)))),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def table(path: Path) -> str:
-    """Every kernel in every place at its best rate, and how much of the steps its age explains."""
+    """Every kernel in every place at its best rate, what its age explains, and what limits are fast at each rate."""
     runs = frame(path)
     if not len(runs):
         return MISSING
@@ -284,7 +307,7 @@ def table(path: Path) -> str:
         }
         for row in at_best_rate(cells).itertuples(index=False)
     ]
-    found = (one.to_markdown(index=False) + "\n" for one in (explained(cells), bounds(cells)))
+    found = (one.to_markdown(index=False) + "\n" for one in (explained(cells), bounds(cells), fastest_limits(cells)))
     return joined(*found, markdown(rows))
 
 

@@ -1,7 +1,7 @@
-"""From which λ on the MA loses its stability, and whether training fails there.
+"""From which λ on a filter loses its stability, and what training comes to there.
 
-Sparse parity at one learning rate and decay behind the MA of several windows, and behind the EMA, over λ. The runs are
-those of `examples.sweep`; what is predicted comes from the filters alone.
+Sparse parity at a low and at a high learning rate, behind the MA of several windows and behind the EMA, over λ. The
+runs are those of `examples.sweep`; what is predicted comes from the filters alone.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import optax
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,11 +22,12 @@ from grokfast_jax import dc_gain, ema, grokfast_ema, grokfast_ma, stability_limi
 
 from .tables import MISSING, steps, two_digits
 
-RATE, DECAY, CAP = 0.03, 0.3, 4_000  # of all runs
+SETTINGS = ((0.003, 0.3), (0.003, 1.0), (0.03, 0.3))  # learning rates and weight decays
+CAP = 4_000
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
-def limit(filter_name: str, window: float, lamb: float, decay: float = RATE * DECAY) -> float:
+def limit(filter_name: str, window: float, lamb: float, decay: float) -> float:
     """The stability limit of a filter and Adam's first moment, times the gain, which AdamW does not see.
 
     `decay` is the learning rate times the weight decay.
@@ -36,15 +38,16 @@ def limit(filter_name: str, window: float, lamb: float, decay: float = RATE * DE
     return float(bears * dc_gain(tx, 4_000))
 
 
-def load(path: Path) -> Frame:
-    """For each filter, window and λ the median of the steps to 95 %, failures, seeds and the limit."""
-    runs = pd.read_csv(path)
+def load(path: Path, rate: float, decay: float) -> Frame:
+    """At a rate and decay, for each filter, window and λ: the median of the steps, failures, seeds and the limit."""
+    runs: Frame = pd.read_csv(path)
+    runs = runs[(runs["lr"] == rate) & (runs["weight_decay"] == decay)].copy()
     runs["filter"] = runs["preset"].str.removesuffix("+adamw")
     runs["steps_to_95"] = runs["steps_to_95"].fillna(math.inf)
     by = runs.groupby(["filter", "window_size", "lamb"], dropna=False)["steps_to_95"]
     cells = by.agg(steps="median", fail=lambda taken: int(np.isinf(taken).sum()), seeds="size").reset_index()
     keys = cells[["filter", "window_size", "lamb"]].itertuples(index=False)
-    return cells.assign(limit=[limit(*key) for key in keys])
+    return cells.assign(limit=[limit(*key, decay=rate * decay) for key in keys])
 
 
 def title(filter_name: str, window: float) -> str:
@@ -52,12 +55,12 @@ def title(filter_name: str, window: float) -> str:
     return f"MA, w {window:g}" if filter_name == "ma" else "EMA"
 
 
-def table(path: Path) -> str:
-    """Steps, failures and the limit, a row for each λ and a column for each filter."""
+def table(path: Path, rate: float, decay: float) -> str:
+    """Steps, failures and the limit at a rate and decay, a row for each λ and a column for each filter."""
     if not path.exists():
         return MISSING
     rows: dict[float, dict[str, str]] = {}
-    for cell in load(path).sort_values(["filter", "window_size"], ascending=[False, True]).itertuples():
+    for cell in load(path, rate, decay).sort_values(["filter", "window_size"], ascending=[False, True]).itertuples():
         taken = (
             "all fail" if cell.fail == cell.seeds else steps(cell.steps, CAP) + f", {cell.fail} fail" * bool(cell.fail)
         )
@@ -67,29 +70,31 @@ def table(path: Path) -> str:
 
 
 def picture(path: Path) -> Figure:
-    """Steps over λ, a line for each filter; hollow where the limit is below that of the gradients themselves."""
-    cells = load(path)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    claim(figure, "A filter fails from about the λ that makes it unstable")
-    axes = figure.add_subplot()
+    """Seeds that reach 95 % over λ, a line for each filter; hollow where its limit is below that of the gradients."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    claim(figure, "A window that is unstable works at a low rate and fails at a high one")
+    panels = figure.subplots(1, len(SETTINGS), sharey=True)
+    handles: list[Line2D] = []
+    for axes, (rate, decay) in zip(panels, SETTINGS, strict=True):
+        axes.set_title(f"rate {rate:g}, decay {decay:g}", fontsize="large", loc="left")
+        handles = _lines(axes, load(path, rate, decay))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("λ", fontsize="large")
+    panels[0].set_ylabel("% of seeds that reach 95 %", fontsize="large")
+    handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="unstable"))
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    return figure
+
+
+def _lines(axes: Axes, cells: Frame) -> list[Line2D]:
     handles = []
     for i, ((name, window), line) in enumerate(cells.groupby(["filter", "window_size"], dropna=False)):
         line = line.sort_values("lamb")
-        # Side by side where they fail
-        height = line["steps"].where(np.isfinite(line["steps"]), CAP * 1.1 ** (i + 1))
-        colour = GREY if name == "ema" else f"C{i - 1}"
+        height = 100 * (1 - line["fail"] / line["seeds"]) + 1.2 * (2 - i)  # side by side where they are equal
+        colour = GREY if name == "ema" else f"C{i}"
         axes.plot(line["lamb"], height, "-", color=colour, alpha=0.6)
         stable = line["limit"] >= 2
         axes.plot(line["lamb"][stable], height[stable], "o", color=colour)
         axes.plot(line["lamb"][~stable], height[~stable], "o", color=colour, markerfacecolor="white")
         handles.append(Line2D([], [], color=colour, marker="o", label=title(str(name), float(window))))
-    handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="unstable"))
-    axes.axhline(CAP, color=GREY, linestyle=":")
-    axes.set_yscale("log")
-    axes.set_yticks([300, 1_000, 3_000, CAP * 1.3], ["300", "1,000", "3,000", "fails"])
-    axes.minorticks_off()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("λ", fontsize="large")
-    axes.set_ylabel("steps to 95 %, median", fontsize="large")
-    figure.legend(handles=handles, loc="outside right center", frameon=False)
-    return figure
+    return handles
