@@ -15,7 +15,7 @@ from examples.harness.errors import UserError
 
 from . import paper
 from .cost import choices, step_cost, tasks, throughput, vs_torch
-from .study import board, circuits, memory, region, spectra, trajectories, windows
+from .study import board, circuits, edge, memory, region, spectra, trajectories, windows
 from .study import pictures as study_pictures
 from .study import tables as study_tables
 from .study.statistics import Results
@@ -81,7 +81,8 @@ PAGES = {
         "The board: which optimizer takes the fewest steps",
         "python -m benchmarks.study.board",
         "The rules are those of `benchmarks/study/board.py`. [What it says](../results/memory.md). Sixteen seeds "
-        "first, with a two-sided sign test; then the best two with 64 seeds; then other tasks.",
+        "first, with a two-sided sign test; then some of the best with 64 seeds; then other tasks, with nothing tuned "
+        "anew. The last table is tuned with 30 % of the pairs.",
     ),
     "memory": Page(
         "Kernels of the memory of gradients",
@@ -89,7 +90,7 @@ PAGES = {
         "[What it says](../results/memory.md). First, how much of the variance of the logarithm of the steps the "
         "learning rate explains, and the rate with the mean age, over kernels that share their age. Then whether "
         "kernels bear the largest rate at which no memory works, and whether that follows their stability limit. Then "
-        "every kernel at its best rate.",
+        "the limits of the kernels that take the fewest steps at each rate, and every kernel at its best rate.",
     ),
     "circuits": Page(
         "The clocks that models learn",
@@ -133,7 +134,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     runs = Results.load(study)
     made |= study_tables.tables(runs) | paper.tables(results, runs)
     made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
-    for name, module in (("memory", memory), ("region", region), ("circuits", circuits)):
+    for name, module in (("memory", memory), ("region", region), ("circuits", circuits), ("edge", edge)):
         made[name] = module.table(results / f"{name}.jsonl")
     for rate, decay in windows.SETTINGS:
         made[f"windows_{rate:g}_{decay:g}"] = windows.table(results / "parity_lamb.csv", rate, decay)

@@ -15,7 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from examples.harness.plots import BLUE, GREY, ORANGE, PURPLE, claim, number_steps
 
-from . import board, circuits, memory, region, spectra, trajectories, windows
+from . import board, circuits, edge, memory, region, spectra, trajectories, windows
 from .methods import AFTER, METHODS, PARTS, TUNED, TUNING, Variant, grid
 from .statistics import Results, all_tuned
 
@@ -524,6 +524,7 @@ def pictures(folder: Path, study: Path) -> dict[str, Figure]:
         "memory_rates": ("memory.jsonl", memory.law_picture),
         "memory_ages": ("memory.jsonl", memory.age_picture),
         "memory_limits": ("memory.jsonl", memory.limit_picture),
+        "edge": ("edge.jsonl", edge.picture),
         "windows": ("parity_lamb.csv", windows.picture),
         "clocks": ("circuits.jsonl", circuits.picture),
         "circles": ("circuits.jsonl", circuits.circles),
