@@ -229,15 +229,19 @@ def test_entrants_are_timed(results_file, monkeypatch, tmp_path, capsys):
 
 
 def test_few_pairs_are_tuned_anew(tmp_path):
-    """The filter saves a tenth before AdamW and fails with one seed; Muon is not whole, and left out."""
+    """Before AdamW the EMA saves a tenth and fails with one seed, and the MA costs a tenth; Muon lacks tuning."""
     path, lines = tmp_path / "board.jsonl", []
-    for name, steps in (("30 %: AdamW", 500), ("30 %: EMA before AdamW", 450), ("30 %: Muon", 300)):
+    for name, steps in (
+        ("30 %: AdamW", 500),
+        ("30 %: EMA before AdamW", 450),
+        ("30 %: MA before AdamW", 550),
+        ("30 %: Muon", 300),
+    ):
         settings = board.FEW_PAIRS[name].settings
         for i, numbers in enumerate(settings):
             lines += [result(board.job(name, numbers, seed), 900 - i) for seed in board.TUNING]
-        seeds = range(7) if name == "30 %: Muon" else range(8)
-        for seed in seeds:
-            failed = "EMA" in name and seed == 7
+        for seed in range(7 if "MA" in name or "Muon" in name else 8):
+            failed = name.startswith("30 %: EMA") and seed == 6
             lines.append(result(board.job(name, settings[-1], seed), None if failed else steps + seed))
     append(path, *lines, base=None)
     found = board.Board(path, Results([]))
@@ -247,11 +251,12 @@ def test_few_pairs_are_tuned_anew(tmp_path):
     assert (last.cap, last.after) == (2000, 0)
     assert last.chain.task.train_fraction == 0.3
     assert {job.cap for job in board.jobs(found, "tuning", ["30 %: Muon"])} == {1000}
-    header, _, alone, behind = (re.split(r" *\| *", line) for line in board.few_pairs_table(found).splitlines())
+    header, _, *rows = (re.split(r" *\| *", line) for line in board.few_pairs_table(found).splitlines())
     assert header[1] == "with 30 % of the pairs"
-    assert alone[1:5] == ["AdamW", "lr 0.01, weight_decay 3", "504 (501 to 506)", "0 of 8"]
-    assert behind[1:5] == ["EMA before AdamW", "lr 0.01, weight_decay 3", "454 (451 to 456)", "1 of 8"]
-    assert behind[5] == "7, 1 (0.07)"
+    assert [row[1] for row in rows] == ["AdamW", "EMA before AdamW", "MA before AdamW"]
+    assert [row[4] for row in rows] == ["0 of 7", "1 of 7", "0 of 7"]  # the eighth seed is not there behind the MA
+    assert [row[5] for row in rows] == ["", "6, 1 (0.12)", "0, 7 (0.016)"]
+    assert rows[0][2:4] == ["lr 0.01, weight_decay 3", "503 (501 to 505)"]
 
 
 def test_stages_follow_from_each_other(results_file):

@@ -399,30 +399,33 @@ def others_table(board: Board, order: Sequence[str]) -> str:
 
 
 def few_pairs_table(board: Board) -> str:
-    """Every method that is tuned with 30 % of the pairs, and how it compares with its optimizer alone; may be empty."""
+    """What is tuned with 30 % of the pairs, with the seeds that all methods of an optimizer have; may be empty."""
     rows = []
-    for name, entrant in FEW_PAIRS.items():
+    for alone in [name for name in FEW_PAIRS if " before " not in name]:
+        names = [name for name in FEW_PAIRS if name.split()[-1] == alone.split()[-1]]
         with contextlib.suppress(MissingRunError):
-            chosen = board.chosen(name)
-            found = board.steps(name, chosen, reported(name))
-            if len(found) < len(reported(name)):
-                continue
-            low, high = interval(found)
-            alone = f"30 %: {name.split()[-1]}"
-            against = compared(board, alone, name, reported(name)) if name != alone else None
-            rows.append(
-                {
-                    "with 30 % of the pairs": name.removeprefix("30 %: "),
-                    "chosen": ", ".join(f"{key} {value:g}" for key, value in chosen.items()),
-                    "steps to 95 %, median (95 % interval)": f"{steps(np.median(found), entrant.cap)} "
-                    f"({steps(low, entrant.cap)} to {steps(high, entrant.cap)})",
-                    "fail": f"{np.isinf(found).sum()} of {len(found)}",
-                    "against no filter: fewer steps, more (p)": ""
-                    if against is None
-                    else f"{against['more']}, {against['fewer']} ({against['p']:.2g})",
-                }
-            )
+            runs = [board.runs(name, board.chosen(name), SEEDS_OF_OTHERS) for name in names]
+            seeds = [seed for seed, found in zip(SEEDS_OF_OTHERS, zip(*runs, strict=True), strict=True) if all(found)]
+            rows += [few_pairs_row(board, name, alone, seeds) for name in names if seeds]
     return markdown(rows) if rows else ""
+
+
+def few_pairs_row(board: Board, name: str, alone: str, seeds: Sequence[int]) -> dict[str, str]:
+    """A method with some seeds, and how it compares with the optimizer alone."""
+    chosen, cap = board.chosen(name), FEW_PAIRS[name].cap
+    found = board.steps(name, chosen, seeds)
+    low, high = interval(found)
+    against = compared(board, name, alone, seeds)
+    return {
+        "with 30 % of the pairs": name.removeprefix("30 %: "),
+        "chosen": ", ".join(f"{key} {value:g}" for key, value in chosen.items()),
+        "steps to 95 %, median (95 % interval)": f"{steps(np.median(found), cap)} ({steps(low, cap)} to "
+        f"{steps(high, cap)})",
+        "fail": f"{np.isinf(found).sum()} of {len(found)}",
+        "against no filter: fewer steps, more (p)": ""
+        if name == alone
+        else f"{against['fewer']}, {against['more']} ({against['p']:.2g})",
+    }
 
 
 STAGES = ("tuning", "finals", "seeds", "more", *OTHERS)
