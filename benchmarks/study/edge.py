@@ -80,6 +80,7 @@ MEMORIES: dict[str, Callable[[], Tx]] = {
 }
 
 
+@functools.cache
 def limit(name: str, lr: float) -> float:
     """Learning rate times sharpness up to which AdamW with a memory is stable."""
     return float(stability_limit(MEMORIES[name](), 4_000, decay=lr * DECAY))

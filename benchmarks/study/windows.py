@@ -4,6 +4,7 @@ Sparse parity at a low and at a high learning rate, behind the MA of several win
 runs are those of `examples.sweep`; what is predicted comes from the filters alone.
 """
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ CAP = 4_000
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
+@functools.cache
 def limit(filter_name: str, window: float, lamb: float, decay: float) -> float:
     """The stability limit of a filter and Adam's first moment, times the gain, which AdamW does not see.
 
