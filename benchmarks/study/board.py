@@ -227,10 +227,10 @@ class Board:
         found = []
         for seed in seeds:
             one = self.found.get(as_cell(job(name, numbers, seed, **changes).cell))
-            found.append(self._of_study(name, seed) if one is None and not changes else one)
+            found.append(self.of_study(name, seed) if one is None and not changes else one)
         return found
 
-    def _of_study(self, name: str, seed: int) -> Mapping[str, Any] | None:
+    def of_study(self, name: str, seed: int) -> Mapping[str, Any] | None:
         """A run of the study, which has more steps; None if the entrant is none of its methods."""
         method = ALL[name].grid
         if not isinstance(method, str):
@@ -312,7 +312,7 @@ def jobs(board: Board, stage: str, names: Sequence[str]) -> list[Job]:
                 job(name, one, seed)
                 for seed in SEEDS
                 for name, one in settings.items()
-                if seed in reported(name) and None in board.runs(name, one, [seed])
+                if seed in reported(name) and board.of_study(name, seed) is None
             ]
         case "more":
             return [job(name, board.chosen(name), seed) for name in names for seed in MORE_SEEDS]
