@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.cost import entrants
 from benchmarks.study import board, contest, edge, memory, windows
 from benchmarks.study.cells import append
-from benchmarks.study.contest import Chain, Job
+from benchmarks.study.contest import Chain, Job, missing
 from benchmarks.study.statistics import MissingRunError, Results
 from examples.harness.errors import UsageError
 from examples.modular import Modular
@@ -178,9 +178,8 @@ def results_file(tmp_path):
         chosen = board.ENTRANTS[name].settings[best]
         for seed in board.SEEDS:
             failed = name != "Muon" and seed == 15
-            held = 50 if seed in board.FOLLOWED else 0
-            lines.append(result(board.job(name, chosen, seed), None if failed else steps + seed, held, held))
-        lines += [result(board.job(name, chosen, seed, operation="division"), 250) for seed in board.FOLLOWED]
+            lines.append(result(board.job(name, chosen, seed), None if failed else steps + seed, 50, 50 - (seed > 9)))
+        lines += [result(board.job(name, chosen, seed, operation="division"), 250) for seed in range(4)]
     append(path, *lines, base=None)
     return path
 
@@ -203,7 +202,7 @@ def test_board(results_file):
     )
     assert "208 (204 to 211)" in first
     assert "0 of 16" in first
-    assert "4 of 4" in first
+    assert "10 of 16" in first
     assert "1 of 16" in second
     assert "0, 16 (3.1e-05)" in second
     assert text.rstrip().splitlines()[-1].startswith("| Muon, no momentum")
@@ -211,7 +210,7 @@ def test_board(results_file):
     times.write_text(json.dumps({"ms_per_step": {"Muon": {"median": 20.04}, "Muon, no momentum": {"median": 10.0}}}))
     timed = board.table(results_file, Results([]), times)
     assert "s to 95 % (ms per step)" in timed
-    assert re.search(r"4 of 4 *\| 4.2 \(20.0\) *\|", timed)  # 207.5 steps of 20 ms
+    assert re.search(r"10 of 16 *\| 4.2 \(20.0\) *\|", timed)  # 207.5 steps of 20 ms
 
 
 def test_entrants_are_timed(results_file, monkeypatch, tmp_path, capsys):
@@ -245,8 +244,8 @@ def test_few_pairs_are_tuned_anew(tmp_path):
             lines.append(result(board.job(name, settings[-1], seed), None if failed else steps + seed))
     append(path, *lines, base=None)
     found = board.Board(path, Results([]))
-    assert board.jobs(found, "seeds", ["30 %: AdamW"]) == []
-    (last,) = board.jobs(found, "seeds", ["30 %: Muon"])
+    assert missing(board.jobs(found, "seeds", ["30 %: AdamW"]), path) == []
+    (last,) = missing(board.jobs(found, "seeds", ["30 %: Muon"]), path)
     assert last.seed == 7
     assert (last.cap, last.after) == (2000, 0)
     assert last.chain.task.train_fraction == 0.3
@@ -259,11 +258,15 @@ def test_few_pairs_are_tuned_anew(tmp_path):
     assert rows[0][2:4] == ["lr 0.01, weight_decay 3", "503 (501 to 505)"]
 
 
-def test_stages_follow_from_each_other(results_file):
+def test_stages_follow_from_each_other(results_file, monkeypatch):
     found = board.Board(results_file, Results([]))
     assert len(board.jobs(found, "tuning", ["Muon"])) == 9
     assert [job.seed for job in board.jobs(found, "finals", ["Muon"])] == [1001] * 3
-    assert board.jobs(found, "seeds", ["Muon"]) == []
+    seeds = board.jobs(found, "seeds", ["Muon"])
+    assert [(job.seed, job.after) for job in seeds] == [(seed, 50) for seed in board.SEEDS]
+    assert missing(seeds, results_file) == []
+    monkeypatch.setattr(found, "of_study", lambda name, seed: {} if seed < 14 else None)
+    assert [job.seed for job in board.jobs(found, "seeds", ["Muon"])] == [14, 15]
     more = board.jobs(found, "more", ["Muon"])
     assert [job.seed for job in more] == list(board.MORE_SEEDS)
     assert {job.after for job in more} == {0}

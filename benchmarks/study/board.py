@@ -54,7 +54,6 @@ TUNING = (1000, 1001)
 FINALISTS = 3
 SEEDS = tuple(range(16))
 MORE_SEEDS = tuple(range(16, 64))
-FOLLOWED = SEEDS
 SEEDS_OF_OTHERS = range(8)
 Tx = optax.GradientTransformation
 
@@ -288,7 +287,7 @@ def job(name: str, numbers: Numbers, seed: int, **changes: Any) -> Job:
     fields = {field.name for field in dataclasses.fields(entrant.task)}
     task = entrant.task(**{key: value for key, value in numbers.items() if key in fields}, **changes)
     label = ", ".join([name, *(f"{key} {value}" for key, value in changes.items())])
-    after = AFTER if name in ENTRANTS and seed in FOLLOWED and not changes else 0
+    after = AFTER if name in ENTRANTS and seed in SEEDS and not changes else 0
     cap = entrant.cap // 2 if seed in TUNING else entrant.cap
     return Job(Chain(label, entrant.make, task), numbers, seed, cap, after)
 

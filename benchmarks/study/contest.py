@@ -6,7 +6,7 @@ another name, or its results must be deleted.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,14 +96,16 @@ def outcome(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def train_missing(jobs: Sequence[Job], path: Path, group_size: int = 1) -> None:
-    """Train what a file does not hold, and append each result as soon as it is there.
-
-    A stored run that was followed for less long than a job asks for is trained again, and its later result counts.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
+def missing(jobs: Iterable[Job], path: Path) -> list[Job]:
+    """What a file does not hold, or holds of a run that was followed for less long than the job asks for."""
     stored = results(path)
-    todo = list({as_cell(job.cell): job for job in jobs if not _has(stored, job)}.values())
+    return list({as_cell(job.cell): job for job in jobs if not _has(stored, job)}.values())
+
+
+def train_missing(jobs: Iterable[Job], path: Path, group_size: int = 1) -> None:
+    """Train what is missing in a file, and append each result as soon as it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    todo = missing(jobs, path)
     with tqdm.tqdm(total=len(todo), unit="run", disable=not todo) as bar:
         for group in _groups(todo, group_size):
             bar.set_postfix_str(f"{group[0].chain.name} {dict(group[0].numbers)} seed {group[0].seed}")
