@@ -19,7 +19,7 @@ import tqdm
 from examples.harness.loop import evaluations, stack
 from examples.harness.records import Row, best, is_finite, step_reached
 from examples.harness.task import Task
-from examples.harness.train import Program, program
+from examples.harness.train import Program, TrainState, program
 
 from .cells import Cell, append, as_cell, read
 from .methods import THRESHOLD
@@ -60,25 +60,35 @@ def program_of(chain: Chain, names: tuple[str, ...], runs: int) -> Program:
     return program(chain.task, make, example=(stack([numbers] * runs), stack([key] * runs)))
 
 
-def train(jobs: Sequence[Job], bar: tqdm.tqdm) -> list[dict[str, Any]]:
-    """Train runs of one chain, vmapped if they are many, and return what they came to."""
+def train(
+    jobs: Sequence[Job], bar: tqdm.tqdm, measure: Callable[[TrainState], Any] | None = None
+) -> list[dict[str, Any]]:
+    """Train runs of one chain, vmapped if they are many, and return what they came to.
+
+    `measure` makes a number of the state of a run; those of all its evaluations are `measured`.
+    """
     first = jobs[0]
     compiled = program_of(first.chain, tuple(first.numbers), len(jobs))
     numbers, keys = [dict(job.numbers) for job in jobs], [jax.random.key(job.seed) for job in jobs]
     hyper, key = (numbers[0], keys[0]) if len(jobs) == 1 else (stack(numbers), stack(keys))
+    if measure and len(jobs) > 1:
+        measure = jax.jit(jax.vmap(measure))
     rows: list[list[Row]] = [[] for _ in jobs]
+    measured: list[list[float]] = [[] for _ in jobs]
     done = [False] * len(jobs)
     for evaluation in evaluations(compiled, hyper, key):
+        values = np.full(len(jobs), np.nan) if measure is None else np.atleast_1d(measure(evaluation.state))
         for i, (row, diverged_at) in enumerate(zip(evaluation.rows, evaluation.diverged_at, strict=True)):
             if not done[i]:
                 rows[i].append(row)
+                measured[i].append(float(f"{values[i]:.3g}"))
                 reached = step_reached(rows[i], THRESHOLD)
                 followed = reached is not None and sum(one["step"] > reached for one in rows[i]) >= jobs[i].after
                 done[i] = followed or diverged_at is not None
         if all(done) or evaluation.step >= first.cap:
             break
     bar.update(len(jobs))
-    return [outcome(one) for one in rows]
+    return [outcome(some) | ({"measured": m} if measure else {}) for some, m in zip(rows, measured, strict=True)]
 
 
 def outcome(rows: Sequence[Row]) -> dict[str, Any]:

@@ -23,19 +23,18 @@ from matplotlib.lines import Line2D
 
 from benchmarks import RESULTS, run_command
 from examples.harness.batches import Batch
-from examples.harness.loop import evaluations
 from examples.harness.plots import GREY, claim
-from examples.harness.records import Row
 from examples.harness.tables import markdown
 from examples.harness.task import Data
+from examples.harness.train import TrainState
 from examples.parity import Parity
 from grokfast_jax import ema, grokfast_ema, grokfast_ma, stability_limit
 
 from . import contest
-from .cells import append, as_cell
-from .contest import Chain, Job, outcome, results
+from .cells import append
+from .contest import Chain, Job, missing
 from .memory import average, in_adamw, kernel
-from .methods import THRESHOLD, check_among
+from .methods import check_among
 from .tables import MISSING, steps, two_digits
 
 OUT = RESULTS / "edge.jsonl"
@@ -125,20 +124,20 @@ def sharpness(task: Parity, data: Data, params: Any, nu: Any, vector: Any) -> tu
     return value, vector
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(job: Job, bar: tqdm.tqdm) -> dict[str, Any]:
     """Train a run until it is at the threshold, and measure its sharpness at every evaluation."""
-    compiled, key = contest.program_of(job.chain, tuple(job.numbers), 1), jax.random.key(job.seed)
-    data = compiled.draw(key)
-    vector, rows, values = None, list[Row](), list[float]()
-    for evaluation in evaluations(compiled, dict(job.numbers), key, data=data):
-        params, nu = evaluation.state.params, optax.tree_utils.tree_get(evaluation.state.opt_state, "nu")
-        vector = jax.tree.map(jnp.ones_like, params) if vector is None else vector
-        value, vector = sharpness(TASK, {**data[0], **data[1]}, params, nu, vector)
-        rows.append(evaluation.rows[0])
-        values.append(float(f"{float(value):.3g}"))
-        if evaluation.diverged_at[0] is not None or rows[-1]["val_accuracy"] >= THRESHOLD or evaluation.step >= job.cap:
-            break
-    return outcome(rows) | {"sharpness": values}
+    shared, own = contest.program_of(job.chain, tuple(job.numbers), 1).draw(jax.random.key(job.seed))
+    vector = None
+
+    def measure(state: TrainState) -> jax.Array:
+        nonlocal vector
+        vector = jax.tree.map(jnp.ones_like, state.params) if vector is None else vector
+        nu = optax.tree_utils.tree_get(state.opt_state, "nu")
+        value, vector = sharpness(TASK, {**shared, **own}, state.params, nu, vector)
+        return value
+
+    (found,) = contest.train([job], bar, measure)
+    return found | {"sharpness": found.pop("measured")}
 
 
 def main(seeds: tuple[int, ...] = SEEDS, rates: tuple[float, ...] = RATES, out: Path = OUT) -> None:
@@ -151,11 +150,10 @@ def main(seeds: tuple[int, ...] = SEEDS, rates: tuple[float, ...] = RATES, out: 
     """
     check_among("--rates", tuple(map(str, rates)), tuple(map(str, RATES)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    stored = results(out)
-    jobs = [job(name, lr, seed) for seed in seeds for name in MEMORIES for lr in rates]
-    todo = [one for one in jobs if as_cell(one.cell) not in stored]
-    for one in tqdm.tqdm(todo, unit="run", disable=not todo):
-        append(out, {"cell": one.cell, **train(one)}, base=None)
+    todo = missing((job(name, lr, seed) for seed in seeds for name in MEMORIES for lr in rates), out)
+    with tqdm.tqdm(total=len(todo), unit="run", disable=not todo) as bar:
+        for one in todo:
+            append(out, {"cell": one.cell, **train(one, bar)}, base=None)
     print(table(out))
 
 
