@@ -65,14 +65,12 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train runs of one chain, vmapped if they are many, and return what they came to.
 
-    `measure` makes a number of the state of a run; those of all its evaluations are `measured`.
+    `measure` makes a number for each run of the state at an evaluation; those of a run are its `measured`.
     """
     first = jobs[0]
     compiled = program_of(first.chain, tuple(first.numbers), len(jobs))
     numbers, keys = [dict(job.numbers) for job in jobs], [jax.random.key(job.seed) for job in jobs]
     hyper, key = (numbers[0], keys[0]) if len(jobs) == 1 else (stack(numbers), stack(keys))
-    if measure and len(jobs) > 1:
-        measure = jax.jit(jax.vmap(measure))
     rows: list[list[Row]] = [[] for _ in jobs]
     measured: list[list[float]] = [[] for _ in jobs]
     done = [False] * len(jobs)

@@ -1,10 +1,10 @@
 """By how much does a filter before Adam raise the learning rate? `python -m benchmarks.study.raised`.
 
-Adam divides by the root mean square of what it gets, so it does not see by how much all of it is amplified. But a filter
-amplifies what is slow by its dc gain, and white noise only by the root of the sum of its squared response. So where the
-gradients are mostly noise, Adam's updates follow what is slow up to `white` times as fast, the quotient of the two. By
-how much they do is measured: dc gain times the root of Adam's second moment of the gradients over that of the filter's
-output, in the median of parameters and evaluations.
+Adam divides by the root mean square of what it gets, so it does not see by how much all of it is amplified. But a
+filter amplifies what is slow by its dc gain, and white noise only by the root of the sum of its squared response. So
+where the gradients are mostly noise, Adam's updates follow what is slow up to `white` times as fast, the quotient of
+the two. By how much they do is measured: dc gain times the root of Adam's second moment of the gradients over that of
+the filter's output, in the median of parameters and evaluations.
 
 The control is AdamW without a filter at so many times the learning rate, with the weight decay divided by as much. The
 task is sparse parity with batches of 64. Results are appended; what is there is not trained again.
@@ -77,11 +77,15 @@ def watched() -> Tx:
     return optax.GradientTransformation(lambda params: {"watched": jax.tree.map(jnp.zeros_like, params)}, update)
 
 
+@jax.jit
 def growth(state: TrainState) -> jax.Array:
-    """Root mean square of a run's gradients over that of what Adam gets, in the median of the parameters."""
-    of_gradients, of_filtered = (optax.tree_utils.tree_get(state.opt_state, name) for name in ("watched", "nu"))
-    quotients = jax.tree.map(lambda a, b: jnp.ravel(jnp.sqrt(a / b)), of_gradients, of_filtered)
-    return jnp.nanmedian(jnp.concatenate(jax.tree.leaves(quotients)))
+    """Root mean square of the gradients of each run over that of what Adam gets, in the median of the parameters."""
+
+    def of_run(of_gradients: Any, of_filtered: Any) -> jax.Array:
+        quotients = jax.tree.map(lambda a, b: jnp.ravel(jnp.sqrt(a / b)), of_gradients, of_filtered)
+        return jnp.nanmedian(jnp.concatenate(jax.tree.leaves(quotients)))
+
+    return jax.vmap(of_run)(*(optax.tree_utils.tree_get(state.opt_state, name) for name in ("watched", "nu")))
 
 
 @functools.cache
@@ -189,12 +193,13 @@ def picture(path: Path) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     claim(figure, TITLE)
     panels = figure.subplots(1, len(SETTINGS), sharex=True, sharey=True)
+    colours = {name: GREY if name == "EMA" else f"C{i}" for i, name in enumerate(FILTERS)}
     for axes, (lr, decay) in zip(panels, SETTINGS, strict=True):
         some = cells[(cells["lr"] == lr) & (cells["weight_decay"] == decay)]
-        for i, name in enumerate(FILTERS):
+        for name, colour in colours.items():
             line = some[some["filter"] == name]
             x, y = line["alone"].clip(upper=FAILED), line["behind"].clip(upper=FAILED)
-            stable, colour = line["limit"] >= 2, GREY if name == "EMA" else f"C{i}"
+            stable = line["limit"] >= 2
             axes.plot(x, y, "-", color=colour, alpha=0.4)
             axes.plot(x[stable], y[stable], "o", color=colour)
             axes.plot(x[~stable], y[~stable], "o", color=colour, markerfacecolor="white")
