@@ -15,7 +15,7 @@ from examples.harness.errors import UserError
 
 from . import paper
 from .cost import choices, step_cost, tasks, throughput, vs_torch
-from .study import board, circuits, edge, memory, region, spectra, trajectories, windows
+from .study import board, circuits, edge, memory, raised, region, spectra, trajectories, windows
 from .study import pictures as study_pictures
 from .study import tables as study_tables
 from .study.statistics import Results
@@ -134,7 +134,8 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     runs = Results.load(study)
     made |= study_tables.tables(runs) | paper.tables(results, runs)
     made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
-    for name, module in (("memory", memory), ("region", region), ("circuits", circuits), ("edge", edge)):
+    by_name = {"memory": memory, "region": region, "circuits": circuits, "edge": edge, "raised": raised}
+    for name, module in by_name.items():
         made[name] = module.table(results / f"{name}.jsonl")
     for rate, decay in windows.SETTINGS:
         made[f"windows_{rate:g}_{decay:g}"] = windows.table(results / "parity_lamb.csv", rate, decay)

@@ -15,7 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from examples.harness.plots import BLUE, GREY, ORANGE, PURPLE, claim, number_steps
 
-from . import board, circuits, edge, memory, region, spectra, trajectories, windows
+from . import board, circuits, edge, memory, raised, region, spectra, trajectories, windows
 from .methods import AFTER, METHODS, PARTS, TUNED, TUNING, Variant, grid
 from .statistics import Results, all_tuned
 
@@ -526,6 +526,7 @@ def pictures(folder: Path, study: Path) -> dict[str, Figure]:
         "memory_limits": ("memory.jsonl", memory.limit_picture),
         "edge": ("edge.jsonl", edge.picture),
         "windows": ("parity_lamb.csv", windows.picture),
+        "raised": ("raised.jsonl", raised.picture),
         "clocks": ("circuits.jsonl", circuits.picture),
         "circles": ("circuits.jsonl", circuits.circles),
         "board": ("board.jsonl", lambda path: board_picture(path, Results.load(study))),
