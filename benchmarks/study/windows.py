@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from examples.harness.plots import GREY, claim
 from examples.harness.tables import markdown
 from examples.parity import PRESETS
-from grokfast_jax import dc_gain, ema, grokfast_ema, grokfast_ma, stability_limit
+from grokfast_jax import ema, grokfast_ema, grokfast_ma, stability_limit
 
 from .tables import MISSING, steps, two_digits
 
@@ -30,14 +30,14 @@ Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 @functools.cache
 def limit(filter_name: str, window: float, lamb: float, decay: float) -> float:
-    """The stability limit of a filter and Adam's first moment, times the gain, which AdamW does not see.
+    """The stability limit of a filter of gain 1, for AdamW does not see the gain, and Adam's first moment.
 
     `decay` is the learning rate times the weight decay.
     """
-    tx = grokfast_ma(int(window), lamb) if filter_name == "ma" else grokfast_ema(lamb=lamb)
+    is_ma = filter_name == "ma"
+    make = functools.partial(grokfast_ma, int(window)) if is_ma else functools.partial(grokfast_ema, 0.98)
     beta1 = PRESETS["adamw"].config.optimization.beta1
-    bears = stability_limit(optax.chain(tx, ema(beta1)), 4_000, decay=decay)
-    return float(bears * dc_gain(tx, 4_000))
+    return float(stability_limit(optax.chain(make(lamb, normalize=True), ema(beta1)), 4_000, decay=decay))
 
 
 def load(path: Path, rate: float, decay: float) -> Frame:
