@@ -134,9 +134,11 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     runs = Results.load(study)
     made |= study_tables.tables(runs) | paper.tables(results, runs)
     made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
-    by_name = {"memory": memory, "region": region, "circuits": circuits, "edge": edge, "raised": raised}
+    by_name = {"memory": memory, "region": region, "circuits": circuits, "edge": edge}
     for name, module in by_name.items():
         made[name] = module.table(results / f"{name}.jsonl")
+    for task in raised.SETUPS:
+        made[f"raised_{task}"] = raised.table(results / "raised.jsonl", task)
     for rate, decay in windows.SETTINGS:
         made[f"windows_{rate:g}_{decay:g}"] = windows.table(results / "parity_lamb.csv", rate, decay)
     made["trajectories"] = trajectories.table(results / "trajectories.jsonl")

@@ -396,13 +396,13 @@ def test_a_filter_raises_the_rate_most_where_gradients_are_white_noise():
     ma = (1 + lamb / w) ** 2 + (w - 1) * (lamb / w) ** 2
     assert raised.white("MA, w 50", lamb) == pytest.approx((1 + lamb) / math.sqrt(ma), rel=1e-4)
 
-    tx = raised.behind("MA, w 50").make(lamb, 0.01, 0.1)
+    tx = raised.behind("parity", "MA, w 50").make(lamb, 0.01, 0.1)
     noise = jax.random.normal(jax.random.key(0), (1_000, 2, 300))
     grads = noise.at[:, 1].set(1.0)  # of the second run constant
-    states = jax.vmap(tx.init)(jnp.zeros((2, 300)))
     update = jax.vmap(lambda g, state: tx.update(g, state, jnp.zeros(300))[1])
+    states = jax.vmap(tx.init)(jnp.zeros((2, 300)))
     states = jax.lax.scan(lambda state, g: (update(g, state), None), states, grads)[0]
-    growth = raised.growth(TrainState(jnp.zeros((2, 300)), states, jnp.zeros((), jnp.int32)))
+    growth = raised.growth(TrainState(jnp.zeros((2, 300)), states, jnp.zeros((), jnp.int32)), many=True)
     assert (1 + lamb) * growth[0] == pytest.approx(raised.white("MA, w 50", lamb), rel=0.05)
     assert (1 + lamb) * growth[1] == pytest.approx(1, rel=0.05)  # but for the first window
 
@@ -411,34 +411,35 @@ def test_the_control_has_the_raised_rate(tmp_path):
     """λ 2 raises by 2.5, and takes longer than its control; with λ 5 the control's runs are not there."""
     path, lines = tmp_path / "raised.jsonl", []
     for lamb, growth, first in ((2.0, 2.5 / 3, 1_000), (5.0, 0.5, None)):
-        runs = raised.jobs("EMA", lamb, 0.003, 0.3)
-        lines += [result(job, first if job.seed else None) | {"growth": growth} for job in runs]
-    (numbers,) = {tuple(job.numbers.items()) for job in raised.controls(2.5, 0.003, 0.3)}
-    assert dict(numbers) == {"lr": 0.0075, "weight_decay": 0.12}
-    lines += [result(job, 800) for job in raised.controls(2.5, 0.003, 0.3)]
-    append(path, *lines, base=None)
-    (row,) = raised.frame(path).to_dict("records")
+        one = raised.Setting("parity", 0.003, 0.3, "EMA", lamb)
+        lines += [result(job, first if job.seed else None) | {"growth": growth} for job in raised.jobs(one)]
+    alone = raised.controls(one, 2.5)
+    assert alone[0].numbers == {"lr": 0.0075, "weight_decay": 0.12}
+    append(path, *lines, *(result(job, 800) for job in alone), base=None)
+    (row,) = raised.frame(path, "parity").to_dict("records")
     assert (row["factor"], row["behind"], row["behind_fail"], row["alone"], row["alone_fail"]) == (2.5, 1000, 1, 800, 0)
     assert row["limit"] == pytest.approx(112, rel=0.01)
-    table = re.sub(" +", " ", raised.table(path)).splitlines()
+    table = re.sub(" +", " ", raised.table(path, "parity")).splitlines()
     assert table[2] == "| EMA, λ 2 | 2.8 | 2.5 | 1,000, 1 fail (800) |"
     assert raised.picture(path).axes
-    assert raised.table(tmp_path / "none.jsonl") == raised.MISSING
+    assert raised.table(path, "modular") == raised.MISSING
 
 
-def test_raised_rates_train_what_is_missing(tmp_path, monkeypatch, capsys):
-    for name, value in {"CAP": 100, "SEEDS": (0, 1), "SETTINGS": ((0.003, 0.3),), "LAMBDAS": (2.0,)}.items():
-        monkeypatch.setattr(raised, name, value)
-    monkeypatch.setattr(raised, "FILTERS", {"EMA": raised.FILTERS["EMA"]})
+@pytest.mark.parametrize("together", [False, True])
+def test_raised_rates_train_what_is_missing(tmp_path, monkeypatch, capsys, together):
+    setup = raised.SETUPS["parity"]._replace(cap=100, seeds=(0, 1), together=together, rates=((0.003, 0.3),))
+    monkeypatch.setitem(raised.SETUPS, "parity", setup._replace(filters=(("EMA", 2.0),)))
     out = tmp_path / "raised.jsonl"
-    raised.main(out)
+    raised.main(("parity",), out)
     runs = list(contest.results(out).values())
-    assert [run["cell"]["chain"] for run in runs] == ["EMA", "EMA", "AdamW", "AdamW"]
+    assert [run["cell"]["chain"] for run in runs] == ["parity, EMA"] * 2 + ["parity, AdamW"] * 2
     assert 1 / 3 < runs[0]["growth"] < raised.white("EMA", 2.0) / 3
     before = out.read_bytes()
-    raised.main(out)
+    raised.main(("parity",), out)
     assert out.read_bytes() == before
     assert "| EMA, λ 2" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="TASKS"):
+        raised.main(("mnist",), out)
 
 
 def law_results(steps):

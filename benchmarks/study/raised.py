@@ -6,16 +6,16 @@ where the gradients are mostly noise, Adam's updates follow what is slow up to `
 the two. By how much they do is measured: dc gain times the root of Adam's second moment of the gradients over that of
 the filter's output, in the median of parameters and evaluations.
 
-The control is AdamW without a filter at so many times the learning rate, with the weight decay divided by as much. The
-task is sparse parity with batches of 64. Results are appended; what is there is not trained again.
+The control is AdamW without a filter at so many times the learning rate, with the weight decay divided by as much.
+Results are appended; what is there is not trained again.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +23,29 @@ import numpy as np
 import optax
 import pandas as pd
 import tqdm
+import tyro
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks import RESULTS, run_command
 from examples.harness.plots import GREY, claim
 from examples.harness.tables import markdown
+from examples.harness.task import Task
 from examples.harness.train import TrainState
-from examples.parity import PRESETS, Parity
+from examples.modular import Modular
+from examples.parity import Parity
 from grokfast_jax import dc_gain, grokfast_ema, grokfast_ma, impulse_response
 
-from . import contest
+from . import board, contest
 from .cells import append, as_cell
 from .contest import Chain, Job, missing, results
+from .methods import check_among
 from .tables import MISSING, steps, two_digits
 from .windows import limit
 
 OUT = RESULTS / "raised.jsonl"
-CAP = 4_000
 LENGTH = 4_000  # of a filter's response
-SETTINGS = ((0.003, 0.3), (0.003, 1.0))  # learning rates and weight decays
-LAMBDAS = (2.0, 3.0, 5.0, 8.0)
-SEEDS = tuple(range(16))
 TITLE = "Behind a stable filter it takes longer than at the rate that it amounts to"
-FAILED = 4_400  # where pictures draw what most seeds do not reach
 Tx = optax.GradientTransformation
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
@@ -59,15 +58,55 @@ FILTERS: dict[str, tuple[Callable[[Any], Tx], float]] = {
 }
 
 
-def adamw(lr: Any, weight_decay: Any) -> Tx:
-    """AdamW as the presets of parity have it."""
-    optimization = PRESETS["adamw"].config.optimization
-    return optax.adamw(lr, b1=optimization.beta1, b2=optimization.beta2, weight_decay=weight_decay)
+class Setup(NamedTuple):
+    """What is trained of a task."""
+
+    task: Task
+    adamw: Callable[..., Tx]  # of a learning rate and a weight decay, as the task's other studies have it
+    beta2: float
+    cap: int  # steps at most
+    seeds: Sequence[int]
+    together: bool  # all seeds in one vmapped program
+    rates: Sequence[tuple[float, float]]  # learning rates and weight decays
+    filters: Sequence[tuple[str, float]]  # and their λ
 
 
-def watched() -> Tx:
+class Setting(NamedTuple):
+    """A filter at a learning rate."""
+
+    task: str
+    lr: float
+    weight_decay: float
+    filter: str
+    lamb: float
+
+
+SETUPS = {
+    "parity": Setup(
+        Parity(),
+        lambda lr, weight_decay: optax.adamw(lr, 0.9, 0.999, weight_decay=weight_decay),
+        beta2=0.999,
+        cap=4_000,
+        seeds=range(16),
+        together=True,
+        rates=((0.003, 0.3), (0.003, 1.0)),
+        filters=tuple(itertools.product(FILTERS, (2.0, 3.0, 5.0, 8.0))),
+    ),
+    "modular": Setup(
+        Modular(),
+        board.adamw,
+        beta2=0.98,
+        cap=3_000,
+        seeds=range(8),
+        together=False,
+        rates=((0.001, 1.0),),
+        filters=(("EMA", 2.0), ("MA, w 100", 5.0)),
+    ),
+}
+
+
+def watched(beta2: float) -> Tx:
     """Leave gradients as they are, and keep the second moment that Adam would have of them, as `watched`."""
-    beta2 = PRESETS["adamw"].config.optimization.beta2
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -77,15 +116,16 @@ def watched() -> Tx:
     return optax.GradientTransformation(lambda params: {"watched": jax.tree.map(jnp.zeros_like, params)}, update)
 
 
-@jax.jit
-def growth(state: TrainState) -> jax.Array:
-    """Root mean square of the gradients of each run over that of what Adam gets, in the median of the parameters."""
+@functools.partial(jax.jit, static_argnames="many")
+def growth(state: TrainState, *, many: bool) -> jax.Array:
+    """Root mean square of a run's gradients over that of what Adam gets, in the median of the parameters."""
 
     def of_run(of_gradients: Any, of_filtered: Any) -> jax.Array:
         quotients = jax.tree.map(lambda a, b: jnp.ravel(jnp.sqrt(a / b)), of_gradients, of_filtered)
         return jnp.nanmedian(jnp.concatenate(jax.tree.leaves(quotients)))
 
-    return jax.vmap(of_run)(*(optax.tree_utils.tree_get(state.opt_state, name) for name in ("watched", "nu")))
+    moments = [optax.tree_utils.tree_get(state.opt_state, name) for name in ("watched", "nu")]
+    return (jax.vmap(of_run) if many else of_run)(*moments)
 
 
 @functools.cache
@@ -96,35 +136,48 @@ def white(name: str, lamb: float) -> float:
 
 
 @functools.cache
-def behind(name: str) -> Chain:
+def behind(task: str, name: str) -> Chain:
     """AdamW behind a filter."""
-    make = lambda lamb, lr, weight_decay: optax.chain(watched(), FILTERS[name][0](lamb), adamw(lr, weight_decay))
-    return Chain(name, make, Parity())
+    setup = SETUPS[task]
+
+    def make(lamb: Any, lr: Any, weight_decay: Any) -> Tx:
+        return optax.chain(watched(setup.beta2), FILTERS[name][0](lamb), setup.adamw(lr, weight_decay))
+
+    return Chain(f"{task}, {name}", make, setup.task)
 
 
-ALONE = Chain("AdamW", adamw, Parity())
+def settings(tasks: Iterable[str]) -> list[Setting]:
+    """Every setting of some tasks."""
+    found = []
+    for task in tasks:
+        setup = SETUPS[task]
+        found += [Setting(task, *rate, *one) for rate, one in itertools.product(setup.rates, setup.filters)]
+    return found
 
 
-def jobs(name: str, lamb: float, lr: float, weight_decay: float) -> list[Job]:
-    """The runs behind a filter."""
-    numbers = {"lamb": lamb, "lr": lr, "weight_decay": weight_decay}
-    return [Job(behind(name), numbers, seed, CAP) for seed in SEEDS]
+def jobs(one: Setting) -> list[Job]:
+    """The runs behind the filter."""
+    setup, numbers = SETUPS[one.task], {"lamb": one.lamb, "lr": one.lr, "weight_decay": one.weight_decay}
+    return [Job(behind(one.task, one.filter), numbers, seed, setup.cap) for seed in setup.seeds]
 
 
-def controls(factor: float, lr: float, weight_decay: float) -> list[Job]:
+def controls(one: Setting, factor: float) -> list[Job]:
     """AdamW at a raised rate, with a decay that times the rate is the same."""
-    numbers = {"lr": factor * lr, "weight_decay": weight_decay / factor}
-    return [Job(ALONE, {key: float(f"{value:.4g}") for key, value in numbers.items()}, seed, CAP) for seed in SEEDS]
+    setup, numbers = SETUPS[one.task], {"lr": factor * one.lr, "weight_decay": one.weight_decay / factor}
+    numbers = {key: float(f"{value:.4g}") for key, value in numbers.items()}
+    return [Job(Chain(f"{one.task}, AdamW", setup.adamw, setup.task), numbers, seed, setup.cap) for seed in setup.seeds]
 
 
-def train(jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:
-    """The results of runs, of which those that are missing are trained, all in one vmapped program."""
-    if todo := missing(jobs, out):
-        found = contest.train(todo, tqdm.tqdm(disable=True), growth if "lamb" in todo[0].numbers else None)
+def train(jobs: Sequence[Job], out: Path, *, together: bool) -> list[dict[str, Any]]:
+    """The results of runs, of which those that are missing are trained."""
+    todo = missing(jobs, out)
+    for group in [todo] * bool(todo) if together else [[job] for job in todo]:
+        measure = functools.partial(growth, many=len(group) > 1) if "lamb" in group[0].numbers else None
+        found = contest.train(group, tqdm.tqdm(disable=True), measure)
         for one in found:
             if "measured" in one:
                 one["growth"] = float(f"{np.nanmedian(one.pop('measured')):.4g}")
-        append(out, *({"cell": job.cell, **one} for job, one in zip(todo, found, strict=True)), base=None)
+        append(out, *({"cell": job.cell, **one} for job, one in zip(group, found, strict=True)), base=None)
     stored = results(out)
     return [stored[as_cell(job.cell)] for job in jobs]
 
@@ -134,78 +187,85 @@ def factor(runs: Sequence[Mapping[str, Any]], lamb: float) -> float:
     return float(f"{(1 + lamb) * np.median([run['growth'] for run in runs]):.3g}")
 
 
-def main(out: Path = OUT) -> None:
+def main(tasks: Annotated[tuple[str, ...], tyro.conf.Positional] = tuple(SETUPS), out: Path = OUT) -> None:
     """Train what is missing.
 
     Args:
+      tasks: Which of parity and modular.
       out: File for the results.
     """
+    check_among("TASKS", tasks, SETUPS)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for (lr, decay), name, lamb in tqdm.tqdm(list(itertools.product(SETTINGS, FILTERS, LAMBDAS)), unit="setting"):
-        runs = train(jobs(name, lamb, lr, decay), out)
-        train(controls(factor(runs, lamb), lr, decay), out)
-    print(table(out))
+    for one in tqdm.tqdm(settings(tasks), unit="setting"):
+        together = SETUPS[one.task].together
+        runs = train(jobs(one), out, together=together)
+        train(controls(one, factor(runs, one.lamb)), out, together=together)
+    for task in tasks:
+        print(table(out, task))
 
 
-def frame(path: Path) -> Frame:
+def frame(path: Path, task: str) -> Frame:
     """A row for each setting that is done: what the filter raises the rate by, and its steps and the control's."""
     stored, rows = results(path), []
-    for (lr, decay), name, lamb in itertools.product(SETTINGS, FILTERS, LAMBDAS):
-        runs = [stored.get(as_cell(job.cell)) for job in jobs(name, lamb, lr, decay)]
+    for one in settings([task]):
+        runs = [stored.get(as_cell(job.cell)) for job in jobs(one)]
         if None in runs:
             continue
-        raised = factor(runs, lamb)
-        alone = [stored.get(as_cell(job.cell)) for job in controls(raised, lr, decay)]
+        raised = factor(runs, one.lamb)
+        alone = [stored.get(as_cell(job.cell)) for job in controls(one, raised)]
         if None in alone:
             continue
-        row = {"lr": lr, "weight_decay": decay, "filter": name, "lamb": lamb, "factor": raised}
+        row = one._asdict() | {"factor": raised, "white": white(one.filter, one.lamb)}
         for title, some in (("behind", runs), ("alone", alone)):
             taken = np.array([run["first_step"] or np.inf for run in some])
-            row |= {title: np.median(taken), f"{title}_fail": int(np.isinf(taken).sum())}
-        row["limit"] = limit(*("ema", math.nan) if name == "EMA" else ("ma", FILTERS[name][1]), lamb, lr * decay)
-        rows.append(row | {"white": white(name, lamb)})
+            row |= {title: np.median(taken), f"{title}_fail": int(np.isinf(taken).sum()), "seeds": len(taken)}
+        window = FILTERS[one.filter][1]
+        row["limit"] = limit("ema" if math.isnan(window) else "ma", window, one.lamb, one.lr * one.weight_decay)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _taken(middle: float, fail: int) -> str:
-    return "all fail" if fail == len(SEEDS) else steps(middle, CAP) + f", {fail} fail" * bool(fail)
-
-
-def table(path: Path) -> str:
+def table(path: Path, task: str) -> str:
     """A row for each filter and λ; for each rate and decay the steps behind the filter and those of its control."""
-    cells = frame(path)
+    cells, cap = frame(path, task), SETUPS[task].cap
     if not len(cells):
         return MISSING
+
+    def taken(cell: Any, title: str) -> str:
+        fail = cell[f"{title}_fail"]
+        return "all fail" if fail == cell["seeds"] else steps(cell[title], cap) + f", {fail} fail" * bool(fail)
+
     rows = []
     for (name, lamb), some in cells.groupby(["filter", "lamb"], sort=False):
         row = {"filter": f"{name}, λ {lamb:g}", "at most": two_digits(some["white"].iloc[0])}
-        for cell in some.itertuples():
-            behind, alone = _taken(cell.behind, cell.behind_fail), _taken(cell.alone, cell.alone_fail)
-            row[f"decay {cell.weight_decay:g}: raised by"] = two_digits(cell.factor)
-            row[f"decay {cell.weight_decay:g}: behind the filter (at the raised rate)"] = f"{behind} ({alone})"
+        for _, cell in some.iterrows():
+            title = f"rate {cell['lr']:g}, decay {cell['weight_decay']:g}"
+            row[f"{title}: raised by"] = two_digits(cell["factor"])
+            row[f"{title}: steps (at the raised rate)"] = f"{taken(cell, 'behind')} ({taken(cell, 'alone')})"
         rows.append(row)
     return markdown(rows)
 
 
 def picture(path: Path) -> Figure:
     """Steps behind a filter over those of AdamW at the rate that it raises to; hollow where the filter is unstable."""
-    cells = frame(path)
+    cells, setup = frame(path, "parity"), SETUPS["parity"]
+    failed = 1.1 * setup.cap  # where what most seeds do not reach is drawn
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     claim(figure, TITLE)
-    panels = figure.subplots(1, len(SETTINGS), sharex=True, sharey=True)
+    panels = figure.subplots(1, len(setup.rates), sharex=True, sharey=True)
     colours = {name: GREY if name == "EMA" else f"C{i}" for i, name in enumerate(FILTERS)}
-    for axes, (lr, decay) in zip(panels, SETTINGS, strict=True):
+    for axes, (lr, decay) in zip(panels, setup.rates, strict=True):
         some = cells[(cells["lr"] == lr) & (cells["weight_decay"] == decay)]
         for name, colour in colours.items():
             line = some[some["filter"] == name]
-            x, y = line["alone"].clip(upper=FAILED), line["behind"].clip(upper=FAILED)
+            x, y = line["alone"].clip(upper=failed), line["behind"].clip(upper=failed)
             stable = line["limit"] >= 2
             axes.plot(x, y, "-", color=colour, alpha=0.4)
             axes.plot(x[stable], y[stable], "o", color=colour)
             axes.plot(x[~stable], y[~stable], "o", color=colour, markerfacecolor="white")
             for lamb, *at in zip(line["lamb"], x, y, strict=True):
                 axes.annotate(f"{lamb:g}", at, xytext=(4, 3), textcoords="offset points", color=colour)
-        axes.plot([500, FAILED], [500, FAILED], ":", color="black", linewidth=1)
+        axes.plot([500, failed], [500, failed], ":", color="black", linewidth=1)
         axes.set_title(f"rate {lr:g}, decay {decay:g}", fontsize="large", loc="left")
         axes.set_xlabel("steps of AdamW alone at the raised rate", fontsize="large")
         axes.spines[["top", "right"]].set_visible(False)
