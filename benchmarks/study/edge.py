@@ -80,9 +80,13 @@ MEMORIES: dict[str, Callable[[], Tx]] = {
 
 
 @functools.cache
+def _limit(name: str) -> Callable[[float], jax.Array]:
+    return jax.jit(lambda decay: stability_limit(MEMORIES[name](), 4_000, decay=decay))
+
+
 def limit(name: str, lr: float) -> float:
     """Learning rate times sharpness up to which AdamW with a memory is stable."""
-    return float(stability_limit(MEMORIES[name](), 4_000, decay=lr * DECAY))
+    return float(_limit(name)(lr * DECAY))
 
 
 TASK = FullBatch()

@@ -45,7 +45,7 @@ from .windows import limit
 
 OUT = RESULTS / "raised.jsonl"
 LENGTH = 4_000  # of a filter's response
-TITLE = "Behind a stable filter it takes longer than at the rate that it amounts to"
+TITLE = "A stable filter before AdamW is slower than the higher rate that it amounts to"
 Tx = optax.GradientTransformation
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
@@ -249,32 +249,36 @@ def table(path: Path, task: str) -> str:
 def picture(path: Path) -> Figure:
     """Steps behind a filter over those of AdamW at the rate that it raises to; hollow where the filter is unstable."""
     cells, setup = frame(path, "parity"), SETUPS["parity"]
-    failed = 1.1 * setup.cap  # where what most seeds do not reach is drawn
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    failed = 1.25 * setup.cap  # where what most seeds do not reach is drawn
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     claim(figure, TITLE)
     panels = figure.subplots(1, len(setup.rates), sharex=True, sharey=True)
     colours = {name: GREY if name == "EMA" else f"C{i}" for i, name in enumerate(FILTERS)}
+    ticks = {500: "500", 1_000: "1,000", 2_000: "2,000", failed: "most fail"}
     for axes, (lr, decay) in zip(panels, setup.rates, strict=True):
         some = cells[(cells["lr"] == lr) & (cells["weight_decay"] == decay)]
-        for name, colour in colours.items():
-            line = some[some["filter"] == name]
-            x, y = line["alone"].clip(upper=failed), line["behind"].clip(upper=failed)
-            stable = line["limit"] >= 2
-            axes.plot(x, y, "-", color=colour, alpha=0.4)
-            axes.plot(x[stable], y[stable], "o", color=colour)
-            axes.plot(x[~stable], y[~stable], "o", color=colour, markerfacecolor="white")
-            for lamb, *at in zip(line["lamb"], x, y, strict=True):
-                axes.annotate(f"{lamb:g}", at, xytext=(4, 3), textcoords="offset points", color=colour)
         axes.plot([500, failed], [500, failed], ":", color="black", linewidth=1)
+        axes.annotate("as long", (560, 560), rotation=38, xytext=(2, 6), textcoords="offset points")
+        for name, colour in colours.items():
+            line = some[some["filter"] == name].replace(math.inf, failed)
+            axes.plot(line["alone"], line["behind"], "-", color=colour, alpha=0.4)
+            for cell in line.itertuples():
+                hollow = {} if cell.limit >= 2 else {"markerfacecolor": "white"}
+                axes.plot(cell.alone, cell.behind, "o", color=colour, markersize=8, **hollow)
+                at = (cell.alone, cell.behind)
+                axes.annotate(f"{cell.lamb:g}", at, xytext=(6, -11), textcoords="offset points", color=colour)
         axes.set_title(f"rate {lr:g}, decay {decay:g}", fontsize="large", loc="left")
         axes.set_xlabel("steps of AdamW alone at the raised rate", fontsize="large")
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(list(ticks), list(ticks.values()))
+            axis.minorticks_off()
     panels[0].set_ylabel("steps behind the filter", fontsize="large")
-    handles = [
-        Line2D([], [], color=GREY if n == "EMA" else f"C{i}", marker="o", label=n) for i, n in enumerate(FILTERS)
-    ]
+    handles = [Line2D([], [], color=colour, marker="o", label=name) for name, colour in colours.items()]
     handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="unstable"))
-    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    figure.legend(handles=handles, loc="outside right center", frameon=False, title="filter; numbers: λ")
     return figure
 
 

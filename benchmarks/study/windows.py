@@ -6,9 +6,11 @@ runs are those of `examples.sweep`; what is predicted comes from the filters alo
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 import pandas as pd
@@ -29,15 +31,22 @@ Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
 @functools.cache
+def _limit(window: int | None) -> Callable[[float, float], jax.Array]:
+    make = functools.partial(grokfast_ma, window) if window else functools.partial(grokfast_ema, 0.98)
+    beta1 = PRESETS["adamw"].config.optimization.beta1
+
+    def of(lamb: float, decay: float) -> jax.Array:
+        return stability_limit(optax.chain(make(lamb, normalize=True), ema(beta1)), 4_000, decay=decay)
+
+    return jax.jit(of)
+
+
 def limit(filter_name: str, window: float, lamb: float, decay: float) -> float:
     """The stability limit of a filter of gain 1, for AdamW does not see the gain, and Adam's first moment.
 
-    `decay` is the learning rate times the weight decay.
+    `decay` is the learning rate times the weight decay. The window counts for `filter_name` "ma".
     """
-    is_ma = filter_name == "ma"
-    make = functools.partial(grokfast_ma, int(window)) if is_ma else functools.partial(grokfast_ema, 0.98)
-    beta1 = PRESETS["adamw"].config.optimization.beta1
-    return float(stability_limit(optax.chain(make(lamb, normalize=True), ema(beta1)), 4_000, decay=decay))
+    return float(_limit(int(window) if filter_name == "ma" else None)(lamb, decay))
 
 
 def load(path: Path, rate: float, decay: float) -> Frame:
