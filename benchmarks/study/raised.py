@@ -207,13 +207,17 @@ def main(tasks: Annotated[tuple[str, ...], tyro.conf.Positional] = tuple(SETUPS)
 def frame(path: Path, task: str) -> Frame:
     """A row for each setting that is done: what the filter raises the rate by, and its steps and the control's."""
     stored, rows = results(path), []
+
+    def found(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """The results of runs; none if one is missing."""
+        cells = [as_cell(job.cell) for job in jobs]
+        return [stored[cell] for cell in cells] if stored.keys() >= set(cells) else []
+
     for one in settings([task]):
-        runs = [stored.get(as_cell(job.cell)) for job in jobs(one)]
-        if None in runs:
+        if not (runs := found(jobs(one))):
             continue
         raised = factor(runs, one.lamb)
-        alone = [stored.get(as_cell(job.cell)) for job in controls(one, raised)]
-        if None in alone:
+        if not (alone := found(controls(one, raised))):
             continue
         row = one._asdict() | {"factor": raised, "white": white(one.filter, one.lamb)}
         for title, some in (("behind", runs), ("alone", alone)):
