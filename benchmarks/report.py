@@ -92,6 +92,13 @@ PAGES = {
         "kernels bear the largest rate at which no memory works, and whether that follows their stability limit. Then "
         "the limits of the kernels that take the fewest steps at each rate, and every kernel at its best rate.",
     ),
+    "raised": Page(
+        "By how much a filter before Adam raises the learning rate",
+        "python -m benchmarks.study.raised",
+        "[What it says](../results/memory.md#a-filter-before-adam-raises-the-learning-rate). First sparse parity, then "
+        "mod 97. `at most` is what white noise gives. In brackets are the steps of AdamW alone at so many times the "
+        "rate, with the decay divided by as much.",
+    ),
     "circuits": Page(
         "The clocks that models learn",
         "python -m benchmarks.study.circuits",
@@ -137,8 +144,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     by_name = {"memory": memory, "region": region, "circuits": circuits, "edge": edge}
     for name, module in by_name.items():
         made[name] = module.table(results / f"{name}.jsonl")
-    for task in raised.SETUPS:
-        made[f"raised_{task}"] = raised.table(results / "raised.jsonl", task)
+    made["raised"] = study_tables.joined(*(raised.table(results / "raised.jsonl", task) for task in raised.SETUPS))
     for rate, decay in windows.SETTINGS:
         made[f"windows_{rate:g}_{decay:g}"] = windows.table(results / "parity_lamb.csv", rate, decay)
     made["trajectories"] = trajectories.table(results / "trajectories.jsonl")

@@ -98,6 +98,12 @@ def test_runs_of_one_program_equal_single_ones():
     assert together[0] != together[1]
 
 
+def test_a_run_is_followed_beyond_its_cap(monkeypatch):
+    monkeypatch.setattr(contest, "THRESHOLD", 0.0)  # which every run is at
+    (found,) = contest.train([Job(ADAMW, NUMBERS, 0, 1, after=2)], contest.tqdm.tqdm(disable=True))
+    assert (found["evaluations_after"], found["of_these_at_threshold"]) == (2, 2)
+
+
 def test_a_run_is_followed_after_its_first_at_the_threshold():
     rows = [
         {"step": 10 * k, "val_accuracy": accuracy, "train_accuracy": 1.0}

@@ -41,7 +41,7 @@ class Job(NamedTuple):
     chain: Chain
     numbers: Numbers
     seed: int
-    cap: int  # steps at most
+    cap: int  # steps at most to the threshold
     after: int = 0  # evaluations for which it is followed after its first at the threshold
 
     @property
@@ -82,8 +82,9 @@ def train(
                 measured[i].append(float(f"{values[i]:.3g}"))
                 reached = step_reached(rows[i], THRESHOLD)
                 followed = reached is not None and sum(one["step"] > reached for one in rows[i]) >= jobs[i].after
-                done[i] = followed or diverged_at is not None
-        if all(done) or evaluation.step >= first.cap:
+                failed = reached is None and evaluation.step >= first.cap
+                done[i] = followed or failed or diverged_at is not None
+        if all(done):
             break
     bar.update(len(jobs))
     return [outcome(some) | ({"measured": m} if measure else {}) for some, m in zip(rows, measured, strict=True)]
