@@ -40,7 +40,7 @@ from . import board, contest
 from .cells import append, as_cell
 from .contest import Chain, Job, missing, results
 from .methods import check_among
-from .tables import MISSING, steps, two_digits
+from .tables import MISSING, steps_and_failures, two_digits
 from .windows import limit
 
 OUT = RESULTS / "raised.jsonl"
@@ -236,8 +236,7 @@ def table(path: Path, task: str) -> str:
         return MISSING
 
     def taken(cell: Any, title: str) -> str:
-        fail = cell[f"{title}_fail"]
-        return "all fail" if fail == cell["seeds"] else steps(cell[title], cap) + f", {fail} fail" * bool(fail)
+        return steps_and_failures(cell[title], cell[f"{title}_fail"], cell["seeds"], cap)
 
     rows = []
     for (name, lamb), some in cells.groupby(["filter", "lamb"], sort=False):

@@ -44,6 +44,11 @@ def steps(value: float, cap: int) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else f"> {cap:,}"
 
 
+def steps_and_failures(middle: float, fail: int, seeds: int, cap: int) -> str:
+    """The median of the steps and how many seeds fail, if any does."""
+    return "all fail" if fail == seeds else steps(middle, cap) + f", {fail} fail" * bool(fail)
+
+
 def two_digits(value: float) -> str:
     """A number with two digits, or all before the point."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

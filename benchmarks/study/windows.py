@@ -23,7 +23,7 @@ from examples.harness.tables import markdown
 from examples.parity import PRESETS
 from grokfast_jax import ema, grokfast_ema, grokfast_ma, stability_limit
 
-from .tables import MISSING, steps, two_digits
+from .tables import MISSING, steps_and_failures, two_digits
 
 SETTINGS = ((0.003, 0.3), (0.003, 1.0), (0.03, 0.3))  # learning rates and weight decays
 CAP = 4_000
@@ -72,9 +72,7 @@ def table(path: Path, rate: float, decay: float) -> str:
         return MISSING
     rows: dict[float, dict[str, str]] = {}
     for cell in load(path, rate, decay).sort_values(["filter", "window_size"], ascending=[False, True]).itertuples():
-        taken = (
-            "all fail" if cell.fail == cell.seeds else steps(cell.steps, CAP) + f", {cell.fail} fail" * bool(cell.fail)
-        )
+        taken = steps_and_failures(cell.steps, cell.fail, cell.seeds, CAP)
         row = rows.setdefault(cell.lamb, {"λ": f"{cell.lamb:g}"})
         row[title(cell.filter, cell.window_size)] = f"{taken} [{two_digits(cell.limit)}]"
     return markdown([rows[lamb] for lamb in sorted(rows)])
