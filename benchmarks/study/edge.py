@@ -8,7 +8,7 @@ where it is below the limit divided by the learning rate. Results are appended; 
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +129,20 @@ def sharpness(task: Parity, data: Data, params: Any, nu: Any, vector: Any) -> tu
 
 
 def train(job: Job, bar: tqdm.tqdm) -> dict[str, Any]:
-    """Train a run until it is at the threshold, and measure its sharpness at every evaluation."""
+    """Train a run until it is at the threshold, and measure its sharpness at every evaluation.
+
+    Behind a filter the second moment is that of the gradients, which `raised.watched` keeps.
+    """
+    task: Any = job.chain.task
     shared, own = contest.program_of(job.chain, tuple(job.numbers), 1).draw(jax.random.key(job.seed))
     vector = None
 
     def measure(state: TrainState) -> jax.Array:
         nonlocal vector
         vector = jax.tree.map(jnp.ones_like, state.params) if vector is None else vector
-        nu = optax.tree_utils.tree_get(state.opt_state, "nu")
-        value, vector = sharpness(TASK, {**shared, **own}, state.params, nu, vector)
+        moment = functools.partial(optax.tree_utils.tree_get, state.opt_state)
+        nu = moment("watched", default=moment("nu"))
+        value, vector = sharpness(task, {**shared, **own}, state.params, nu, vector)
         return value
 
     (found,) = contest.train([job], bar, measure)
@@ -161,16 +166,20 @@ def main(seeds: tuple[int, ...] = SEEDS, rates: tuple[float, ...] = RATES, out: 
     print(table(out))
 
 
+def late(sharpness: Sequence[float]) -> float:
+    """A run's sharpness: the median over the second half of its evaluations."""
+    return float(np.median(sharpness[len(sharpness) // 2 :]))
+
+
 def frame(path: Path) -> Frame:
     """A row for each memory and learning rate: seeds, how many reach 95 %, medians of the steps and of the sharpness.
 
-    The sharpness is in units of 1 / learning rate, of a run the median over the second half of its evaluations.
+    The sharpness is in units of 1 / learning rate.
     """
     runs = contest.frame(path)
     if not len(runs):
         return runs
-    late = [np.median(sharp[len(sharp) // 2 :]) for sharp in runs["sharpness"]]
-    runs["held"] = runs["lr"] * late
+    runs["held"] = runs["lr"] * runs["sharpness"].map(late)
     by = runs.groupby(["chain", "lr"], sort=False)
     cells = by.agg(
         seeds=("seed", "size"),
