@@ -15,7 +15,7 @@ from examples.harness.errors import UserError
 
 from . import paper
 from .cost import choices, step_cost, tasks, throughput, vs_torch
-from .study import board, circuits, edge, memory, raised, region, spectra, trajectories, windows
+from .study import board, circuits, edge, memory, noise, raised, region, spectra, trajectories, windows
 from .study import pictures as study_pictures
 from .study import tables as study_tables
 from .study.statistics import Results
@@ -80,7 +80,7 @@ PAGES = {
     "board": Page(
         "The board: which optimizer takes the fewest steps",
         "python -m benchmarks.study.board",
-        "The rules are those of `benchmarks/study/board.py`. [What it says](../results/memory.md). Sixteen seeds "
+        "The rules are those of `benchmarks/study/board.py`. [What it says](../results/board.md). Sixteen seeds "
         "first, with a two-sided sign test; then some of the best with 64 seeds; then other tasks, with nothing tuned "
         "anew. The last table is tuned with 30 % of the pairs.",
     ),
@@ -95,9 +95,9 @@ PAGES = {
     "raised": Page(
         "By how much a filter before Adam raises the learning rate",
         "python -m benchmarks.study.raised",
-        "[What it says](../results/memory.md#a-filter-before-adam-raises-the-learning-rate). First sparse parity, then "
-        "mod 97. `at most` is what white noise gives. In brackets are the steps of AdamW alone at so many times the "
-        "rate, with the decay divided by as much.",
+        "[What it says](../results/stability.md#a-filter-before-adam-raises-the-learning-rate). First sparse parity, "
+        "then mod 97. `at most` is what white noise gives. In brackets are the steps of AdamW alone at so many times "
+        "the rate, with the decay divided by as much.",
     ),
     "circuits": Page(
         "The clocks that models learn",
@@ -141,7 +141,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     runs = Results.load(study)
     made |= study_tables.tables(runs) | paper.tables(results, runs)
     made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
-    by_name = {"memory": memory, "region": region, "circuits": circuits, "edge": edge}
+    by_name = {"memory": memory, "region": region, "circuits": circuits, "edge": edge, "noise": noise}
     for name, module in by_name.items():
         made[name] = module.table(results / f"{name}.jsonl")
     made["raised"] = study_tables.joined(*(raised.table(results / "raised.jsonl", task) for task in raised.SETUPS))

@@ -17,7 +17,7 @@ from benchmarks import report, run_command, switch_on
 from benchmarks.cost import choices, step_cost, tasks, throughput, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
 from benchmarks.study import __main__ as study
-from benchmarks.study import board, circuits, edge, memory, raised, region, spectra, trajectories
+from benchmarks.study import board, circuits, edge, memory, noise, raised, region, spectra, trajectories
 from examples import mnist, modular
 from examples.harness import train
 from examples.harness.errors import UserError
@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("lenient")
         circuits,
         edge,
         memory,
+        noise,
         raised,
         region,
         spectra,

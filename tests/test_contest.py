@@ -15,7 +15,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.cost import entrants
-from benchmarks.study import board, contest, edge, memory, raised, windows
+from benchmarks.study import board, contest, edge, memory, noise, raised, windows
 from benchmarks.study.cells import append
 from benchmarks.study.contest import Chain, Job, missing
 from benchmarks.study.statistics import MissingRunError, Results
@@ -446,6 +446,60 @@ def test_raised_rates_train_what_is_missing(tmp_path, monkeypatch, capsys, toget
     assert "| EMA, λ 2" in capsys.readouterr().out
     with pytest.raises(UsageError, match="TASKS"):
         raised.main(("mnist",), out)
+
+
+@pytest.fixture
+def raised_file(tmp_path, monkeypatch):
+    """Results by which the EMA and a window of 25, with λ 2, raise the rate 2.5 times."""
+    setup = raised.SETUPS["parity"]._replace(cap=100, seeds=(0, 1), rates=((0.003, 0.3),))
+    monkeypatch.setitem(raised.SETUPS, "parity", setup._replace(filters=(("EMA", 2.0), ("MA, w 25", 2.0))))
+    monkeypatch.setattr(noise, "SEEDS", 2)
+    path = tmp_path / "raised.jsonl"
+    for one in raised.settings(["parity"]):
+        append(path, *(result(job, 100) | {"growth": 2.5 / 3} for job in raised.jobs(one)), base=None)
+        append(path, *(result(job, 50) for job in raised.controls(one, 2.5)), base=None)
+    return path
+
+
+def test_limits_of_the_sharpness(raised_file):
+    """The EMA raises the limit by as much as the rate, and so bears AdamW's sharpness. The window does not."""
+    limits = {(group.filter, group.place): group.limit for group in noise.groups(raised_file)}
+    adamw = 2 * (1 + 0.9) / (1 - 0.9) / 0.003
+    assert limits["none", "behind"] == pytest.approx(adamw, rel=1e-3)
+    assert limits["EMA, λ 2", "alone"] == limits["MA, w 25, λ 2", "alone"] == pytest.approx(adamw / 2.5, rel=1e-3)
+    assert limits["EMA, λ 2", "behind"] == pytest.approx(112 / 2.5 / 0.003, rel=1e-2)
+    assert limits["MA, w 25, λ 2", "behind"] == pytest.approx(0.233 / 2.5 / 0.003, rel=1e-2)
+    assert [group.filter for group in noise.groups(raised_file) if group.unstable] == ["MA, w 25, λ 2"]
+
+
+def test_sharpness_with_noise(raised_file, tmp_path):
+    path = tmp_path / "noise.jsonl"
+    sharp = {"none": 300.0, "EMA, λ 2": 200.0, "MA, w 25, λ 2": 40.0}
+    for group in noise.groups(raised_file):
+        first = None if group.filter == "none" else 100
+        lines = [result(job, first) | {"sharpness": [900.0, sharp[group.filter]]} for job in group.jobs]
+        append(path, *lines, base=None)
+    table = re.sub(" +", " ", noise.table(path, raised_file)).splitlines()
+    assert noise.picture(path, raised_file).axes
+    assert table[2:] == [
+        "| none | all fail [300] | |",
+        "| EMA, λ 2 | 100 [200] | 100 [40] |",  # the controls of both are the same runs, of which the later count
+        "| MA, w 25, λ 2 | 100 [40] | 100 [40] |",
+    ]
+    assert noise.table(tmp_path / "none.jsonl", raised_file) == noise.MISSING
+
+
+def test_sharpness_with_noise_trains_what_is_missing(raised_file, tmp_path, capsys):
+    out = tmp_path / "noise.jsonl"
+    noise.main(raised_file, out)
+    runs = list(contest.results(out).values())
+    assert [run["cell"]["chain"].removeprefix("parity, ") for run in runs[:4]] == ["AdamW", "EMA", "AdamW", "MA, w 25"]
+    assert len(runs) == 8
+    assert all(len(run["sharpness"]) == 2 and min(run["sharpness"]) > 0 for run in runs)
+    before = out.read_bytes()
+    noise.main(raised_file, out)
+    assert out.read_bytes() == before
+    assert "| EMA, λ 2" in capsys.readouterr().out
 
 
 def law_results(steps):

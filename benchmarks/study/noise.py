@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import tqdm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks import RESULTS, run_command
+from examples.harness.plots import GREY, claim
 from examples.harness.tables import markdown
 
 from . import contest, edge, raised, windows
@@ -27,6 +30,8 @@ OUT = RESULTS / "noise.jsonl"
 LAMBS = (2.0, 5.0)
 SEEDS = 8
 CAP = raised.SETUPS["parity"].cap
+FAILED = 1.25 * CAP  # where what most seeds do not reach is drawn
+TITLE = "A stable filter flattens less than the rate that it amounts to, a short unstable window more"
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
@@ -47,7 +52,7 @@ def groups(path: Path) -> Iterator[Group]:
     for (lr, decay), some in cells[cells["lamb"].isin(LAMBS)].groupby(["lr", "weight_decay"]):
         adamw = windows.limit("ema", math.nan, 0.0, lr * decay)
         base = raised.Setting("parity", lr, decay, "none", 0.0)
-        yield Group("none", decay, "alone", adamw / lr, False, raised.controls(base, 1.0)[:SEEDS])
+        yield Group("none", decay, "behind", adamw / lr, False, raised.controls(base, 1.0)[:SEEDS])
         for row in some.itertuples():
             one = base._replace(filter=row.filter, lamb=row.lamb)
             name, rate = f"{row.filter}, λ {row.lamb:g}", row.factor * lr
@@ -88,12 +93,50 @@ def frame(path: Path, rates: Path) -> Frame:
 def table(path: Path, rates: Path = raised.OUT) -> str:
     """A row for each filter, a column for each place and decay: steps and sharpness."""
     cells = frame(path, rates)
+    if not len(cells):
+        return MISSING
+    titles = {"behind": "behind it", "alone": "alone at the raised rate"}
+    cells["title"] = [f"decay {cell.weight_decay:g}: {titles[cell.place]}" for cell in cells.itertuples()]
     rows: dict[str, dict[str, str]] = {}
     for cell in cells.itertuples():
         taken = steps_and_failures(cell.steps, cell.fail, cell.seeds, CAP)
-        row = rows.setdefault(cell.filter, {"filter": cell.filter})
-        row[f"decay {cell.weight_decay:g}: {cell.place}"] = f"{taken} [{two_digits(cell.sharpness)}]"
-    return markdown(list(rows.values())) if rows else MISSING
+        row = rows.setdefault(cell.filter, {"filter": cell.filter, **dict.fromkeys(cells["title"].unique(), "")})
+        row[cell.title] = f"{taken} [{two_digits(cell.sharpness)}]"
+    return markdown(list(rows.values()))
+
+
+def picture(path: Path, rates: Path = raised.OUT) -> Figure:
+    """Steps over the sharpness, a panel for each decay; hollow where the filter takes the stability away."""
+    cells = frame(path, rates).replace(math.inf, FAILED)
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    claim(figure, TITLE)
+    decays = cells["weight_decay"].unique()
+    colours = {name: GREY if name == "EMA" else f"C{i}" for i, name in enumerate(raised.FILTERS)}
+    ticks = {500: "500", 1_000: "1,000", 2_000: "2,000", FAILED: "most fail"}
+    panels = figure.subplots(1, len(decays), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (decay, some) in zip(panels, cells.groupby("weight_decay"), strict=True):
+        alone = some[(some["place"] == "alone") | (some["filter"] == "none")].sort_values("sharpness")
+        axes.plot(alone["sharpness"], alone["steps"], "-", color="black", linewidth=1, marker=".")
+        for cell in some[(some["place"] == "behind") & (some["filter"] != "none")].itertuples():
+            name, lamb = cell.filter.split(", λ ")
+            hollow = {"markerfacecolor": "white"} if cell.unstable else {}
+            axes.plot(cell.sharpness, cell.steps, "o", color=colours[name], markersize=8, **hollow)
+            at = (cell.sharpness, cell.steps)
+            axes.annotate(lamb, at, xytext=(6, -11), textcoords="offset points", color=colours[name])
+        axes.set_title(f"decay {decay:g}", fontsize="large", loc="left")
+        axes.set_xlabel("sharpness", fontsize="large")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks([20, 50, 100, 200], ["20", "50", "100", "200"])
+        axes.set_yticks(list(ticks), list(ticks.values()))
+        axes.minorticks_off()
+    panels[0].set_ylabel("steps to 95 %", fontsize="large")
+    handles = [Line2D([], [], color="black", marker=".", label="AdamW alone")]
+    handles += [Line2D([], [], color=c, marker="o", linestyle="", label=name) for name, c in colours.items()]
+    handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="", label="unstable"))
+    figure.legend(handles=handles, loc="outside right center", frameon=False, title="filter; numbers: λ")
+    return figure
 
 
 if __name__ == "__main__":

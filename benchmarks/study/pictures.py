@@ -15,7 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from examples.harness.plots import BLUE, GREY, ORANGE, PURPLE, claim, number_steps
 
-from . import board, circuits, edge, memory, raised, region, spectra, trajectories, windows
+from . import board, circuits, edge, memory, noise, raised, region, spectra, trajectories, windows
 from .methods import AFTER, METHODS, PARTS, TUNED, TUNING, Variant, grid
 from .statistics import Results, all_tuned
 
@@ -527,6 +527,7 @@ def pictures(folder: Path, study: Path) -> dict[str, Figure]:
         "edge": ("edge.jsonl", edge.picture),
         "windows": ("parity_lamb.csv", windows.picture),
         "raised": ("raised.jsonl", raised.picture),
+        "noise": ("noise.jsonl", noise.picture),
         "clocks": ("circuits.jsonl", circuits.picture),
         "circles": ("circuits.jsonl", circuits.circles),
         "board": ("board.jsonl", lambda path: board_picture(path, Results.load(study))),
