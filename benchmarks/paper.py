@@ -171,13 +171,13 @@ def grid(found: Found) -> tuple[str, str]:
     where = " and ".join(f"w {window}, λ {lamb:g}" for lamb, window in chosen)
     reliable = sum(bool(np.isfinite(of_seeds).all()) for of_seeds in steps.values())
     published, fewest = steps[5.0, 100], np.min(list(steps.values()), axis=0)
-    leads = int(np.sum((published == fewest) & np.isfinite(published)))
+    seeds_won = int(np.sum((published == fewest) & np.isfinite(published)))
     text = f"fewest steps: {where or 'none'} ({found.number(min(map(np.median, steps.values())))}); "
-    text += f"with {leads} of {seeds(published)} w 100, λ 5 ({found.number(np.median(published))}); "
+    text += f"with {seeds_won} of {seeds(published)} w 100, λ 5 ({found.number(np.median(published))}); "
     text += f"{reliable} of {len(steps)} settings reach 95 % with every seed"
     if (5.0, 100) in chosen and len(published) >= FEWEST:
         return text, "yes"
-    return text, "in part" if leads else "no"
+    return text, "in part" if seeds_won else "no"
 
 
 def two_stages(found: Found) -> tuple[str, str]:
