@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tqdm
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.cost import entrants
@@ -19,7 +20,7 @@ from benchmarks.study import board, contest, edge, memory, noise, raised, window
 from benchmarks.study.cells import append
 from benchmarks.study.contest import Chain, Job, missing
 from benchmarks.study.statistics import MissingRunError, Results
-from examples.harness.errors import UsageError
+from examples.harness.errors import UsageError, UserError
 from examples.harness.train import TrainState
 from examples.modular import Modular
 from grokfast_jax import dc_gain, mean_age
@@ -500,6 +501,19 @@ def test_sharpness_with_noise_trains_what_is_missing(raised_file, tmp_path, caps
     noise.main(raised_file, out)
     assert out.read_bytes() == before
     assert "| EMA, λ 2" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--rates must be .* got .*none\.jsonl"):
+        noise.main(tmp_path / "none.jsonl", out)
+    assert noise.table(out, tmp_path / "none.jsonl") == noise.MISSING
+
+
+def test_the_sharpness_is_measured_by_the_gradients_before_a_filter():
+    """A filter that only scales changes Adam's second moment, but neither the run nor its sharpness."""
+    numbers = {"lr": 0.003, "weight_decay": 0.3}
+    adamw = raised.SETUPS["parity"].adamw
+    scaled = lambda lr, weight_decay: optax.chain(raised.watched(0.999), optax.scale(10.0), adamw(lr, weight_decay))
+    chains = [Chain(name, make, edge.Parity()) for name, make in (("AdamW", adamw), ("scaled", scaled))]
+    plain, behind = (edge.train(Job(one, numbers, 0, 100), tqdm.tqdm(disable=True))["sharpness"] for one in chains)
+    assert behind == pytest.approx(plain, rel=0.02)
 
 
 def law_results(steps):

@@ -140,8 +140,8 @@ def train(job: Job, bar: tqdm.tqdm) -> dict[str, Any]:
     def measure(state: TrainState) -> jax.Array:
         nonlocal vector
         vector = jax.tree.map(jnp.ones_like, state.params) if vector is None else vector
-        moment = functools.partial(optax.tree_utils.tree_get, state.opt_state)
-        nu = moment("watched", default=moment("nu"))
+        get = optax.tree_utils.tree_get
+        nu = get(state.opt_state, "watched", default=get(state.opt_state, "nu"))
         value, vector = sharpness(task, {**shared, **own}, state.params, nu, vector)
         return value
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks import RESULTS, run_command
+from examples.harness.errors import UserError
 from examples.harness.plots import GREY, claim
 from examples.harness.tables import markdown
 
@@ -49,6 +50,8 @@ class Group(NamedTuple):
 def groups(path: Path) -> Iterator[Group]:
     """Every filter with its control, at both decays, after AdamW itself; `path` has the raised rates."""
     cells = raised.frame(path, "parity")
+    if not len(cells):
+        return
     for (lr, decay), some in cells[cells["lamb"].isin(LAMBS)].groupby(["lr", "weight_decay"]):
         adamw = windows.limit("ema", math.nan, 0.0, lr * decay)
         base = raised.Setting("parity", lr, decay, "none", 0.0)
@@ -67,8 +70,10 @@ def main(rates: Path = raised.OUT, out: Path = OUT) -> None:
       rates: Results of python -m benchmarks.study.raised, which have the raised rates.
       out: File for the results.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     every = [group.jobs for group in groups(rates)]
+    if not every:
+        raise UserError(f"--rates must be a file with results of python -m benchmarks.study.raised parity, got {rates}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     todo = missing((job for seed in zip(*every, strict=True) for job in seed), out)
     with tqdm.tqdm(total=len(todo), unit="run", disable=not todo) as bar:
         for one in todo:
