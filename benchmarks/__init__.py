@@ -1,4 +1,4 @@
-"""What it costs and how it compares: scripts that write measured results."""
+"""Studies of what the filters do, and measurements of what they cost."""
 
 import sys
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import tyro
 from examples.harness.errors import plain_errors
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def run_command(main: Callable[..., object], module: str) -> None:

@@ -3,8 +3,8 @@
 import importlib
 import sys
 
-from .harness.config import task_names
 from .harness.errors import plain_errors
+from .harness.experiment import task_names
 
 
 def main() -> None:

@@ -21,18 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from .fast import answer_logits_and_neurons
-from .harness import plots
-from .harness.config import Measure
 from .harness.errors import require
+from .harness.experiment import Measure
 from .harness.records import Row
 from .harness.task import Data
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .modular import Modular
 
 KEY = 0.05  # correlation with the logits that a key frequency has at least
@@ -282,11 +280,17 @@ def columns(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
     return {name: value for name, value in found.items() if value.ndim == 0} | shares | logits
 
 
-def picture(rows: Sequence[Row], title: str) -> Figure:
+def picture(rows: Sequence[Row], title: str) -> "Figure":
     """A run's accuracy, its losses with nothing but the clock and without it, and the spectrum of its embedding.
 
     Coloured are the frequencies that are key in the last record with measures, each in one colour throughout.
     """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    from .harness import plots
+
     measured = [row for row in rows if "circuit_gini" in row]
     steps, last = [row["step"] for row in measured], measured[-1]
     curve = lambda name: [row[f"circuit_{name}"] for row in measured]
@@ -299,7 +303,7 @@ def picture(rows: Sequence[Row], title: str) -> Figure:
     figure = Figure(figsize=(9, 6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     (accuracy, losses), (shares, spectrum) = figure.subplots(2, 2)
-    plots.draw_curves(accuracy, rows)
+    plots.draw_curves(accuracy, rows, "accuracy")
     losses.plot(steps, curve("restricted_loss"), label="restricted: the clock alone, all pairs", color="#0072B2")
     losses.plot(steps, curve("excluded_loss"), label="excluded: all else, training pairs", color="#D55E00")
     # Both cycles of a prime p have (p - 1) / 2 frequencies.
@@ -340,11 +344,13 @@ def circle_points(task: "Modular", stages: Sequence[Any], k: int) -> np.ndarray:
     return points / np.sqrt(np.mean(np.sum(points**2, axis=-1), axis=-1))[:, None, None]
 
 
-def circles(points: np.ndarray, titles: Sequence[str], k: int) -> Figure:
+def circles(points: np.ndarray, titles: Sequence[str], k: int) -> "Figure":
     """A strip of pictures of `circle_points`, a panel a stage.
 
     Lines join the elements in the order of their angles, which the colours show.
     """
+    from matplotlib.figure import Figure
+
     angle = k * np.arange(points.shape[1]) / points.shape[1] % 1
     order = np.argsort(angle, kind="stable")
     figure = Figure(figsize=(3 * len(points), 3.9), layout="constrained")

@@ -1,6 +1,7 @@
 """Delayed generalisation of an MLP on 1,000 MNIST images: `python -m examples.mnist`."""
 
 import dataclasses
+import functools
 import gzip
 import sys
 from collections.abc import Mapping
@@ -10,13 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
+
+from grokfast_jax import grokfast_ema
 
 from .harness.batches import Batch
 from .harness.cli import main
-from .harness.config import Config, Experiment, two_by_two
 from .harness.downloads import fetch
 from .harness.errors import require
+from .harness.experiment import Experiment
+from .harness.methods import Alpha, Fast, Lamb, LearningRate, Tx, WeightDecay
 from .harness.task import Data, Task
 from .harness.torch_init import linear
 
@@ -63,7 +68,13 @@ def read_idx(path: Path) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Mnist(Task):
-    """Delayed generalisation on MNIST: regression of one-hot classes on a few images, validated on the test images."""
+    """Delayed generalisation on MNIST: regression of one-hot classes on a few images, validated on the test images.
+
+    The step of training is `step` in examples/harness/train.py.
+    """
+
+    thresholds = (0.80, 0.85, 0.88)
+    max_steps = 100_000
 
     train_images: int = 1000
     """Training images that are trained on, from the first on."""
@@ -110,10 +121,25 @@ class Mnist(Task):
         return {"loss": loss, "accuracy": (jnp.argmax(output, axis=-1) == label).astype(loss.dtype)}
 
 
-PAPER = Config(Mnist()).replace(
-    alpha=0.8, lamb=0.1, optimizer="adamw", weight_decay=2.0, beta2=0.999, lr_warmup=0, budget=100_000
-)
-EXPERIMENT = Experiment("mnist", two_by_two(PAPER, weight_decay=0.01), default="paper", thresholds=(0.80, 0.85, 0.88))
+def baseline(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.01) -> Tx:
+    """The paper's baseline: AdamW without a filter."""
+    return optax.adamw(lr, weight_decay=weight_decay)
+
+
+def paper(
+    lr: LearningRate = 1e-3, weight_decay: WeightDecay = 2.0, alpha: Alpha = 0.8, lamb: Lamb = 0.1, fast: Fast = 1.0
+) -> Tx:
+    """The paper's filter and weight decay: Grokfast-EMA before AdamW."""
+    return optax.chain(grokfast_ema(alpha, lamb, fast=fast), optax.adamw(lr, weight_decay=weight_decay))
+
+
+METHODS = {
+    "paper": paper,
+    "decay-only": functools.partial(baseline, weight_decay=2.0),
+    "filter-only": functools.partial(paper, weight_decay=0.01),
+    "baseline": baseline,
+}
+EXPERIMENT = Experiment("mnist", Mnist(), METHODS, default="paper")
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

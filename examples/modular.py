@@ -1,6 +1,7 @@
 """Grokking modular arithmetic with a two-layer Transformer: `python -m examples.modular`."""
 
 import dataclasses
+import functools
 import sys
 from typing import Any, Literal
 
@@ -9,12 +10,17 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+import grokfast_jax
+from grokfast_jax import grokfast_ema, grokfast_ma
+
 from . import circuits
 from .fast import answer_logits
 from .harness.batches import Batch, shuffled
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset
 from .harness.errors import require
+from .harness.experiment import Experiment
+from .harness.methods import Alpha, Fast, Lamb, LearningRate, StartStep, Tx, WeightDecay, Window
+from .harness.optimizers import from_step, stacked_muon, warmup
 from .harness.task import Data, Task
 from .harness.torch_init import linear
 
@@ -86,8 +92,12 @@ class Decoder(nnx.Module):
 class Modular(Task):
     """Grokking of modular arithmetic: the last token of `x op y = z`, with z = x op y mod p.
 
-    A random part of all pairs is trained on. Flags are named as those of the authors' script.
+    A random part of all pairs is trained on. The step of training is `step` in examples/harness/train.py.
     """
+
+    thresholds = (0.95,)
+    max_steps = 5_000
+    stop_at = 0.95
 
     p: int = 97
     """Prime modulus."""
@@ -185,70 +195,121 @@ class Modular(Task):
         return optax.softmax_cross_entropy_with_integer_labels(logits, answer)
 
 
-def method(about: str = "", *, controls: tuple[str, ...] = (), **changes: Any) -> Preset:
-    """A method: no filter and Adam at the paper's learning rate of 0.001, but for the changes."""
-    base = Config(Modular()).replace(filter="none", budget=5_000, stop_at=0.95)
-    return Preset(base.replace(**changes), about, controls)
+def adam(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.0) -> Tx:
+    """The paper's baseline: Adam with coupled weight decay."""
+    decay = optax.add_decayed_weights(weight_decay)
+    return optax.chain(decay, optax.scale_by_adam(0.9, 0.98), optax.scale_by_learning_rate(warmup(lr)))
 
 
-EMA: dict[str, Any] = {"filter": "ema"}
-LATE: dict[str, Any] = {"filter": "ema", "lamb": 5.0, "filter_from": 100}
-MA: dict[str, Any] = {"filter": "ma", "lamb": 5.0}
-ADAMW: dict[str, Any] = {"optimizer": "adamw"}
-MUON: dict[str, Any] = {"optimizer": "muon"}
+def adamw(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 1.0) -> Tx:
+    """AdamW: decoupled weight decay."""
+    return optax.adamw(warmup(lr), 0.9, 0.98, weight_decay=weight_decay)
 
-# The presets are the methods of the study in benchmarks/study; tables and pictures use these names. A method with a
-# filter names its controls, the fairest first. Adam does not see the scale of its gradients, so what amplifies their
-# slow part by 1 + λ weakens the coupled decay that this part has to bear: 0.005 / 3 with the EMA, 0.01 / 6 with the MA.
-PRESETS = {
-    "adam": method("The paper's baseline", weight_decay=0.0, budget=50_000),
-    "adam-0.00167": method("The fair control of ema and ma", weight_decay=0.00167),
-    "adam-0.005": method("The decay of ema without its filter", weight_decay=0.005),
-    "adam-0.01": method("The decay of ma without its filter", weight_decay=0.01),
-    "adamw-0.01": method(**ADAMW, weight_decay=0.01),
-    "adamw-0.1": method(**ADAMW, weight_decay=0.1),
-    "adamw-1": method(**ADAMW, weight_decay=1.0),
-    "nadamw-1": method(optimizer="nadamw", weight_decay=1.0),
-    "lion-1": method(optimizer="lion", weight_decay=1.0),
-    "ademamix-1": method(optimizer="ademamix", weight_decay=1.0),
-    "muon": method(**MUON, weight_decay=0.0),
-    "muon-1": method(**MUON, weight_decay=1.0),
-    "fastest": method("Fewest steps of all", optimizer="muon-hidden", lr=0.06, weight_decay=0.3),
-    "ema": method("The paper's EMA", controls=("adam-0.00167", "adam-0.005", "adamw-1"), **EMA, weight_decay=0.005),
-    "ema-0.95": method(controls=("adam-0.00167",), **EMA, alpha=0.95, weight_decay=0.005),
-    "ema-normalized": method(controls=("adam-0.005",), **EMA, normalize=True, weight_decay=0.005),
-    "ma": method("The paper's MA", controls=("adam-0.00167", "adam-0.01", "adamw-1"), **MA, weight_decay=0.01),
-    "two-stage": method(
-        "The two-stage MA with ma's decay; the paper has none",
-        controls=("adam-0.00167",),
-        **MA,
-        filter_from=500,
-        weight_decay=0.01,
-    ),
-    # On when the window is full: before, there is no slow part, and the decay alone would shrink all weights to nothing
-    "slow-only": method(
-        "The slow part alone from step 99 on, with ma's decay",
-        controls=("adam-0.00167",),
-        **MA,
-        fast=0.0,
-        filter_from=99,
-        weight_decay=0.01,
-    ),
-    # Without decay amplifying weakens none: what these gain on `adam` is the filter's alone.
-    "ema+adam": method(controls=("adam",), **EMA, weight_decay=0.0),
-    "ema-late+adam": method(controls=("adam",), **LATE, weight_decay=0.0),
-    "ma+adam": method(controls=("adam",), **MA, weight_decay=0.0),
-    "ema+adamw-0.1": method(controls=("adamw-0.1",), **EMA, **ADAMW, weight_decay=0.1),
-    "ema+adamw-1": method(controls=("adamw-1",), **EMA, **ADAMW, weight_decay=1.0),
-    "ema-late+adamw-1": method(controls=("adamw-1",), **LATE, **ADAMW, weight_decay=1.0),
-    "ema+muon": method(controls=("muon",), **EMA, **MUON, weight_decay=0.0),
-    "ema+muon-1": method(controls=("muon-1",), **EMA, **MUON, weight_decay=1.0),
-    "ma+adamw-0.1": method(controls=("adamw-0.1",), **MA, **ADAMW, weight_decay=0.1),
-    "ma+adamw-1": method("Recommended", controls=("adamw-1",), **MA, **ADAMW, weight_decay=1.0),
-    "ma+muon": method(controls=("muon",), **MA, **MUON, weight_decay=0.0),
-    "ma+muon-1": method(controls=("muon-1",), **MA, **MUON, weight_decay=1.0),
+
+def muon(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 1.0) -> Tx:
+    """Muon on all matrices, Nesterov's AdamW on the rest."""
+    return stacked_muon(warmup(lr), adam_b2=0.98, weight_decay=weight_decay, adam_weight_decay=weight_decay)
+
+
+def ema(
+    lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.005, alpha: Alpha = 0.98, lamb: Lamb = 2.0, fast: Fast = 1.0
+) -> Tx:
+    """The paper's Grokfast-EMA before Adam."""
+    return optax.chain(grokfast_ema(alpha, lamb, fast=fast), adam(lr, weight_decay))
+
+
+def ma(
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 0.01,
+    window_size: Window = 100,
+    lamb: Lamb = 5.0,
+    fast: Fast = 1.0,
+) -> Tx:
+    """The paper's Grokfast-MA before Adam."""
+    return optax.chain(grokfast_ma(window_size, lamb, fast=fast), adam(lr, weight_decay))
+
+
+def two_stage(
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 0.01,
+    window_size: Window = 100,
+    lamb: Lamb = 5.0,
+    fast: Fast = 1.0,
+    start_step: StartStep = 500,
+) -> Tx:
+    """The paper's two stages: the MA collects from the first step on, and amplifies from a later one on."""
+    weights = {"lamb": from_step(start_step, lamb), "fast": from_step(start_step, fast, before=1.0)}
+    return optax.chain(grokfast_ma(window_size, **weights), adam(lr, weight_decay))
+
+
+def ema_adamw(
+    lr: LearningRate = 1e-3, weight_decay: WeightDecay = 1.0, alpha: Alpha = 0.98, lamb: Lamb = 2.0, fast: Fast = 1.0
+) -> Tx:
+    """Grokfast-EMA before AdamW."""
+    return optax.chain(grokfast_ema(alpha, lamb, fast=fast), adamw(lr, weight_decay))
+
+
+def late_ema_adamw(
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 1.0,
+    alpha: Alpha = 0.98,
+    lamb: Lamb = 5.0,
+    fast: Fast = 1.0,
+    start_step: StartStep = 100,
+) -> Tx:
+    """Grokfast-EMA before AdamW, which collects from the first step on, and amplifies from a later one on."""
+    weights = {"lamb": from_step(start_step, lamb), "fast": from_step(start_step, fast, before=1.0)}
+    return optax.chain(grokfast_ema(alpha, **weights), adamw(lr, weight_decay))
+
+
+def ma_adamw(
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 1.0,
+    window_size: Window = 100,
+    lamb: Lamb = 5.0,
+    fast: Fast = 1.0,
+) -> Tx:
+    """Grokfast-MA before AdamW: the one to try first where the learning rate is fixed."""
+    return optax.chain(grokfast_ma(window_size, lamb, fast=fast), adamw(lr, weight_decay))
+
+
+def fastest(lr: LearningRate = 0.06, weight_decay: WeightDecay = 0.3) -> Tx:
+    """The fewest steps: Muon with a short momentum on the matrices of blocks, Nesterov's AdamW on the rest.
+
+    The rest takes smaller steps. The output matrix, `head`, takes the smallest, with ten times the decay.
+    """
+
+    def group_of(path: Any, p: jax.Array) -> str:
+        name = jax.tree_util.keystr(path)
+        return "hidden" if "blocks" in name and p.ndim == 2 else "head" if "head" in name else "rest"
+
+    def nadamw(factor: float, weight_decay: jax.typing.ArrayLike) -> Tx:
+        return optax.adamw(lambda step: factor * warmup(lr)(step), 0.9, 0.98, weight_decay=weight_decay, nesterov=True)
+
+    momentum = grokfast_jax.parallel((0.2, optax.identity()), (0.8, grokfast_jax.ema(0.8, start="debiased")))
+    groups: dict[Any, Tx] = {
+        "hidden": optax.chain(momentum, stacked_muon(warmup(lr), beta=0.0, ns_steps=8, weight_decay=weight_decay)),
+        "head": nadamw(0.06, 10 * weight_decay),
+        "rest": nadamw(0.2, weight_decay),
+    }
+    return optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(group_of, params))
+
+
+METHODS = {
+    "ema": ema,
+    "ma": ma,
+    "adam": adam,
+    "adam-third-decay": functools.partial(adam, weight_decay=0.00167),
+    "two-stage": two_stage,
+    "slow-only": functools.partial(two_stage, fast=0.0, start_step=99),
+    "adamw": adamw,
+    "ema-adamw": ema_adamw,
+    "late-ema-adamw": late_ema_adamw,
+    "ma-adamw": ma_adamw,
+    "muon": muon,
+    "fastest": fastest,
 }
-EXPERIMENT = Experiment("modular", PRESETS, default="ema", thresholds=(0.95,), measures={"circuit": circuits.MEASURE})
+EXPERIMENT = Experiment("modular", Modular(), METHODS, default="ema", measures={"circuit": circuits.MEASURE})
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

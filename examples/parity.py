@@ -1,6 +1,7 @@
 """Sparse parity, the product of three bits out of forty, with a small ReLU network: `python -m examples.parity`."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
+
+from grokfast_jax import grokfast_ema, grokfast_ma
 
 from .harness.batches import Batch
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset
 from .harness.errors import require
+from .harness.experiment import Experiment
+from .harness.methods import Alpha, Fast, Lamb, LearningRate, Static, Tx, WeightDecay, Window
+from .harness.optimizers import stacked_muon
 from .harness.task import Data, Task
 from .harness.torch_init import linear
 
@@ -34,8 +40,13 @@ class MLP(nnx.Module):
 class Parity(Task):
     """Sparse parity: points of n bits ±1, each labelled with the product of its first k bits.
 
-    The seed draws the points, too. A network fits the training points long before it predicts fresh ones.
+    The seed draws the points, too. A network fits the training points long before it predicts fresh ones. The step of
+    training is `step` in examples/harness/train.py.
     """
+
+    thresholds = (0.95,)
+    max_steps = 5_000
+    stop_at = 0.95
 
     n: int = 40
     """Bits of a point."""
@@ -84,39 +95,47 @@ class Parity(Task):
         return {"loss": jax.nn.softplus(-margin), "accuracy": (margin > 0).astype(margin.dtype)}
 
 
-def method(about: str = "", *, controls: tuple[str, ...] = (), **changes: Any) -> Preset:
-    """A method: AdamW without a filter, at a learning rate that is too small for it, but for the changes."""
-    base = Config(Parity()).replace(
-        filter="none",
-        optimizer="adamw",
-        lr=0.003,
-        weight_decay=0.3,
-        beta2=0.999,
-        lr_warmup=0,
-        budget=5_000,
-        stop_at=0.95,
-    )
-    return Preset(base.replace(**changes), about, controls)
+def adamw(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, b1: Static = 0.9) -> Tx:
+    """AdamW; at this learning rate it fits its training points and generalises to no others.
+
+    Args:
+      lr: Learning rate, a finite number of at least 0.
+      weight_decay: Weight decay, a finite number of at least 0.
+      b1: Decay rate of the first moment, in [0, 1).
+    """
+    return optax.adamw(lr, b1, weight_decay=weight_decay)
 
 
-EMA: dict[str, Any] = {"filter": "ema", "start": "debiased"}
-MA: dict[str, Any] = {"filter": "ma", "lamb": 5.0}
-MUON: dict[str, Any] = {"optimizer": "muon", "lr": 0.03, "weight_decay": 0.1}
+def ema(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, alpha: Alpha = 0.98, lamb: Lamb = 2.0) -> Tx:
+    """Grokfast-EMA, debiased, before AdamW."""
+    return optax.chain(grokfast_ema(alpha, lamb, start="debiased"), adamw(lr, weight_decay))
 
-PRESETS = {
-    "adamw": method("No filter: fits its training points and generalises to no others"),
-    "adamw-tuned": method("No filter at a tuned learning rate", lr=0.03),
-    "adamw-b1-0.98": method("A memory as long as the EMA's, within AdamW", beta1=0.98),
-    "ema+adamw": method("The EMA, debiased", controls=("adamw", "adamw-b1-0.98"), **EMA),
-    "ma+adamw": method("The MA", controls=("adamw", "adamw-b1-0.98"), **MA),
-    "ma+adamw-lamb-3": method(
-        "The MA, which λ 3 leaves stable", controls=("adamw", "adamw-b1-0.98"), **MA | {"lamb": 3.0}
-    ),
-    "muon": method(**MUON),
-    "ema+muon": method(controls=("muon",), **EMA, **MUON),
-    "ma+muon": method(controls=("muon",), **MA, **MUON),
+
+def ma(
+    lr: LearningRate = 0.003,
+    weight_decay: WeightDecay = 0.3,
+    window_size: Window = 100,
+    lamb: Lamb = 5.0,
+    fast: Fast = 1.0,
+) -> Tx:
+    """Grokfast-MA before AdamW."""
+    return optax.chain(grokfast_ma(window_size, lamb, fast=fast), adamw(lr, weight_decay))
+
+
+def muon(lr: LearningRate = 0.03, weight_decay: WeightDecay = 0.1) -> Tx:
+    """Muon on all matrices, Nesterov's AdamW on the rest."""
+    return stacked_muon(lr, weight_decay=weight_decay, adam_weight_decay=weight_decay)
+
+
+METHODS = {
+    "ma": ma,
+    "ema": ema,
+    "adamw": adamw,
+    "adamw-tuned": functools.partial(adamw, lr=0.03),
+    "adamw-b1-0.98": functools.partial(adamw, b1=0.98),
+    "muon": muon,
 }
-EXPERIMENT = Experiment("parity", PRESETS, default="ma+adamw", thresholds=(0.95,))
+EXPERIMENT = Experiment("parity", Parity(), METHODS, default="ma")
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -14,11 +14,15 @@ import optax
 from flax import nnx
 from jax import lax
 
+from grokfast_jax import grokfast_ema
+
 from .harness.batches import Batch, in_batches
 from .harness.cli import main
-from .harness.config import Config, Experiment, Preset
 from .harness.downloads import fetch
 from .harness.errors import require
+from .harness.experiment import Experiment
+from .harness.methods import Alpha, Lamb, LearningRate, StartStep, Tx, WeightDecay
+from .harness.optimizers import from_step, warmup
 from .harness.task import Data, Task
 
 SOURCES = (
@@ -123,9 +127,14 @@ class Shakespeare(Task):
     """A character GPT on tiny Shakespeare: the next character, at every position of a window of text.
 
     The last tenth of the text is for validation. The loss is in nats per character.
+
+    The flags of nanoGPT's size, 10 million parameters: --layers 6 --heads 6 --width 384 --context 256 --dropout 0.2
+    --batch-size 64 --max-steps 6000. nanoGPT also clips gradients, lets the learning rate fall and does not decay
+    LayerNorms. The step of training is `step` in examples/harness/train.py.
     """
 
     metric = "loss"
+    max_steps = 1_500
 
     layers: int = 4
     """Transformer blocks."""
@@ -216,34 +225,57 @@ def show(task: Shakespeare, params: Any) -> str:
     return f"\nIt writes:\n{task.sample(params, jax.random.key(0), 300)}"
 
 
-def presets(prefix: str, about: str, base: Config, steps: tuple[int, ...]) -> dict[str, Preset]:
-    """The filter never, from the first step on, and switched on later, having collected or empty."""
-    control = (f"{prefix}baseline",)
-    found = {
-        f"{prefix}baseline": Preset(base.replace(filter="none"), f"{about}no filter"),
-        f"{prefix}ema": Preset(base, f"{about}the EMA from the first step on", control),
-    }
-    for step in steps:
-        late, empty = (base.replace(filter_from=step, collect=collect) for collect in (True, False))
-        found[f"{prefix}ema-{step}"] = Preset(late, f"{about}the EMA from step {step:,} on", control)
-        found[f"{prefix}ema-{step}-empty"] = Preset(empty, f"{about}the same, empty when it is switched on", control)
-    return found
+def baseline(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.1) -> Tx:
+    """AdamW without a filter."""
+    return optax.adamw(warmup(lr, 100), 0.9, 0.99, weight_decay=weight_decay)
 
 
-SMALL = Config(Shakespeare()).replace(optimizer="adamw", weight_decay=0.1, beta2=0.99, lr_warmup=100, budget=1_500)
-# nanoGPT's model for this text. Its weight decay leaves the LayerNorms out, its learning rate falls, its gradients
-# are clipped: not so here.
-LARGE = SMALL.replace(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64, budget=6_000)
-# What else changes when the filter is switched on, the size of the updates: without it, and alone.
-MEAN = SMALL.replace(filter_from=1000, collect=False, fast=1 / 3, lamb=2 / 3)
-TRIPLED = SMALL.replace(filter_from=1000, fast=3.0, lamb=0.0)
-PRESETS = {
-    **presets("", "", SMALL, (500, 1000)),
-    "ema-1000-empty-mean": Preset(MEAN, "ema-1000-empty with updates of the same size as before", ("baseline",)),
-    "tripled-1000": Preset(TRIPLED, "gradients tripled from step 1,000 on, nothing filtered", ("baseline",)),
-    **presets("10m-", "nanoGPT's size, ", LARGE, (1000, 2000, 5000)),
+def ema(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.1, alpha: Alpha = 0.98, lamb: Lamb = 2.0) -> Tx:
+    """Grokfast-EMA before AdamW, from the first step on."""
+    return optax.chain(grokfast_ema(alpha, lamb), baseline(lr, weight_decay))
+
+
+def late_ema(
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 0.1,
+    alpha: Alpha = 0.98,
+    lamb: Lamb = 2.0,
+    start_step: StartStep = 1_000,
+) -> Tx:
+    """Grokfast-EMA before AdamW, which collects from the first step on, and amplifies from a later one on."""
+    return optax.chain(grokfast_ema(alpha, from_step(start_step, lamb)), baseline(lr, weight_decay))
+
+
+def empty_ema(
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 0.1,
+    alpha: Alpha = 0.98,
+    lamb: Lamb = 2.0,
+    fast: float = 1.0,
+    start_step: StartStep = 1_000,
+) -> Tx:
+    """Grokfast-EMA before AdamW that is empty when it is switched on."""
+    lowpass = grokfast_ema(alpha, lamb, fast=fast)
+    late = optax.conditionally_transform(lowpass, lambda step, **_: jnp.asarray(step) >= start_step)
+    return optax.chain(late, baseline(lr, weight_decay))
+
+
+def tripled(
+    lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.1, factor: float = 3.0, start_step: StartStep = 1_000
+) -> Tx:
+    """Gradients times a factor from a step on, nothing filtered: the size of the updates that the filter gives."""
+    return optax.chain(optax.scale_by_schedule(from_step(start_step, factor, before=1.0)), baseline(lr, weight_decay))
+
+
+METHODS = {
+    "ema": ema,
+    "baseline": baseline,
+    "late-ema": late_ema,
+    "empty-ema": empty_ema,
+    "empty-ema-mean": functools.partial(empty_ema, lamb=2 / 3, fast=1 / 3),
+    "tripled": tripled,
 }
-EXPERIMENT = Experiment("shakespeare", PRESETS, default="ema", show=show)
+EXPERIMENT = Experiment("shakespeare", Shakespeare(), METHODS, default="ema", show=show)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

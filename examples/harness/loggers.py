@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,29 @@ from .records import Row
 Logger = Callable[[Row], None]
 
 
-def tensorboard(stack: contextlib.ExitStack, folder: Path, first_step: int) -> Logger:
-    """Logs to FOLDER/tensorboard; what an earlier run logged from `first_step` on is replaced."""
+@contextlib.contextmanager
+def tensorboard(folder: Path, first_step: int) -> Iterator[Logger]:
+    """Log to FOLDER/tensorboard, in place of what an earlier run logged from `first_step` on."""
     writer = _module("tensorboardX", "tensorboard").SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
-    stack.callback(writer.close)
 
     def log(row: Row) -> None:
         for name, value in row.items():
             if name != "step":
                 writer.add_scalar(name.replace("_", "/", 1), value, int(row["step"]))
 
-    return log
+    with contextlib.closing(writer):
+        yield log
 
 
-def wandb(stack: contextlib.ExitStack, folder: Path, config: dict[str, Any]) -> Logger:
-    """Logs to Weights & Biases, a resumed run to the run there that it began as."""
+@contextlib.contextmanager
+def wandb(folder: Path, config: dict[str, Any]) -> Iterator[Logger]:
+    """Log to Weights & Biases, a resumed run to the run there that it began as."""
     module = _module("wandb", "wandb")
     id_file = folder / "wandb_id"
     if not id_file.exists():
         write_whole(id_file, uuid.uuid4().hex)
-    run = module.init(project="grokfast_jax", dir=folder, id=id_file.read_text(), resume="allow", config=config)
-    stack.callback(run.finish)
-
-    def log(row: Row) -> None:
-        run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
-
-    return log
+    with module.init(project="grokfast_jax", dir=folder, id=id_file.read_text(), resume="allow", config=config) as run:
+        yield lambda row: run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
 
 def _module(name: str, extra: str) -> Any:

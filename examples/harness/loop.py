@@ -1,4 +1,4 @@
-"""The one host loop: chunk after chunk of a compiled program, as records. All that trains a model consumes it."""
+"""The one host loop: it runs a compiled program chunk by chunk and yields records. All training goes through it."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from .train import Data, Program, TrainState
 
 
 class Evaluation(NamedTuple):
-    """Where all runs of a program stand after a chunk."""
+    """The metrics of all runs of a program after a chunk."""
 
     step: int
     rows: Sequence[Row]  # one for each run
@@ -29,7 +29,7 @@ def evaluations(
     data: tuple[Data, Data] | None = None,
     state: TrainState | None = None,
 ) -> Iterator[Evaluation]:
-    """Train for ever, and yield what each chunk came to.
+    """Train indefinitely; yield the metrics after each chunk.
 
     `hyper` and `key` are those of one run, or stacked ones of many. Data and state are drawn from them unless given,
     for a run that is resumed.
@@ -50,7 +50,7 @@ def evaluations(
 
 
 def _first_bad_step(row: Row, first: int, losses: np.ndarray) -> int | None:
-    """The first step whose loss is not finite; the last one if but the evaluation is not."""
+    """The first step whose loss is not finite; the last step where only the evaluation is not finite."""
     bad = np.flatnonzero(~np.isfinite(losses))
     return first + int(bad[0]) if bad.size else None if is_finite(row) else int(row["step"])
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from .files import write_whole
-from .records import Row, selection_metric
+from .records import Row
+from .task import Metric
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the colours of all pictures.
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#595959"
@@ -31,19 +32,19 @@ def save(figure: Figure, path: Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def curves(rows: Sequence[Row], title: str) -> Figure:
-    """What one run is judged by, on its training and validation examples, over its steps."""
+def curves(rows: Sequence[Row], title: str, metric: Metric) -> Figure:
+    """The metric of one run on its training and validation examples, over its steps."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    draw_curves(axes, rows)
+    draw_curves(axes, rows, metric)
     axes.set_title(title, fontsize="medium", wrap=True)
     return figure
 
 
-def draw_curves(axes: Axes, rows: Sequence[Row]) -> None:
+def draw_curves(axes: Axes, rows: Sequence[Row], metric: Metric) -> None:
     """The lines of `curves`."""
-    _prepare(axes, rows[0], "{}")
-    metric, steps = selection_metric(rows[0]), [row["step"] for row in rows]
+    _prepare(axes, metric, "{}")
+    steps = [row["step"] for row in rows]
     for part, label, colour in (("train", "training", ORANGE), ("val", "validation", BLUE)):
         axes.plot(steps, [row[f"{part}_{metric}"] for row in rows], label=label, color=colour)
     number_steps(axes, steps)
@@ -51,20 +52,21 @@ def draw_curves(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def bands(
-    groups: Mapping[str, Sequence[Sequence[Row]]], title: str, between: tuple[float, float] = (0, math.inf)
+    groups: Mapping[str, Sequence[Sequence[Row]]],
+    title: str,
+    metric: Metric,
+    between: tuple[float, float] = (0, math.inf),
 ) -> Figure:
-    """What groups of runs are judged by over their steps: the median run, and the range of the runs.
+    """The validation metric of groups of runs over their steps: the median run, and the range of the runs.
 
     A run that stopped early counts with its last value from there on. `between` two steps, the scales are linear.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
-    first = next(iter(groups.values()))[0][0]
     axes = figure.subplots()
-    _prepare(axes, first, "validation {}")
+    _prepare(axes, metric, "validation {}")
     axes.set_title(title, fontsize="medium", wrap=True)
     if between != (0, math.inf):
         axes.set(xscale="linear", yscale="linear", xlim=between)
-    metric = selection_metric(first)
     for label, runs in groups.items():
         steps = np.unique([row["step"] for rows in runs for row in rows])
         steps = steps[(between[0] <= steps) & (steps <= between[1])]
@@ -86,9 +88,8 @@ def number_steps(axes: Axes, steps: Sequence[float] | np.ndarray) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _prepare(axes: Axes, row: Row, ylabel: str) -> None:
+def _prepare(axes: Axes, metric: Metric, ylabel: str) -> None:
     """Prepare axes for metrics over steps: accuracies from 0 to 100 %, losses on a logarithmic scale."""
-    metric = selection_metric(row)
     if metric == "accuracy":
         axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 1.01))
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))

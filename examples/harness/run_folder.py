@@ -99,7 +99,7 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split(": ")[-1]
             raise UserError(
                 f"{self.path / name} could not be written ({reason}); what was there before is kept. "
-                f"Free space and continue with --resume {self.path}"
+                f"Free space and continue with python -m examples.resume {self.path}"
             ) from error
 
     def append(self, row: Row) -> None:
@@ -169,7 +169,7 @@ def to_csv(rows: Sequence[Row], like: Row | None = None) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """The content of the config.json in a run folder."""
     if not (path / "config.json").is_file():
-        raise UsageError(f"{path} is no run folder (it has no config.json); start a run there by --out {path}")
+        raise UsageError(f"{path} is not a run folder (it has no config.json); start a run there with --out {path}")
     return read_json(path / "config.json")
 
 
@@ -183,7 +183,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _occupied(path: Path) -> UserError:
-    return UsageError(f"{path} exists already; continue its run with --resume {path}, or choose another --out")
+    return UsageError(
+        f"{path} exists already; continue its run with python -m examples.resume {path}, or choose another --out"
+    )
 
 
 def _damaged(what: str) -> UserError:

@@ -5,35 +5,37 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import tqdm
-import tyro
 
 from . import loggers
-from .config import Config, Experiment, title
 from .errors import RunInterruptedError, UsageError, UserError, require
+from .experiment import Experiment, Measure, Run, find_experiment, title
 from .loop import evaluations
+from .methods import base, parameters
 from .processes import in_any_process, is_primary_process
-from .records import Row, best, format_metric, selection_metric, step_reached, to_row
-from .run_folder import RunFolder, fingerprint
-from .sweep import reached
-from .train import check_memory, keep_compiled, program
-
-MAY_CHANGE = ("budget", "stop_at", "hold", "data_dir", "devices")  # when a run is resumed
+from .records import Row, after_reaching, best, format_metric, is_finished, reaches, steps_to, to_row
+from .run_folder import RunFolder, fingerprint, read_config
+from .train import Precision, fitted, keep_compiled, program
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
-    """What is kept of a run, and where."""
+class Options:
+    """How a run is trained, and what is kept of it."""
 
     out: Path | None = None
-    """Run folder, a new one; None makes runs/EXPERIMENT-FILTER-seedN-TIME."""
-    resume: Path | None = None
-    """Continue the run in this folder, with its flags."""
+    """Run folder, a new one; None makes runs/EXPERIMENT-METHOD-seedN-TIME."""
+    devices: int = 1
+    """Devices among which every batch is divided; the batch size must be a multiple of it."""
+    matmul_precision: Precision = "float32"
+    """Precision of matrix products; "default" is the device's own, which on a TPU is bfloat16 and on most GPUs TF32."""
+    measure: str | None = None
+    """Measure this too, into metrics.csv and a picture of its name: one of the experiment's measures."""
     checkpoint_every: int = 50
     """Records between two checkpoints."""
     tensorboard: bool = False
@@ -42,58 +44,44 @@ class Output:
     """Log to Weights & Biases too (extra "wandb"; WANDB_MODE=offline needs no account)."""
     compilation_cache: bool = True
     """Keep the compiled program in the user's cache, for a faster start the next time."""
-    measure: tyro.conf.Fixed[tyro.conf.Suppress[str | None]] = None
-    """A name of the experiment's measures, which its command line has as a flag if there are any."""
 
     def __post_init__(self) -> None:
         """Validate the flags."""
         require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
-        if self.out is not None and self.resume is not None:
-            raise UsageError("--out starts a run and --resume continues one; pass one of them")
 
 
-def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
-    """Train one run to its end, or continue it; then print what came out."""
+def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = False) -> RunFolder:
+    """Train one run to its end, or continue it; then print its outcome.
+
+    Args:
+      experiment: The experiment of the run.
+      run: The run.
+      options: How it is trained; with `resume`, `options.out` is the folder of the run to continue.
+      resume: Whether to continue.
+    """
     started = time.perf_counter()
-    if output.compilation_cache:
+    batch_size = run.task.batch_size
+    divides = options.devices >= 1 and batch_size % options.devices == 0
+    require(divides, "devices", f"a divisor of the batch size ({batch_size})", options.devices)
+    known = ", ".join(experiment.measures) or f"left out, for {experiment.name} has no measure"
+    require(options.measure in (None, *experiment.measures), "measure", known, options.measure)
+    measure = None if options.measure is None else experiment.measures[options.measure]
+    if options.compilation_cache:
         keep_compiled()
-    compiled = program(config.task, devices=config.run.devices)
-    key = jax.random.key(config.run.seed)
-    check_memory(compiled, config.hyper, key)
+    key = jax.random.key(run.seed)
+    compiled = fitted(program(run, devices=options.devices, precision=options.matmul_precision), run.traced, key)
     data = compiled.draw(key)
-    folder = open_folder(experiment, config, output, fingerprint(data))
-    run, name = config.run, output.measure if output.resume is None else folder.config.get("measure")
-    measure = None if name is None else experiment.measures[name]
-
-    def finished() -> bool:
-        return reached(config, folder.rows) or (bool(folder.rows) and folder.rows[-1]["step"] >= run.budget)
-
-    def draw(kind: type[BaseException] | None, *_: object) -> None:
-        # An earlier error is the one to report.
-        from . import plots  # Matplotlib takes a second to import, which the first step need not wait for
-
-        pictures = {"curves": plots.curves} | ({} if measure is None else {name: measure.picture})
-        for what, picture in pictures.items() if folder.rows and is_primary_process() else ():
-            with folder.writing(f"{what}.png") if kind is None else contextlib.suppress(OSError):
-                plots.save(picture(folder.rows, title(experiment.name, config)), folder.path / f"{what}.png")
-
+    folder = open_folder(experiment, run, options, fingerprint(data), resume=resume)
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
-        state = compiled.init(config.hyper, key)
-        if output.resume is not None:
+        state = compiled.init(run.traced, key)
+        if resume:
             state = folder.restore(state)
         started -= folder.seconds
-        step = int(folder.rows[-1]["step"]) if folder.rows else 0
-        logs = []
-        if output.tensorboard and is_primary_process():
-            logs.append(loggers.tensorboard(stack, folder.path, step + 1))
-        if output.wandb and is_primary_process():
-            logs.append(loggers.wandb(stack, folder.path, folder.config))
-        stack.push(draw)
+        callbacks = [stack.enter_context(callback) for callback in callbacks_for(experiment, run, options, folder)]
         interrupts = stack.enter_context(deferred_interrupts())
-        bar = stack.enter_context(progress_bar(run.budget, step))
-        records = evaluations(compiled, config.hyper, key, data=data, state=state)
-        while not finished():
+        records = evaluations(compiled, run.traced, key, data=data, state=state)
+        while not is_finished(run, folder.rows):
             evaluation = next(records)
             (row,), (diverged_at,), state = evaluation.rows, evaluation.diverged_at, evaluation.state
             if diverged_at is not None:
@@ -102,51 +90,118 @@ def train(experiment: Experiment, config: Config, output: Output) -> RunFolder:
                     f"{folder.path}. Try a smaller --lr or --lamb."
                 )
             if measure is not None and len(folder.rows) % measure.every == 0:
-                columns = jax.jit(measure.columns, static_argnums=0)  # the same function again, compiled once
-                found = jax.device_get(columns(config.task, state.params, {**data[0], **data[1]}))
-                row = {**row, **to_row(evaluation.step, {f"{name}_{column}": x for column, x in found.items()})}
+                row = {**row, **measured(measure, options.measure or "", run, state.params, data, evaluation.step)}
             folder.append(row)
-            for log in logs:
-                log(row)
-            show_progress(bar, row)
+            for callback in callbacks:
+                callback(row)
             interrupted = in_any_process(bool(interrupts))
-            if len(folder.rows) % output.checkpoint_every == 0 or interrupted or finished():
+            if len(folder.rows) % options.checkpoint_every == 0 or interrupted or is_finished(run, folder.rows):
                 folder.save(state, time.perf_counter() - started)
-            if interrupted and not finished():
+            if interrupted and not is_finished(run, folder.rows):
                 raise RunInterruptedError(
-                    f"interrupted after step {evaluation.step:,}; continue with --resume {folder.path}"
+                    f"interrupted after step {evaluation.step:,}; continue with python -m examples.resume {folder.path}"
                 )
-    print(summary(config, folder, time.perf_counter() - started))
+    print(summary(run, folder, time.perf_counter() - started))
     if experiment.show is not None:
-        print(experiment.show(config.task, state.params))
+        print(experiment.show(run.task, state.params))
     return folder
 
 
-def new_path(experiment: Experiment, config: Config) -> Path:
+def measured(measure: Measure, name: str, run: Run, params: Any, data: Any, step: int) -> Row:
+    """The columns that a measure adds to a record."""
+    columns = jax.jit(measure.columns, static_argnums=0)  # the same function again, compiled once
+    found = jax.device_get(columns(run.task, params, {**data[0], **data[1]}))
+    return to_row(step, {f"{name}_{column}": value for column, value in found.items()})
+
+
+Callback = Callable[[Row], None]  # called with every new record
+
+
+def callbacks_for(
+    experiment: Experiment, run: Run, options: Options, folder: RunFolder
+) -> list[contextlib.AbstractContextManager[Callback]]:
+    """What follows a run, as context managers; the last one that is entered is the first to end."""
+    if not is_primary_process():
+        return []
+    step = int(folder.rows[-1]["step"]) if folder.rows else 0
+    chosen = [pictures(experiment, run, options, folder), progress(run, step)]
+    if options.tensorboard:
+        chosen.append(loggers.tensorboard(folder.path, step + 1))
+    if options.wandb:
+        chosen.append(loggers.wandb(folder.path, folder.config))
+    return chosen
+
+
+@contextlib.contextmanager
+def pictures(experiment: Experiment, run: Run, options: Options, folder: RunFolder) -> Iterator[Callback]:
+    """Draw the pictures of a run when it ends, by an error too."""
+    error: BaseException | None = None
+    try:
+        yield lambda row: None
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        from . import plots  # Matplotlib takes a second to import, which the first step need not wait for
+
+        drawn = {"curves": lambda rows, text: plots.curves(rows, text, run.task.metric)}
+        if options.measure is not None:
+            drawn[options.measure] = experiment.measures[options.measure].picture
+        for name, picture in drawn.items() if folder.rows else ():
+            with folder.writing(f"{name}.png") if error is None else contextlib.suppress(OSError):
+                plots.save(picture(folder.rows, title(experiment.name, run)), folder.path / f"{name}.png")
+
+
+@contextlib.contextmanager
+def progress(run: Run, step: int) -> Iterator[Callback]:
+    """Show a bar over optimizer steps; in a file, a line every ten seconds."""
+    metric, interval = run.task.metric, 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm.tqdm(total=run.max_steps, initial=step, unit="step", mininterval=interval, desc="compiling") as bar:
+
+        def show(row: Row) -> None:
+            train_now, val_now = (format_metric(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
+            bar.set_description(f"{metric}: train {train_now:>6}, val {val_now:>6}", refresh=False)
+            bar.update(int(row["step"]) - bar.n)
+
+        yield show
+
+
+def open_folder(experiment: Experiment, run: Run, options: Options, data: str, *, resume: bool) -> RunFolder:
+    """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
+    kept = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name != "out"}
+    where = {name: getattr(run.task, name) for name in ("data_dir",) if hasattr(run.task, name)}
+    about = {"experiment": experiment.name, **run.key, **where, **kept, "data": data}
+    if not resume:
+        return RunFolder.create(options.out or new_path(experiment, run), about)
+    assert options.out is not None
+    folder = RunFolder.open(options.out)
+    if folder.config.get("data", data) != data:
+        raise UsageError(
+            f"the data are not those that the run in {options.out} was started with; "
+            "pass the --data-dir that holds them, or start a new run"
+        )
+    folder.update_config(about)
+    return folder
+
+
+def new_path(experiment: Experiment, run: Run) -> Path:
     """The run folder of a command line without --out."""
-    name = f"{experiment.name}-{config.filtering.filter}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{experiment.name}-{base(run.method).__name__}-seed{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path("runs") / name
 
 
-def open_folder(experiment: Experiment, config: Config, output: Output, data: str) -> RunFolder:
-    """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
-    if output.resume is None:
-        path = output.out or new_path(experiment, config)
-        about = {"experiment": experiment.name, **config.flat(), "measure": output.measure, "data": data}
-        return RunFolder.create(path, about)
-    folder = RunFolder.open(output.resume)
-    if output.measure not in (None, folder.config.get("measure")):
-        raise UsageError(
-            f"--measure is {folder.config.get('measure')} in the run in {output.resume} and must stay so, got "
-            f"{output.measure}; start a new run for it"
-        )
-    if folder.config.get("data", data) != data:
-        raise UsageError(
-            f"the data are not those that the run in {output.resume} was started with; "
-            "pass the --data-dir that holds them, or start a new run"
-        )
-    folder.update_config({name: value for name, value in config.flat().items() if name in MAY_CHANGE})
-    return folder
+def stored(folder: Path) -> tuple[Experiment, Run, Options]:
+    """The experiment, run and options of a run folder."""
+    config = read_config(folder)
+    experiment = find_experiment(config["experiment"])
+    if config.get("data_dir") is not None:
+        config["data_dir"] = Path(config["data_dir"])
+    fields = lambda cls: [field.name for field in dataclasses.fields(cls) if field.name in config]
+    task = type(experiment.task)(**{name: config[name] for name in fields(experiment.task)})
+    method = experiment.method(config["method"])
+    options = Options(out=folder, **{name: config[name] for name in fields(Options)})
+    rule = {name: config[name] for name in ("seed", "max_steps", "stop_at", "hold_evals")}
+    return experiment, Run(task, method, {name: config[name] for name in parameters(method)}, **rule), options
 
 
 @contextlib.contextmanager
@@ -171,30 +226,20 @@ def deferred_interrupts() -> Iterator[list[int]]:
         restore()
 
 
-def progress_bar(budget: int, step: int = 0) -> tqdm.tqdm:
-    """A bar over optimizer steps; in a file a line every ten seconds."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm.tqdm(total=budget, initial=step, unit="step", mininterval=interval, desc="compiling")
-
-
-def show_progress(bar: tqdm.tqdm, row: Row) -> None:
-    """Move the bar to a record."""
-    metric = selection_metric(row)
-    train_now, val_now = (format_metric(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
-    bar.set_description(f"{metric}: train {train_now:>6}, val {val_now:>6}", refresh=False)
-    bar.update(int(row["step"]) - bar.n)
-
-
-def summary(config: Config, folder: RunFolder, seconds: float) -> str:
-    """What came out, in one line, and where it lies."""
-    last, stop_at = folder.rows[-1], config.run.stop_at
-    steps, metric = int(last["step"]), selection_metric(last)
+def summary(run: Run, folder: RunFolder, seconds: float) -> str:
+    """The outcome in one line, and the files that show it."""
+    rows, metric, stop_at = folder.rows, run.task.metric, run.stop_at
+    steps, after = int(rows[-1]["step"]), after_reaching(run, rows)
     if stop_at is None:
-        text = f"The best validation {metric} was {format_metric(metric, best(folder.rows))} in {steps:,} steps"
-    elif (step := step_reached(folder.rows, stop_at, config.run.hold)) is not None:
-        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {step:,} steps"
+        text = f"The best validation {metric} was {format_metric(metric, best(rows, metric))} in {steps:,} steps"
+    elif after is not None:
+        reached = steps_to(rows, stop_at, metric)
+        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {reached:,} steps"
+        if after:
+            held = sum(reaches(row, stop_at, metric) for row in after)
+            text += f", was at it in {held} of the {len(after)} evaluations after that,"
     else:
         text = f"Validation {metric} did not reach {format_metric(metric, stop_at)}: "
-        text += f"it is {format_metric(metric, last[f'val_{metric}'])} after {steps:,} steps"
+        text += f"it is {format_metric(metric, rows[-1][f'val_{metric}'])} after {steps:,} steps"
     text += f" and {seconds:.0f} seconds, compilation included."
     return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."

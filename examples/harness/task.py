@@ -24,6 +24,9 @@ class Task:
     """
 
     metric: ClassVar[Metric] = "accuracy"  # what runs are selected by, on the validation examples
+    thresholds: ClassVar[tuple[float, ...]] = ()  # values of the metric; the steps to each are an outcome of a run
+    max_steps: ClassVar[int] = 10_000  # of a run, unless it says otherwise
+    stop_at: ClassVar[float | None] = None  # value of the metric at which a run stops, unless it says otherwise
     batch_size: int
     epochs = 1  # passes over the training examples between two evaluations
     init_scale = 1.0  # factor of all initial parameters

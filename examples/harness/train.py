@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .errors import UsageError
-from .optimizers import make_tx
+from .experiment import Run
 from .task import Data, Task
-
-MakeTx = Callable[[Any], optax.GradientTransformation]
 
 
 class Keys(NamedTuple):
@@ -101,6 +99,9 @@ def keep_compiled() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+Precision = Literal["float32", "default"]
+
+
 class Program(NamedTuple):
     """A task and its optimizer, compiled, for one run or many at once."""
 
@@ -108,20 +109,26 @@ class Program(NamedTuple):
     draw: Callable[[jax.Array], tuple[Data, Data]]  # by key: the arrays that all runs share, and those of each run
     init: Callable[[Any, jax.Array], TrainState]  # by hyperparameters and key
     # By hyperparameters, key, both kinds of data and state, which is donated.
-    advance: Callable[[Any, jax.Array, Data, Data, TrainState], tuple[TrainState, dict[str, jax.Array]]]
+    advance: Any
+    place: Callable[[Any], Any]  # shapes with the sharding that `draw` and `init` give their arrays
+    # A function of one run's state and data, as a compiled function of all runs' state and both kinds of data.
+    per_run: Callable[[Callable[[TrainState, Data], Any]], Callable[[TrainState, Data, Data], Any]]
 
 
-def program(
-    task: Task, make_tx: MakeTx = make_tx, *, example: tuple[Any, jax.Array] | None = None, devices: int = 1
-) -> Program:
-    """Load the data and compile `init` and `advance`; given an example of many runs, vmapped over their first axis.
+def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> Program:
+    """Load the data and compile `init` and `advance` for all runs that share the program of one.
 
-    An example is hyperparameters and keys, each leaf with a place for each run. Step counters are the same in all runs
-    of a vmapped program. They stay unbatched, which keeps ring buffers updated in place: a counter for each run would
-    turn a slice update into a scatter.
+    With a group size above 1 they are vmapped: hyperparameters, keys, data and state have a leading axis.
+    Step counters are the same in all runs of a group. They stay unbatched, which keeps ring buffers updated in place: a
+    counter per run would turn a slice update into a scatter.
 
-    Each batch is divided among `devices`; all else is the same on each.
+    Args:
+      run: One of the runs; its seed and its traced hyperparameters are not used.
+      devices: Devices among which each batch is divided; all else is the same on each.
+      precision: Precision of matrix products of float32. "default" is the device's, which on a TPU is bfloat16 and on
+        most GPUs TF32.
     """
+    task, make_tx = run.task, run.make_tx
     shared = task.load()
     whole, divide = _placement(devices)
 
@@ -132,13 +139,21 @@ def program(
         return init(task, make_tx(hyper), key)
 
     def advance_fn(hyper: Any, key: jax.Array, shared: Data, own: Data, state: TrainState) -> Any:
-        return advance(task, make_tx(hyper), key, {**shared, **own}, state, divide)
+        with jax.default_matmul_precision(None if precision == "default" else precision):
+            return advance(task, make_tx(hyper), key, {**shared, **own}, state, divide)
 
-    if example is not None:
-        one = jax.tree.map(lambda x: x[0], example)
+    def of_state(function: Callable[[TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
+        def measure_fn(state: TrainState, shared: Data, own: Data) -> Any:
+            with jax.default_matmul_precision(None if precision == "default" else precision):
+                return function(state, {**shared, **own})
+
+        return jax.jit(measure_fn if run.group_size == 1 else jax.vmap(measure_fn, in_axes=(axes, None, 0)))
+
+    axes: Any = None
+    if run.group_size > 1:
         axes = jax.tree.map(
             lambda x: None if x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer) else 0,
-            jax.eval_shape(init_fn, *one),
+            jax.eval_shape(init_fn, run.traced, jax.random.key(0)),
         )
         split_fn = jax.vmap(split_fn)
         init_fn = jax.vmap(init_fn, out_axes=axes)
@@ -150,21 +165,29 @@ def program(
         lambda key: (jax.device_put(shared, whole), draw_fn(key)),
         jit(init_fn),
         jit(advance_fn, donate_argnums=4),
+        lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes),
+        of_state,
     )
 
 
-def check_memory(program: Program, hyper: Any, key: jax.Array) -> None:
-    """Raise UsageError if data and state need more memory than there is."""
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.dtype != key.dtype) / 1e9
-    data = size(jax.eval_shape(program.draw, key))
-    state = size(jax.eval_shape(program.init, hyper, key))
-    needed = 3 * data + 2 * state  # the order of the batches and its sorting; gradients and updates
-    limit = _memory()
-    if needed > limit:
+def fitted(program: Program, hyper: Any, key: jax.Array) -> Program:
+    """The program with `advance` compiled for these arguments.
+
+    Raises:
+      UsageError: It needs more memory than there is, by XLA's own account.
+    """
+    shared, own = jax.eval_shape(program.draw, key)
+    state = jax.eval_shape(program.init, hyper, key)
+    compiled = program.advance.lower(hyper, key, *program.place((shared, own, state))).compile()
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    needed = (needed + memory.temp_size_in_bytes) / 1e9
+    if needed > (limit := _memory()):
         raise UsageError(
-            f"this run needs about {needed:,.3g} GB of memory ({3 * data:,.3g} for the data, {2 * state:,.3g} for "
-            f"parameters and optimizer state), and there are {limit:,.3g}; choose a smaller model, data set or window"
+            f"this run needs about {needed:,.3g} GB of memory, and there are {limit:,.3g}; choose a smaller model, "
+            "data set or window"
         )
+    return program._replace(advance=compiled)
 
 
 def _memory() -> float:

@@ -1,0 +1,39 @@
+"""Medians with failures, their intervals, and comparisons seed by seed."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+
+def interval(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
+    """95 % bootstrap confidence interval of the median of steps, infinite for runs that fail.
+
+    scipy.stats.bootstrap interpolates between medians, which makes NaN of infinite ones.
+    """
+    drawn = np.random.default_rng(0).choice(values, (resamples, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5], method="inverted_cdf")
+    return float(low), float(high)
+
+
+class Comparison(NamedTuple):
+    """Two methods compared seed by seed. A run that fails takes more steps than any that does not."""
+
+    fewer: int  # seeds with which the first takes fewer steps
+    more: int
+    ties: int  # also seeds with which both fail
+    p: float  # exact two-sided sign test
+    ratio: float  # median ratio of steps over the seeds with which both reach the threshold, NaN without any
+    both: int  # these seeds
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame, column: str = "steps_to_95") -> Comparison:
+    """Compare two methods over the seeds that both frames have."""
+    steps = pd.concat([frame.set_index("seed")[column] for frame in (first, second)], axis=1, join="inner")
+    one, other = steps.to_numpy(float).T
+    fewer, more = int(np.sum(one < other)), int(np.sum(one > other))
+    p = float(scipy.stats.binomtest(fewer, fewer + more).pvalue) if fewer + more else 1.0
+    both = np.isfinite(one) & np.isfinite(other)
+    ratio = float(np.median(one[both] / other[both])) if both.any() else np.nan
+    return Comparison(fewer, more, len(one) - fewer - more, p, ratio, int(both.sum()))

@@ -1,1 +1,0 @@
-"""The study: does a filter help, by how much, and why?"""

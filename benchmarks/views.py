@@ -1,0 +1,193 @@
+"""The tables and plots that all studies share: a summary, a comparison in pairs, dots, lines, a heat map, a scatter."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from examples.harness.plots import BLUE, GREY, ORANGE, claim
+from examples.harness.tables import markdown
+
+from .statistics import interval, paired
+
+MISSING = "Not measured yet.\n"
+FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too rarely
+FAILS = "×"
+NO_FILTER, FILTER = BLUE, ORANGE
+
+
+def format_steps(value: float, cap: float) -> str:
+    """A number of steps, or that there were more than the cap."""
+    return f"{value:,.0f}" if math.isfinite(value) else f"> {cap:,.0f}"
+
+
+def steps_and_failures(steps: np.ndarray, cap: float) -> str:
+    """The median of some steps, and how many runs fail, if any does."""
+    failed = int(np.isinf(steps).sum())
+    if failed == len(steps):
+        return "all fail"
+    return format_steps(float(np.median(steps)), cap) + f", {failed} fail" * bool(failed)
+
+
+def median_and_interval(steps: np.ndarray, cap: float) -> str:
+    """The median of some steps with its 95 % interval, or the range if there are few."""
+    median = format_steps(float(np.median(steps)), cap)
+    if len(steps) == 1 or not np.isfinite(steps).any():
+        return median
+    low, high = interval(steps) if len(steps) >= FEWEST else (steps.min(), steps.max())
+    return f"{median} ({format_steps(low, cap)} to {format_steps(high, cap)})"
+
+
+def two_digits(value: float) -> str:
+    """A number with two digits, or all before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def joined(*tables: str) -> str:
+    """Tables one below the other; empty ones are left out."""
+    return "\n".join(table for table in tables if table)
+
+
+def outcome_cells(runs: pd.DataFrame) -> dict[str, str]:
+    """Outcomes of the seeds of one method, as cells of a table.
+
+    steps to fit: median of the steps to 95 % training accuracy. steps to 95 %: median of the steps to 95 % validation
+    accuracy, with its interval. slowest: the 95th percentile of these. fail: seeds that do not reach it. hold: of the
+    runs that reach it, how many are at it in all evaluations that follow, and the share of these evaluations.
+    """
+    steps, cap = runs["steps_to_95"].to_numpy(float), float(runs["max_steps"].max())
+    cells = {
+        "steps to fit": format_steps(float(np.median(runs["fit_steps"])), cap),
+        "steps to 95 %": median_and_interval(steps, cap),
+        "slowest": format_steps(np.percentile(steps, 95, method="higher"), cap),
+        "fail": f"{np.isinf(steps).sum()} of {len(runs)}",
+    }
+    if "held_evals" in runs:
+        # Where the cap cut off the evaluations, holding is unknown; a run that diverged counts as below from there on.
+        followed = (runs["followed_evals"] == runs["hold_evals"]) | ~runs["finite"].astype(bool)
+        reached = runs[np.isfinite(steps) & followed & (runs["hold_evals"] > 0)]
+        share = reached["held_evals"] / reached["hold_evals"]
+        cells["hold"] = f"{(share == 1).sum()} of {len(share)} ({share.mean():.0%})" if len(share) else ""
+    return cells
+
+
+def summary(groups: Mapping[str, pd.DataFrame] | Iterable[tuple[Mapping[str, str], pd.DataFrame]]) -> str:
+    """A table with the outcomes of each group of runs, one row per group; groups without runs are left out.
+
+    Args:
+      groups: Frames by the method's label, or pairs of the first cells of a row and a frame.
+    """
+    items = [({"method": k}, v) for k, v in groups.items()] if isinstance(groups, Mapping) else groups
+    rows = [{**cells, **outcome_cells(runs)} for cells, runs in items if len(runs)]
+    return markdown(rows) if rows else MISSING
+
+
+def comparison_table(pairs: Iterable[tuple[Mapping[str, str], pd.DataFrame, pd.DataFrame]]) -> str:
+    """A table of methods compared seed by seed, one row per pair; empty if no pair has a seed in common.
+
+    Args:
+      pairs: The first cells of a row, and the frames of both methods.
+    """
+    rows = []
+    for cells, first, second in pairs:
+        if len(first) and len(second) and set(first["seed"]) & set(second["seed"]):
+            found = paired(first, second)
+            rows.append(
+                {
+                    **cells,
+                    "fewer steps": str(found.fewer),
+                    "more steps": str(found.more),
+                    "neither": str(found.ties),
+                    "ratio of steps (seeds)": f"{found.ratio:.2f} ({found.both})" if found.both else "",
+                }
+            )
+    return markdown(rows) if rows else ""
+
+
+def chart(title: str, width: float = 7, height: float = 4, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure whose title makes its point, and its axes: one, or an array of `columns`."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    claim(figure, title)
+    axes = figure.subplots(1, columns, **options)
+    for panel in np.ravel(axes):
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize="large")
+        panel.grid(alpha=0.3)
+    return figure, axes
+
+
+def label(axes: Axes, x: str = "", y: str = "") -> None:
+    """Label the axes, large enough to be read at half the size."""
+    axes.set_xlabel(x, fontsize="large")
+    axes.set_ylabel(y, fontsize="large")
+
+
+def legend(figure: Any, colours: Mapping[str, str], **options: Any) -> None:
+    """Say below the chart which colour is what."""
+    marks = [Line2D([], [], color=colour, marker="o", linestyle="", label=name) for name, colour in colours.items()]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, **options)
+
+
+def dots(axes: Axes, groups: Mapping[str, tuple[np.ndarray, str]], end: float | None = None) -> None:
+    """A row for each group of values with its colour: a dot per seed, a bar at the median.
+
+    The number of seeds that fail, which are infinite, stands at `end`.
+    """
+    for y, (values, colour) in enumerate(groups.values()):
+        reached, middle = values[np.isfinite(values)], float(np.median(values))
+        axes.plot(reached, np.full(len(reached), y), "o", color=colour, alpha=0.5, markersize=8, markeredgewidth=0)
+        if math.isfinite(middle):
+            axes.plot([middle] * 2, [y - 0.35, y + 0.35], color=colour, linewidth=3)
+        if end and (failed := len(values) - len(reached)):
+            text = f"{FAILS} {failed} of {len(values)} fail" if len(reached) else f"{FAILS} 0 of {len(values)} reach it"
+            axes.text(end, y, text, va="center", fontsize="large", color=colour, fontweight="bold")
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+
+
+def step_dots(axes: Axes, groups: Mapping[str, tuple[pd.DataFrame, str]], *, log: bool = False) -> None:
+    """Steps to 95 % of groups of runs with their colours, up to the cap, which is drawn."""
+    cap = max(float(runs["max_steps"].max()) for runs, _ in groups.values())
+    dots(axes, {k: (runs["steps_to_95"].to_numpy(float), colour) for k, (runs, colour) in groups.items()}, 1.04 * cap)
+    first = min(float(runs["steps_to_95"].min()) for runs, _ in groups.values())
+    ticks = [tick for tick in (50, 100, 200, 500, 1000, 2000, 5000) if first / 2 < tick <= cap]
+    ticks = ticks if log else np.linspace(0, cap, 6)
+    if log:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xlim(ticks[0], cap * (4 if log else 1.6))
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.axvline(cap, color=GREY, linewidth=1, linestyle=":")
+    label(axes, "steps to 95 % (dot: a seed, bar: the median)")
+
+
+def lines(axes: Axes, groups: Mapping[str, tuple[Sequence[float], Sequence[np.ndarray], str]]) -> None:
+    """A line through the medians of each group's values over x, with the range of the seeds."""
+    for name, (x, values, colour) in groups.items():
+        axes.plot(x, [np.median(one) for one in values], "o-", color=colour, linewidth=2, label=name)
+        axes.fill_between(x, [np.min(one) for one in values], [np.max(one) for one in values], color=colour, alpha=0.2)
+
+
+def heat_map(axes: Axes, table: pd.DataFrame, vmax: float, form: Callable[[float], str] = "{:,.0f}".format) -> None:
+    """Numbers in colour, fewer being darker, each written out; a setting that fails is white with a cross."""
+    values = table.to_numpy(float)
+    axes.imshow(np.where(np.isfinite(values), values, np.nan), cmap="viridis", aspect="auto", vmin=200, vmax=vmax)
+    for (i, j), value in np.ndenumerate(values):
+        text = form(value) if math.isfinite(value) else FAILS
+        is_dark = math.isfinite(value) and value < 0.6 * vmax
+        axes.text(j, i, text, ha="center", va="center", color="white" if is_dark else "black", fontsize="large")
+    axes.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
+    axes.set_yticks(range(table.shape[0]), [f"{value:g}" for value in table.index])
+    axes.grid(visible=False)
+
+
+def scatter(axes: Axes, groups: Mapping[str, tuple[np.ndarray, np.ndarray, str]], **options: Any) -> None:
+    """Points of groups in their colours."""
+    for name, (x, y, colour) in groups.items():
+        axes.plot(x, y, "o", color=colour, label=name, **{"markersize": 7, "alpha": 0.7, **options})

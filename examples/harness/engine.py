@@ -1,0 +1,223 @@
+"""Many runs: train those that a file lacks, one JSON line per run, and read them as one frame."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import numpy as np
+import pandas as pd
+import tqdm
+
+from .errors import UserError
+from .experiment import RULE, Run
+from .files import provenance
+from .loop import evaluations, stack
+from .methods import Method, hyperparams
+from .records import Row, best, format_metric, is_finished, outcome
+from .task import Data, Task
+from .train import Program, TrainState, program
+
+Measure = Callable[[Task, TrainState, Data], dict[str, jax.Array]]  # numbers of one run by name; pure
+Reduce = Callable[[list[Any]], Any]  # a measured number at all evaluations of a run, to what is stored
+
+
+def product(task: Task, method: Method, **values: Any) -> list[Run]:
+    """Runs with all combinations of values.
+
+    Args:
+      task: The task that all of them train.
+      method: The method that all of them use.
+      **values: Hyperparameters of the method and `seed`, `max_steps`, `stop_at`, `hold_evals`, `group_size`, each one
+        value, or a list, range or tuple of them. The last one varies fastest.
+    """
+    defaults = {"max_steps": task.max_steps, "stop_at": task.stop_at}
+    axes = [value if isinstance(value, list | range | tuple) else [value] for value in values.values()]
+    runs = []
+    for combination in itertools.product(*axes):
+        settings = dict(zip(values, combination, strict=True))
+        rule = defaults | {name: settings.pop(name) for name in RULE if name in settings}
+        runs.append(Run(task, method, hyperparams(method, **settings), **rule))
+    return runs
+
+
+def as_text(key: Mapping[str, Any]) -> str:
+    """A key in its one spelling."""
+    return json.dumps(key, sort_keys=True)
+
+
+class Results:
+    """The results in a file, and the runs that it lacks.
+
+    Args:
+      path: A file with one JSON object per line. A line with `versions` says where results come from, by a name that
+        other lines refer to as their `provenance`. Each other line has the key of one `run`, its outcome and, if they
+        are kept, its curve and its measured numbers.
+      trains: Whether `of` trains runs that the file lacks.
+      measure: Numbers of task, state and data at every evaluation.
+      reduce: What is stored of each of these; by default all of them, in order.
+      keep_curves: Whether the records of every evaluation are stored.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        trains: bool = False,
+        measure: Measure | None = None,
+        reduce: Reduce = list,
+        keep_curves: bool = False,
+    ):
+        self.path, self.trains, self.keep_curves = path, trains, keep_curves
+        self.measure, self.reduce = measure, reduce
+
+    def of(self, runs: Iterable[Run]) -> pd.DataFrame:
+        """The results of some runs, one row per run in their order; rows of runs without a result are left out."""
+        runs = list(runs)
+        if self.trains:
+            self._train(runs)
+        rows = self.by_key()
+        keys = dict.fromkeys(as_text(run.key) for run in runs)
+        return to_frame([rows[key] for key in keys if key in rows])
+
+    def frame(self) -> pd.DataFrame:
+        """All results in the file, one row per run."""
+        return to_frame(self.by_key().values())
+
+    def missing(self, runs: Iterable[Run]) -> list[Run]:
+        """The runs without a result, each once."""
+        stored = self.by_key()
+        return [run for key, run in {as_text(run.key): run for run in runs}.items() if key not in stored]
+
+    def by_key(self) -> dict[str, dict[str, Any]]:
+        """All results by the text of their key; of two results of one run, the later."""
+        return {as_text(line["run"]): line for line in self._lines() if "run" in line}
+
+    def append(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """Append results in one write: the key of each `run`, and its outcome."""
+        origin = provenance()
+        name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
+            known = any(line.get("versions") and line["provenance"] == name for line in self._lines())
+            lines = [*([] if known else [{"provenance": name, **origin}])]
+            lines += [{**result, "provenance": name} for result in results]
+            file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        text = self.path.read_bytes() if self.path.exists() else b""
+        for number, line in enumerate(text.split(b"\n")[:-1], 1):
+            try:
+                content = json.loads(line)
+                content["provenance"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{self.path}, line {number} is damaged; delete the line, and its run is trained again"
+                ) from error
+            yield content
+
+    def _train(self, runs: Sequence[Run]) -> None:
+        """Train what is missing, program by program; other processes may do the same beside this one."""
+        todo = self.missing(runs)
+        groups, compiled, compiled_for = grouped(todo), None, None
+        with tqdm.tqdm(total=len(todo), unit="run", disable=not todo) as bar:
+            for wait in (False, True):  # first what no other process trains, then what others have not finished
+                for group in groups:
+                    with self._claimed(group, wait=wait) as is_ours:
+                        if is_ours and self.missing(group):
+                            if compiled is None or compiled_for != group[0].program_key:
+                                compiled, compiled_for = program(group[0]), group[0].program_key
+                            found = train_group(compiled, group, bar, self.measure, keep_curve=self.keep_curves)
+                            self.append(
+                                [
+                                    {"run": run.key, **result, **{k: self.reduce(v) for k, v in measured.items()}}
+                                    for run, (result, measured) in zip(group, found, strict=True)
+                                ]
+                            )
+                            bar.update(len(group))
+
+    @contextlib.contextmanager
+    def _claimed(self, group: Sequence[Run], *, wait: bool) -> Iterator[bool]:
+        """Keep other processes from training a group; False if another one trains it, and `wait` is False."""
+        digest = hashlib.sha256("".join(as_text(run.key) for run in group).encode()).hexdigest()[:12]
+        path = self.path.with_name(f".{self.path.stem}.{digest}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(path, timeout=-1 if wait else 0):
+                yield True
+                path.unlink(missing_ok=True)
+        except filelock.Timeout:
+            yield False
+
+
+def to_frame(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Results as a frame; the steps to a threshold that was not reached are infinite."""
+    frame = pd.DataFrame([line["run"] | {k: v for k, v in line.items() if k != "run"} for line in results])
+    steps = [name for name in frame if name.startswith("steps_to_") or name == "fit_steps"]
+    return frame.assign(**{name: frame[name].astype(float).fillna(np.inf) for name in steps})
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that one program trains at once, in their order."""
+    by_program: dict[Any, list[Run]] = {}
+    for run in runs:
+        by_program.setdefault((run.program_key, run.max_steps, run.stop_at, run.hold_evals), []).append(run)
+    return [
+        members[first : first + members[0].group_size]
+        for members in by_program.values()
+        for first in range(0, len(members), members[0].group_size)
+    ]
+
+
+def train_group(
+    compiled: Program, group: Sequence[Run], bar: tqdm.tqdm, measure: Measure | None = None, *, keep_curve: bool = False
+) -> list[tuple[dict[str, Any], dict[str, list[Any]]]]:
+    """Train the runs of a group to their ends, and return the outcome of each and its measured numbers.
+
+    A run ends by its rule, or when its loss is no longer finite. A group that lacks runs is filled with its last run:
+    all groups of one size then have the same program and the same rounding.
+    """
+    task, metric = group[0].task, group[0].task.metric
+    filled = [*group, *[group[-1]] * (group[0].group_size - len(group))]
+    hypers, keys = [run.traced for run in filled], [jax.random.key(run.seed) for run in filled]
+    hyper, key = (hypers[0], keys[0]) if len(filled) == 1 else (stack(hypers), stack(keys))
+    data = compiled.draw(key)
+    numbers_of = None if measure is None else compiled.per_run(lambda state, data: measure(task, state, data))
+    rows: list[list[Row]] = [[] for _ in group]
+    measured: list[dict[str, list[Any]]] = [{} for _ in group]
+    done = [False] * len(group)
+    for evaluation in evaluations(compiled, hyper, key, data=data):
+        numbers = {} if numbers_of is None else jax.device_get(numbers_of(evaluation.state, *data))
+        for i, run in enumerate(group):
+            if not done[i]:
+                rows[i].append(evaluation.rows[i])
+                for name, value in numbers.items():
+                    measured[i].setdefault(name, []).append(four_digits(value if len(filled) == 1 else value[i]))
+                done[i] = is_finished(run, rows[i]) or evaluation.diverged_at[i] is not None
+        shown = format_metric(metric, best([run_rows[-1] for run_rows in rows], metric))
+        bar.set_postfix_str(f"{len(group)} at once, step {evaluation.step:,}, best {metric} {shown}", refresh=False)
+        bar.update(0)
+        if all(done):
+            break
+    found = []
+    for run, run_rows, numbers in zip(group, rows, measured, strict=True):
+        curve = {"curve": {name: [row[name] for row in run_rows] for name in run_rows[0]}} if keep_curve else {}
+        found.append((outcome(run, run_rows) | curve, numbers))
+    return found
+
+
+def four_digits(value: Any) -> Any:
+    """A number, or an array as nested lists, with four significant digits."""
+    if np.ndim(value):
+        return [four_digits(one) for one in value]
+    return float(f"{value:.4g}")

@@ -1,0 +1,167 @@
+"""What a run is, and what an experiment is."""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import optax
+
+from .errors import UsageError, require
+from .methods import Method, base, hyperparams, split
+from .records import Row
+from .task import Data, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run. Its key identifies its result."""
+
+    task: Task
+    method: Method
+    hyperparams: Mapping[str, Any]
+    """All hyperparameters of the method."""
+    seed: int = 0
+    """Seed of the initial parameters, the data split and the order of the batches."""
+    max_steps: int = 10_000
+    """Optimizer steps after which a run stops that has not reached `stop_at`."""
+    stop_at: float | None = None
+    """Validation accuracy (or loss, by the task's metric) at which to stop; None to train for `max_steps`."""
+    hold_evals: int = 0
+    """Evaluations for which a run goes on after it first reached `stop_at`."""
+    group_size: int = 1
+    """Runs that are trained at once in one vmapped program, whose rounding differs from that of a run alone."""
+
+    def __post_init__(self) -> None:
+        """Validate the numbers, and that the key has each name once."""
+        require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
+        require(self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
+        require(self.hold_evals >= 0, "hold_evals", "at least 0", self.hold_evals)
+        require(self.group_size >= 1, "group_size", "at least 1", self.group_size)
+        highest = 1.0 if self.task.metric == "accuracy" else math.inf
+        in_range = self.stop_at is None or 0 < self.stop_at <= highest
+        require(in_range, "stop_at", f"in (0, {highest:g}], or None", self.stop_at)
+        if twice := {field.name for field in dataclasses.fields(self.task)} & self.hyperparams.keys():
+            raise TypeError(
+                f"{base(self.method).__name__} and its task both have a field {', '.join(twice)}; rename it"
+            )
+
+    @property
+    def traced(self) -> dict[str, Any]:
+        """The hyperparameters that runs of one compiled program may differ in."""
+        return split(self.method, self.hyperparams)[0]
+
+    @property
+    def make_tx(self) -> Callable[[Any], optax.GradientTransformation]:
+        """The optimizer as a function of the traced hyperparameters."""
+        static = split(self.method, self.hyperparams)[1]
+        return lambda traced: base(self.method)(**static, **traced)
+
+    @property
+    def program_key(self) -> tuple[Any, ...]:
+        """What must be equal in all runs of one compiled program."""
+        traced, static = split(self.method, self.hyperparams)
+        return self.task, base(self.method), tuple(static.items()), tuple(traced), self.group_size
+
+    @functools.cached_property
+    def key(self) -> dict[str, Any]:
+        """All that the result depends on but data, device and versions, as JSON can hold it.
+
+        Names are unique: task and its fields, method and its hyperparameters, seed, and when the run stops.
+        """
+        fields = {f.name: getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.name != "data_dir"}
+        rule = ("seed", "max_steps", "stop_at", "hold_evals", "group_size")
+        return {
+            "task": type(self.task).__name__,
+            **fields,
+            "method": base(self.method).__name__,
+            **self.hyperparams,
+            **{name: getattr(self, name) for name in rule},
+        }
+
+    def with_steps(self, **changes: Any) -> "Run":
+        """A copy with another rule by which it stops."""
+        return dataclasses.replace(self, **changes)
+
+
+class Measure(NamedTuple):
+    """What `--measure NAME` adds to a run: columns NAME_... of its records, and NAME.png drawn from these."""
+
+    # Task, parameters and data to numbers by column; pure, to be jitted.
+    columns: Callable[[Any, Any, Data], dict[str, jax.Array]]
+    picture: "Callable[[Sequence[Row], str], Figure]"  # of all records and the title
+    every: int  # evaluations from one that is measured, the first of the run, to the next
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A task and its methods; a module that has one as `EXPERIMENT` is known to all commands."""
+
+    name: str
+    task: Task
+    methods: Mapping[str, Method]
+    default: str  # the method of a command line without one
+    show: Callable[[Any, Any], str] | None = None  # task and trained parameters to what is printed at the end
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)  # by the name that --measure takes
+
+    def method(self, name: str) -> Method:
+        """A method by its name, or by that of its function, as keys have it."""
+        functions = {base(method).__name__: base(method) for method in self.methods.values()}
+        return (functions | dict(self.methods))[nearest("the method", name, self.methods | functions)]
+
+    def run(self, method: str | None = None, task: Task | None = None, **settings: Any) -> Run:
+        """A run of a method by name; settings are fields of `Run` and hyperparameters."""
+        task, function = task or self.task, self.method(method or self.default)
+        rule = {"max_steps": task.max_steps, "stop_at": task.stop_at}
+        rule |= {name: settings.pop(name) for name in RULE if name in settings}
+        return Run(task, function, hyperparams(function, **settings), **rule)
+
+
+RULE = ("seed", "max_steps", "stop_at", "hold_evals", "group_size")
+
+
+def nearest(what: str, name: str, known: Iterable[str]) -> str:
+    """The name, if it is known.
+
+    Raises:
+      UsageError: It is not; the message names the nearest known one.
+    """
+    known = list(known)
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(f"{what} must be one of {', '.join(known)}, got {name!r}{hint}")
+
+
+def task_names() -> list[str]:
+    """The experiments of this package: its modules that have an EXPERIMENT."""
+    files = sorted(Path(__file__).parents[1].glob("*.py"))
+    return [file.stem for file in files if "\nEXPERIMENT = " in file.read_text()]
+
+
+def find_experiment(name: str) -> Experiment:
+    """The `EXPERIMENT` of a task of this package, or of any importable module."""
+    names = task_names()
+    try:
+        return importlib.import_module(f"examples.{name}" if name in names else name).EXPERIMENT
+    except (ImportError, AttributeError) as error:
+        close = difflib.get_close_matches(name, names, 1)
+        raise UsageError(
+            f"the experiment must be one of {', '.join(names)}, or an importable module that has an EXPERIMENT, "
+            f"got {name!r} ({error})" + (f"; did you mean {close[0]}?" if close else "")
+        ) from error
+
+
+def title(name: str, run: Run) -> str:
+    """A run in words, for its picture."""
+    numbers = ", ".join(f"{name} {value:g}" for name, value in run.traced.items())
+    return f"{name}: {base(run.method).__name__}, {numbers}, seed {run.seed}"

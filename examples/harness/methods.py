@@ -1,0 +1,111 @@
+"""Methods: functions of their hyperparameters that return an optax transformation.
+
+A hyperparameter annotated `float` is a number that may be traced: runs that differ in such numbers alone share one
+compiled program, and a sweep may vmap over them. All others (int, str, bool, `Static`) are constants of the program.
+"""
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import docstring_parser
+import optax
+
+from .errors import UsageError, require
+
+Method = Callable[..., optax.GradientTransformation]
+
+
+class Range(NamedTuple):
+    """The values that an annotated hyperparameter may have, and what it is where the docstring does not say."""
+
+    allowed: str
+    contains: Callable[[Any], bool]
+    about: str = ""
+
+
+def _at_least_0(value: Any) -> bool:
+    return 0 <= value < math.inf
+
+
+STATIC = "static"
+Static = Annotated[float, STATIC]  # a number that is a constant of the compiled program
+LearningRate = Annotated[float, Range("a finite number of at least 0", _at_least_0, "Learning rate")]
+WeightDecay = Annotated[float, Range("a finite number of at least 0", _at_least_0, "Weight decay")]
+Alpha = Annotated[float, Range("in [0, 1)", lambda x: 0 <= x < 1, "Weight of the past in the EMA")]
+Lamb = Annotated[float, Range("a finite number", math.isfinite, "Amplification of the slow part of the gradients")]
+Fast = Annotated[float, Range("a finite number", math.isfinite, "Weight of the gradient itself")]
+Window = Annotated[int, Range("at least 1", lambda x: x >= 1, "Gradients in the moving average")]
+StartStep = Annotated[int, Range("at least 0", lambda x: x >= 0, "Step from which the slow part is amplified")]
+Tx = optax.GradientTransformation
+
+
+class Parameter(NamedTuple):
+    """A hyperparameter of a method."""
+
+    annotation: Any
+    default: Any
+    help: str  # from the docstring's Args
+    is_traced: bool
+
+
+def parameters(method: Method) -> dict[str, Parameter]:
+    """The hyperparameters of a method, or of a `functools.partial` of one, by name."""
+    function = base(method)
+    hints = typing.get_type_hints(function, include_extras=True)
+    text = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse(function.__doc__ or "").params}
+    return {
+        name: Parameter(hints[name], one.default, text.get(name) or _about(hints[name]), _is_traced(hints[name]))
+        for name, one in inspect.signature(method).parameters.items()
+    }
+
+
+def base(method: Method) -> Any:
+    """The function itself, without the arguments that a `functools.partial` gives it."""
+    return getattr(method, "func", method)
+
+
+def _ranges(annotation: Any) -> list[Range]:
+    return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Range)]
+
+
+def _about(annotation: Any) -> str:
+    return " ".join(f"{one.about}, {one.allowed}." for one in _ranges(annotation))
+
+
+def _is_traced(annotation: Any) -> bool:
+    metadata = getattr(annotation, "__metadata__", ())
+    return (typing.get_args(annotation)[0] if metadata else annotation) is float and STATIC not in metadata
+
+
+def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
+    """All hyperparameters of a method by name: those given, and its defaults.
+
+    Raises:
+      UsageError: A name or a value is not one of the method's; for values, also where the method itself refuses them.
+    """
+    known = parameters(method)
+    if unknown := given.keys() - known.keys():
+        raise UsageError(f"{base(method).__name__} takes {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    values = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+    for name, value in values.items():
+        if value is inspect.Parameter.empty:
+            raise UsageError(f"{base(method).__name__} needs a value of {name}")
+        if known[name].is_traced:
+            values[name] = value = float(value)
+        for limit in _ranges(known[name].annotation):
+            require(limit.contains(value), name, limit.allowed, value)
+    try:
+        method(**values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    return values
+
+
+def split(method: Method, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The hyperparameters that may be traced, and the static ones."""
+    known = parameters(method)
+    traced = {name: value for name, value in values.items() if known[name].is_traced}
+    return traced, {name: value for name, value in values.items() if name not in traced}
