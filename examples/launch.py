@@ -1,8 +1,8 @@
-"""An experiment trained by several processes: `python -m examples.launch 2 modular --preset ema`.
+"""An experiment trained by several processes: `python -m examples.launch 2 modular ma`, `... 2 resume FOLDER`.
 
 Each batch is divided among the processes (the flag --devices); parameters and optimizer state are the same in all. This
-command starts them on this machine, on its CPU. On a cluster, whose nodes are each started by its scheduler,
-`jax.distributed.initialize()` takes the place of what this command does; all else is the same.
+command starts them on this machine, on its CPU. On a cluster the scheduler starts the nodes, and
+`jax.distributed.initialize()` replaces this command.
 """
 
 import contextlib
@@ -20,14 +20,15 @@ from pathlib import Path
 
 import jax
 
+from . import resume
 from .harness.cli import parse
-from .harness.config import Config, find_experiment
 from .harness.errors import UsageError, UserError, plain_errors
-from .harness.runner import Output, deferred_interrupts, new_path, train
+from .harness.experiment import Run, find_experiment
+from .harness.runner import Options, deferred_interrupts, new_path, train
 
 
-def work(address: str, process: int, name: str, config: Config, output: Output) -> None:
-    """What each process does; the first one shows the progress."""
+def work(address: str, process: int, name: str, run: Run, options: Options, resumes: bool) -> None:
+    """Train in one of the processes; the first one shows the progress."""
     os.setsid()  # Ctrl-C is for the process that started this one
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -40,29 +41,33 @@ def work(address: str, process: int, name: str, config: Config, output: Output) 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, config.run.devices, process)
+    jax.distributed.initialize(address, options.devices, process)
     with contextlib.ExitStack() as stack:
         if process > 0:
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
-        train(find_experiment(name), config, output)
+        train(find_experiment(name), run, options, resume=resumes)
     jax.distributed.shutdown()
 
 
-def launch(processes: int, name: str, argv: Sequence[str]) -> None:
+def launch(processes: int, command: str, argv: Sequence[str]) -> None:
     """Start the processes and wait for them; if one ends before its time, end them all."""
-    experiment = find_experiment(name)
-    config, output = parse(experiment, ["--devices", str(processes), *argv])
-    if output.out is None and output.resume is None:
-        output = dataclasses.replace(output, out=new_path(experiment, config))
+    if resumes := command == "resume":
+        experiment, run, options = resume.parse(argv)
+    else:
+        experiment = find_experiment(command)
+        run, options = parse(experiment, argv)
+    out = options.out or new_path(experiment, run)
+    options = dataclasses.replace(options, out=out, devices=processes)
+    name = command if command != "resume" else experiment.name
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (
         deferred_interrupts() as interrupts,
         ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
     ):
-        futures = [pool.submit(work, address, process, name, config, output) for process in range(processes)]
+        futures = [pool.submit(work, address, process, name, run, options, resumes) for process in range(processes)]
         workers = multiprocessing.active_children()
         asked = killed = False
         while True:
@@ -84,7 +89,7 @@ def launch(processes: int, name: str, argv: Sequence[str]) -> None:
         raise KeyboardInterrupt
     if killed:
         raise UserError(
-            f"a process was killed, so the others were ended; continue with --resume {output.out or output.resume}"
+            f"a process was killed, so the others were ended; continue with python -m examples.resume {out}"
         )
     if errors:
         raise errors[0]
@@ -92,7 +97,7 @@ def launch(processes: int, name: str, argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Launch what the command line says."""
-    usage = "usage: python -m examples.launch PROCESSES EXPERIMENT [its flags]"
+    usage = "usage: python -m examples.launch PROCESSES EXPERIMENT [its flags], or PROCESSES resume FOLDER"
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
         raise UsageError(f"{usage}, with a positive number of processes")
     launch(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ class Resume:
     """Devices among which every batch is divided."""
 
 
-def parse(argv: list[str]) -> tuple[Experiment, Run, Options]:
+def parse(argv: Sequence[str]) -> tuple[Experiment, Run, Options]:
     """The stored run, with the changes of a command line."""
     flags = tyro.cli(Resume, prog="python -m examples.resume", args=argv)
     experiment, run, options = stored(flags.folder)

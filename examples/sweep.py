@@ -1,62 +1,58 @@
-"""Many runs of one experiment, over presets, hyperparameters and seeds: `python -m examples.sweep --help`."""
+"""Many runs of one experiment, over methods, hyperparameters and seeds: `python -m examples.sweep --help`."""
 
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import tyro
 
 from .harness import plots
-from .harness.config import Config, Experiment, find_experiment
-from .harness.errors import UsageError, UserError, plain_errors, require
-from .harness.files import provenance, write_whole
-from .harness.records import Row, best, is_finite, selection_metric, step_reached
-from .harness.sweep import train_all
+from .harness.cli import parse
+from .harness.engine import Results, as_text
+from .harness.errors import UsageError, plain_errors
+from .harness.experiment import Experiment, Run, find_experiment, nearest
+from .harness.files import write_whole
+from .harness.methods import parameters
 from .harness.tables import markdown, median_and_range
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Train every preset with every combination of values and every seed.
+    """Train every method with every combination of values and every seed.
 
-    The results of a run are kept in OUT/runs/ as soon as it is done; the same command continues where it was stopped.
-    At the end OUT holds curves.csv (every record), runs.csv (one row per run), table.md and sweep.png.
+    Each result is appended to OUT/results.jsonl as soon as its run is done. The same command continues where it was
+    stopped, and several processes share the work. At the end OUT holds curves.csv (every record), runs.csv (one row per
+    run), table.md and sweep.png.
 
-    Example: python -m examples.sweep modular --presets ema ma --seeds 0 1 2 --grid lr=0.001,0.003 --out runs/rates
+    Example: python -m examples.sweep modular --methods ema ma --grid lamb=1,2,5 --seeds 0 1 2 --out runs/lamb
     """
 
     experiment: Annotated[str, tyro.conf.Positional]
-    """Which experiment to run: a name that python -m examples lists, or an importable module with an EXPERIMENT."""
+    """Which experiment to run: a name that python -m examples lists, or an importable module that has an EXPERIMENT."""
     out: Path
     """Folder for the results."""
-    presets: tuple[str, ...]
-    """Presets of the experiment to start from."""
+    methods: tuple[str, ...]
+    """Methods of the experiment."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every combination."""
     grid: tuple[str, ...] = ()
-    """Flags of the experiment and the value or values to combine, such as lamb=1,2,5 or budget=5000."""
+    """Flags of the experiment and the value or values to combine, such as lamb=1,2,5 or max-steps=5000."""
     group_size: int = 1
-    """Runs to train at once in one vmapped program; only seeds and alpha, lamb, fast, lr and weight_decay may differ
-    within it. On a GPU as many as fit its memory; on a CPU 1 is as fast and stops earlier."""
+    """Runs to train at once in one vmapped program, which may differ in the seed and in numbers of the method. On a GPU
+    as many as fit its memory; on a CPU 1 is as fast and stops earlier."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: where it stands in the grid, and its configuration."""
+    """A run of a sweep, and its place in the grid."""
 
     axes: dict[str, str]
-    config: Config
-
-    @property
-    def name(self) -> str:
-        """File name."""
-        return "_".join([*(f"{k}-{v}" for k, v in self.axes.items()), f"seed-{self.config.run.seed}"]).replace("/", "-")
+    run: Run
 
 
 def cells(sweep: Sweep, experiment: Experiment) -> list[Cell]:
@@ -64,153 +60,99 @@ def cells(sweep: Sweep, experiment: Experiment) -> list[Cell]:
     axes: dict[str, list[str]] = {}
     for item in sweep.grid:
         name, _, values = item.partition("=")
-        if not values or name not in experiment.base.flat():
+        if not values:
             raise UsageError(
                 f"--grid must be FLAG=VALUE,VALUE with a flag of {experiment.name} such as lamb, got {item!r}"
             )
-        if name == "seed" or name in axes:
+        if (name := name.replace("-", "_")) == "seed" or name in axes:
             raise UsageError(f"--grid must name a flag once, and seeds by --seeds, got {item!r}")
         axes[name] = values.split(",")
-    result = []
-    for preset, *values in itertools.product(sweep.presets, *axes.values()):
-        if preset not in experiment.presets:
-            raise UsageError(f"--presets must be among {', '.join(experiment.presets)}, got {preset!r}")
+    if not sweep.methods or not sweep.seeds:
+        raise UsageError("--methods and --seeds must name at least one each")
+    found = []
+    for label, *values in itertools.product(sweep.methods, *axes.values()):
         flags = dict(zip(axes, values, strict=True))
-        config = with_flags(experiment.preset(preset), flags)
+        run = run_of(experiment, label, flags)
         varied = {name: value for name, value in flags.items() if len(axes[name]) > 1}
-        result += [Cell({"preset": preset, **varied}, config.replace(seed=seed)) for seed in sweep.seeds]
-    if not result:
-        raise UsageError("--presets and --seeds must name at least one each")
-    if len({cell.name for cell in result}) < len(result):
-        raise UsageError("--presets, --seeds and --grid must not name anything twice")
-    return result
+        for seed in sweep.seeds:
+            found.append(
+                Cell({"method": label, **varied}, dataclasses.replace(run, seed=seed, group_size=sweep.group_size))
+            )
+    if len({as_text(cell.run.key) for cell in found}) < len(found):
+        raise UsageError("--methods, --seeds and --grid must not name any run twice")
+    return found
 
 
-def with_flags(config: Config, flags: dict[str, str]) -> Config:
-    """A configuration with some flags given as text."""
-    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(config), args=words, default=config, config=options)
+def run_of(experiment: Experiment, label: str, flags: dict[str, str]) -> Run:
+    """The run of a method with some flags, given as text."""
+    nearest("--methods", label, experiment.methods)
+    task = [field.name for field in dataclasses.fields(experiment.task)]
+    known = [*parameters(experiment.methods[label]), *task, "max_steps", "stop_at", "hold_evals"]
+    for name in flags:
+        nearest(f"a flag of --grid for {label}", name, known)
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return parse(experiment, [label, *words])[0]
 
 
-def to_rows(result: dict[str, Any]) -> list[Row]:
-    """The records in a result file, row by row."""
-    columns = result["records"]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def load(path: Path, config: Config) -> dict[str, Any] | None:
-    """The result of a run, None if it has not been trained yet; UserError if the file is of another configuration."""
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(path.read_bytes())
-        stored, rows = result["config"], to_rows(result)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}); delete it, and the run is trained again"
-        ) from error
-    facts = json.loads(json.dumps(config.facts(), default=str))
-    differs = sorted(name for name in facts.keys() | stored.keys() if facts.get(name) != stored.get(name))
-    if differs or not rows:
-        raise UserError(f"{path} was made with another {', '.join(differs)}; delete it, or choose another --out")
-    return result
-
-
-def summarise(results: Sequence[dict[str, Any]], thresholds: Sequence[float]) -> pd.DataFrame:
-    """One row per run: where it stands, where it got, and when it first reached each threshold."""
-    table = []
-    for result in results:
-        rows = to_rows(result)
-        finite = [row for row in rows if is_finite(row)]
-        line = {**result["axes"], "seed": result["config"]["seed"]}
-        line |= {"last_step": int(rows[-1]["step"]), "finite": is_finite(rows[-1])}
-        if selection_metric(rows[0]) == "accuracy":
-            line["best_val_accuracy"] = best(finite) if finite else np.nan
-        line["min_val_loss"] = min((row["val_loss"] for row in finite), default=np.nan)
-        line |= {f"steps_to_{100 * t:g}": step_reached(rows, t) for t in thresholds}
-        table.append(line | {"device": result["device"], "jax": result["versions"]["jax"]})
-    frame = pd.DataFrame(table)
-    return frame.astype({name: "Int64" for name in frame if name.startswith("steps_to_")})
-
-
-def table(runs: pd.DataFrame, axes: Sequence[str], thresholds: Sequence[float]) -> str:
+def table(frame: pd.DataFrame, axes: Sequence[str], thresholds: Sequence[float]) -> str:
     """Median and range over the seeds of every combination, as a Markdown table."""
     columns = {f"steps_to_{100 * t:g}": (f"steps to {100 * t:g} %", 1, ",.0f", np.inf) for t in thresholds}
-    if "best_val_accuracy" in runs:
+    if "best_val_accuracy" in frame:
         columns["best_val_accuracy"] = ("best val. accuracy (%)", 100, ".1f", -np.inf)
     columns["min_val_loss"] = ("lowest val. loss", 1, ".3g", np.inf)
     lines = []
-    for _, group in runs.groupby(list(axes), sort=False):
+    for _, group in frame.groupby(list(axes), sort=False):
         values = {
-            title: median_and_range(scale * group[name].to_numpy(float, na_value=np.nan), form, worst)
+            title: median_and_range(scale * group[name].astype(float).replace(np.inf, np.nan).to_numpy(), form, worst)
             for name, (title, scale, form, worst) in columns.items()
         }
         lines.append({**group.iloc[0][list(axes)], "seeds": len(group), **values})
     return markdown(lines)
 
 
-def report(sweep: Sweep, experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
-    """Write curves.csv, runs.csv, table.md and sweep.png; returns the table."""
-    axes = list(results[0]["axes"])
-    runs = summarise(results, experiment.thresholds)
-    places = [{**result["axes"], "seed": result["config"]["seed"]} for result in results]
-    records = [pd.DataFrame(result["records"]).astype({"step": int}) for result in results]
-    curves = pd.concat(records, keys=[tuple(place.values()) for place in places], names=[*places[0]]).droplevel(-1)
-    write_whole(sweep.out / "curves.csv", curves.to_csv())
-    write_whole(sweep.out / "runs.csv", runs.to_csv(index=False))
-    text = table(runs, axes, experiment.thresholds)
+def report(sweep: Sweep, experiment: Experiment, frame: pd.DataFrame, axes: Sequence[str]) -> str:
+    """Write what a sweep found: every record, a row per run, a table and a picture; return the table."""
+    curves = pd.concat(
+        pd.DataFrame(row.curve).assign(**{axis: getattr(row, axis) for axis in (*axes, "seed")})
+        for row in frame.itertuples()
+    )
+    write_whole(sweep.out / "curves.csv", curves.set_index([*axes, "seed", "step"]).to_csv())
+    write_whole(sweep.out / "runs.csv", frame.drop(columns="curve").replace(np.inf, np.nan).to_csv(index=False))
+    task = experiment.task
+    text = table(frame, axes, task.thresholds)
     write_whole(sweep.out / "table.md", text)
 
-    varied = [axis for axis in axes if len(set(runs[axis])) > 1]
-    if len(varied) == 2 and "preset" not in varied:
+    varied = [axis for axis in axes if frame[axis].nunique() > 1]
+    if len(varied) == 2 and "method" not in varied:
         y, x = varied
-        name, what, form = "min_val_loss", "lowest loss", ".3g"
-        if experiment.thresholds:
-            last = experiment.thresholds[-1]
-            name, what, form = f"steps_to_{100 * last:g}", f"steps to {last:.0%} accuracy", ",.0f"
-        order = {axis: list(dict.fromkeys(runs[axis])) for axis in varied}
-        values = runs.assign(value=runs[name].astype(float).fillna(np.inf))
-        median = values.pivot_table("value", y, x, "median", sort=False).loc[order[y], order[x]]
-        title = f"{experiment.name}: median {what} on the validation examples"
+        name, shown, form = "min_val_loss", "lowest loss", ".3g"
+        if task.thresholds:
+            name, form = f"steps_to_{100 * task.thresholds[-1]:g}", ",.0f"
+            shown = f"steps to {task.thresholds[-1]:.0%} accuracy"
+        order = {axis: list(dict.fromkeys(frame[axis])) for axis in varied}
+        median = frame.pivot_table(name, y, x, "median", sort=False).loc[order[y], order[x]]
+        title = f"{experiment.name}: median {shown} on the validation examples"
         figure = plots.heat_map(median.replace(np.inf, np.nan), title, form)
     else:
-        labelled: dict[str, list[list[Row]]] = {}
-        for result in results:
-            label = ", ".join(v if k == "preset" else f"{k} {v}" for k, v in result["axes"].items() if k in varied)
-            labelled.setdefault(label or sweep.presets[0], []).append(to_rows(result))
-        figure = plots.bands(labelled, f"{experiment.name}: median and range of the seeds")
+        groups = {}
+        for _, group in frame.groupby(list(axes), sort=False):
+            first = group.iloc[0]
+            label = ", ".join(first[axis] if axis == "method" else f"{axis} {first[axis]}" for axis in varied)
+            groups[label or first["method"]] = [pd.DataFrame(curve).to_dict("records") for curve in group["curve"]]
+        figure = plots.bands(groups, f"{experiment.name}: median and range of the seeds", task.metric)
     plots.save(figure, sweep.out / "sweep.png")
     return text
 
 
 def run(sweep: Sweep) -> None:
     """Train what is missing, then report."""
-    require(sweep.group_size >= 1, "group_size", "at least 1", sweep.group_size)
     experiment = find_experiment(sweep.experiment)
-    every = cells(sweep, experiment)
-    parts = {name: value for name, value in dataclasses.asdict(sweep).items() if name not in ("out", "group_size")}
-    plan, plan_file = json.dumps(parts, indent=2) + "\n", sweep.out / "sweep.json"
-    if plan_file.exists() and plan_file.read_text() != plan:
-        raise UsageError(f"{sweep.out} holds another sweep; repeat the command in {plan_file}, or choose another --out")
-    if not plan_file.exists() and sweep.out.exists() and any(sweep.out.iterdir()):
-        raise UsageError(f"{sweep.out} exists already and holds no sweep; choose another --out")
-    file = lambda cell: sweep.out / "runs" / f"{cell.name}.json"
-    (sweep.out / "runs").mkdir(parents=True, exist_ok=True)
-    write_whole(plan_file, plan)
-    todo = [cell for cell in every if load(file(cell), cell.config) is None]
-    for trained in train_all([cell.config for cell in todo], sweep.group_size):
-        cell = todo[trained.number]
-        result = {
-            "axes": cell.axes,
-            "config": cell.config.facts(),
-            **provenance(),
-            "group_size": trained.group_size,
-            "group_seconds": trained.group_seconds,
-            "records": {name: [row[name] for row in trained.rows] for name in trained.rows[0]},
-        }
-        write_whole(file(cell), json.dumps(result, default=str) + "\n")
-    print(report(sweep, experiment, [result for cell in every if (result := load(file(cell), cell.config))]))
+    chosen = cells(sweep, experiment)
+    results = Results(sweep.out / "results.jsonl", trains=True, keep_curves=True)
+    frame = results.of(cell.run for cell in chosen)
+    axes = pd.DataFrame([cell.axes for cell in chosen])
+    frame = frame.drop(columns=axes.columns, errors="ignore").join(axes)
+    print(report(sweep, experiment, frame, list(axes.columns)))
     print(f"results in {sweep.out}")
 
 
