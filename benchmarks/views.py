@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from examples.harness.methods import Method, base, hyperparams
 from examples.harness.plots import BLUE, GREY, ORANGE, claim
 from examples.harness.tables import markdown
 
@@ -19,6 +20,16 @@ MISSING = "Not measured yet.\n"
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too rarely
 FAILS = "×"
 NO_FILTER, FILTER = BLUE, ORANGE
+
+
+def runs_of(frame: pd.DataFrame, method: Method, free: Sequence[str] = (), **others: Any) -> pd.DataFrame:
+    """The runs of a method: those that have the values of its hyperparameters, but for `free` ones, and of others."""
+    wanted = {"method": base(method).__name__, **hyperparams(method), **others}
+    wanted = {name: value for name, value in wanted.items() if name not in free}
+    if wanted.keys() - set(frame):
+        return frame[:0]
+    is_wanted = [frame[name].isna() if value is None else frame[name] == value for name, value in wanted.items()]
+    return frame[np.logical_and.reduce(is_wanted)]
 
 
 def format_steps(value: float, cap: float) -> str:
@@ -109,11 +120,13 @@ def comparison_table(pairs: Iterable[tuple[Mapping[str, str], pd.DataFrame, pd.D
     return markdown(rows) if rows else ""
 
 
-def chart(title: str, width: float = 7, height: float = 4, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure whose title makes its point, and its axes: one, or an array of `columns`."""
+def chart(
+    title: str, width: float = 7, height: float = 4, columns: int = 1, rows: int = 1, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure whose title makes its point, and its axes: one, or an array of `columns` (by `rows`, if several)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     claim(figure, title)
-    axes = figure.subplots(1, columns, **options)
+    axes = figure.subplots(rows, columns, **options)
     for panel in np.ravel(axes):
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize="large")
