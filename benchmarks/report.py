@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import RESULTS
 from examples.harness import plots
 
-from .cost import choices, step_cost, tasks, vs_torch
+from .cost import step_cost, tasks, vs_torch
 from .study import find_study, study_names
 from .views import MISSING
 

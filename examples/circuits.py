@@ -1,16 +1,17 @@
-"""The clock: which circuit a model of modular arithmetic has learned, as measures that are pure and jit-able.
+"""Fourier circuits: measures of what a model of modular arithmetic has learned, pure and jit-able.
 
-A clock adds angles. It embeds x and y as points on circles, cos and sin of 2πk/n times their places in a cycle of n
-elements, for a few key frequencies k. From these its neurons make cos and sin of the sum of the angles, and an answer's
-logit is highest where its own angle is that sum (Nanda et al. 2023, arXiv 2301.05217).
+A model that has grokked adds angles, as a clock does. It embeds x and y as points on circles, cos and sin of 2πk/n times
+their indices in a cycle of n elements, for a few key frequencies k. From these its neurons compute cos and sin of the
+sum of the angles, and the logit of an answer is highest where the answer's own angle is that sum (Nanda et al. 2023,
+arXiv 2301.05217).
 
-Addition and subtraction mod p go round the cycle 0, 1, ..., p - 1 of n = p elements. Multiplication and division go
-round that of the powers g^0, g^1, ..., g^(p-2) of a primitive root g, of n = p - 1 elements, for g^i g^j = g^(i+j): the
-discrete-log clock (arXiv 2606.17399). Its cos and sin are Dirichlet's characters. 0 is not on that cycle, and is left
-out. Another primitive root changes the order of the frequencies and nothing else.
+Addition and subtraction mod p use the cycle 0, 1, ..., p - 1 of n = p elements. Multiplication and division use the
+powers g^0, g^1, ..., g^(p-2) of a primitive root g, n = p - 1 elements, because g^i g^j = g^(i+j) (arXiv 2606.17399).
+Their cos and sin are Dirichlet characters. 0 is not a power of g and is left out. Another primitive root permutes the
+frequencies and changes nothing else.
 
-Suffixes name the axes: n place in the cycle, i and j the places of x and y, s that of the answer, v token, d channel,
-f neuron, k frequency from 1 to n // 2 (k - 1 is the index), and l the place of an answer that has a logit.
+Suffixes name the axes: n index in the cycle, i and j the indices of x and y, s that of the answer, l that of an answer
+with a logit, v token, d channel, k frequency from 1 to n // 2 (at array index k - 1).
 """
 
 import math
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .fast import answer_logits_and_neurons
+from .fast import answer_logits
 from .harness.errors import require
 from .harness.experiment import Measure
 from .harness.records import Row
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
 
     from .modular import Modular
 
-KEY = 0.05  # correlation with the logits that a key frequency has at least
-TUNED = 0.25  # part of its variance that a neuron owes at least to a frequency that it is tuned to
-TUNED_PART = 0.01  # part of all neurons that is tuned at least to a frequency that neurons prefer
+KEY_CORRELATION = 0.05  # least correlation of a key frequency with the logits
 
 
 def primitive_root(p: int) -> int:
@@ -44,10 +43,10 @@ def primitive_root(p: int) -> int:
 
 
 class Cycle(NamedTuple):
-    """A cyclic group as a numbered cycle, on which an operation moves."""
+    """A cyclic group in the order of its generator's powers."""
 
-    numbers: np.ndarray  # (n,) the elements by place
-    sign: int  # the answer of the places i and j is at i + sign j mod n
+    elements: np.ndarray  # (n,)
+    sign: int  # the answer of the elements i and j is the element i + sign j mod n
 
     @classmethod
     def of(cls, p: int, operation: str, root: int | None = None) -> "Cycle":
@@ -60,85 +59,57 @@ class Cycle(NamedTuple):
 
     @classmethod
     def control(cls, p: int, operation: str) -> "Cycle":
-        """The other cycle: the additive one of a multiplicative operation, or the reverse."""
+        """The additive cycle for a multiplicative operation, and the reverse."""
         return cls.of(p, "multiplication" if operation in ("addition", "subtraction") else "addition")
 
     @property
     def answers(self) -> np.ndarray:
-        """The place of the answer of each pair of places, (i, j)."""
-        places = np.arange(len(self.numbers))
-        return (places[:, None] + self.sign * places) % len(places)
+        """The index of the answer of each pair, (i, j)."""
+        index = np.arange(len(self.elements))
+        return (index[:, None] + self.sign * index) % len(index)
 
 
 def mean_over_pairs(table_ijx: jax.Array, sign: int) -> jax.Array:
-    """The mean over the n pairs whose answer is at the place s = i + sign j: (s, x)."""
-    place = np.arange(table_ijx.shape[0])
-    return table_ijx[place[:, None], sign * (place - place[:, None]) % len(place)].mean(axis=0)
+    """The mean over the n pairs whose answer has the index s = i + sign j: (s, x)."""
+    index = np.arange(table_ijx.shape[0])
+    return table_ijx[index[:, None], sign * (index - index[:, None]) % len(index)].mean(axis=0)
 
 
-def power(signal_nx: jax.Array) -> jax.Array:
-    """The part of each signal's variance that is at each frequency: (k, x).
+def one_sided(n: int, dtype: Any) -> jax.Array:
+    """How many of the frequencies k and n - k differ: 2, or 1 for k = n/2; (k,)."""
+    return jnp.where(2 * jnp.arange(1, n // 2 + 1) == n, 1, 2).astype(dtype)
 
-    P_k = 2 |F_k|² for k < n/2 and |F_k|² for k = n/2, with F_k = Σ_j signal_j exp(-2πi jk/n) / n.
+
+def power_shares(embedding_nd: jax.Array) -> jax.Array:
+    """The share of each frequency in the variance of the embeddings of a cycle; they sum to 1: (k,).
+
+    P_k / Σ_k P_k with P_k = Σ_d |Σ_j E_jd exp(-2πi jk/n)|² over k and n - k. The mean embedding has frequency 0.
     """
-    n = signal_nx.shape[0]
-    return weights(n, 2.0, signal_nx.dtype)[:, None] * jnp.abs(jnp.fft.rfft(signal_nx, axis=0)[1:] / n) ** 2
-
-
-def weights(n: int, usual: float, dtype: Any) -> jax.Array:
-    """1 for the frequency n/2, which is its own mirror image, and `usual` for all others: (k,)."""
-    return jnp.where(2 * jnp.arange(1, n // 2 + 1) == n, 1.0, usual).astype(dtype)
-
-
-def spectrum(embedding_nd: jax.Array) -> jax.Array:
-    """The share of each frequency in the power of the embeddings of a cycle, of a sum of 1: (k,).
-
-    P_k / Σ_k P_k, with P_k = Σ_d `power`; the mean embedding, of frequency 0, has no part in it.
-    """
-    power_k = power(embedding_nd).sum(axis=1)
+    n = embedding_nd.shape[0]
+    power_kd = jnp.abs(jnp.fft.rfft(embedding_nd, axis=0)[1:]) ** 2
+    power_k = one_sided(n, power_kd.dtype) * power_kd.sum(axis=1)
     return power_k / power_k.sum()
 
 
 def gini(share_k: jax.Array) -> jax.Array:
-    """The Gini coefficient of m shares: 0 if all are equal, 1 - 1/m if one has all.
+    """The Gini coefficient of m shares: 0 if all are equal, 1 - 1/m if one share is everything.
 
-    Σ_r (2r - m - 1) x_r / (m Σ_r x_r) with x sorted, r = 1, ..., m (Hurley and Rickard 2009, arXiv 0811.4706). The
-    shares of noise in d channels have about sqrt(1 / (π d)): each is a sum of 2d squares.
+    Σ_r (2r - m - 1) x_r / (m Σ_r x_r) with x sorted, r = 1, ..., m (Hurley and Rickard 2009, arXiv 0811.4706). For the
+    shares of noise in d channels it is about sqrt(1 / (π d)): each share is a sum of 2d squares.
     """
     m = share_k.shape[0]
     return jnp.arange(1 - m, m, 2).astype(share_k.dtype) @ jnp.sort(share_k) / (m * share_k.sum())
 
 
-def fewest(share_k: jax.Array, part: float = 0.9) -> jax.Array:
-    """The fewest frequencies that hold `part` of the power: a mask, (k,)."""
+def dominant_frequencies(share_k: jax.Array, total: float = 0.9) -> jax.Array:
+    """The smallest set of frequencies that holds `total` of the power: a mask, (k,)."""
     order = jnp.argsort(-share_k)
     before = jnp.cumsum(share_k[order]) - share_k[order]
-    return jnp.zeros(share_k.shape, bool).at[order].set(before < part * share_k.sum())
+    return jnp.zeros(share_k.shape, bool).at[order].set(before < total * share_k.sum())
 
 
-def tuning(neurons_ijf: jax.Array) -> jax.Array:
-    """The part of each neuron's variance over all pairs that is of one frequency: (k, f), of a sum of at most 1.
-
-    Of frequency k are, in the two-dimensional Fourier transform over i and j, the components (±k, 0), (0, ±k) and
-    (±k, ±k): what functions of x's angle, of y's, of their sum and of their difference have at k, and so the products
-    of x's and y's cos and sin, too (the linear and quadratic terms of Nanda et al.).
-    """
-    n = neurons_ijf.shape[0]
-    alone = power(neurons_ijf.mean(axis=1)) + power(neurons_ijf.mean(axis=0))
-    together = power(mean_over_pairs(neurons_ijf, 1)) + power(mean_over_pairs(neurons_ijf, -1))
-    # At n/2 sum and difference are the same component.
-    power_kf = alone + together * weights(n, 2.0, alone.dtype)[:, None] / 2
-    variance_f = jnp.maximum(neurons_ijf.var(axis=(0, 1)), jnp.finfo(alone.dtype).tiny)
-    return power_kf / variance_f[None]
-
-
-def tuned_neurons(neurons_ijf: jax.Array) -> jax.Array:
-    """The part of all neurons that is tuned to each frequency, which has at least `TUNED` of their variance: (k,)."""
-    return (tuning(neurons_ijf) >= TUNED).mean(axis=1, dtype=neurons_ijf.dtype)
-
-
-def band(signal_sx: jax.Array, key_k: jax.Array) -> jax.Array:
-    """The part of a signal along the first axis that is at the frequencies of a mask, (k,): of the signal's shape."""
+def band_pass(signal_sx: jax.Array, key_k: jax.Array) -> jax.Array:
+    """The part of a signal along the first axis at the frequencies of a mask, (k,): of the signal's shape."""
     keep = jnp.concatenate([jnp.zeros(1, bool), key_k])[:, None]
     return jnp.fft.irfft(jnp.where(keep, jnp.fft.rfft(signal_sx, axis=0), 0), signal_sx.shape[0], axis=0)
 
@@ -146,52 +117,52 @@ def band(signal_sx: jax.Array, key_k: jax.Array) -> jax.Array:
 def restricted_loss(logits_ijv: jax.Array, cycle: Cycle, key_k: jax.Array) -> jax.Array:
     """The cross-entropy on all pairs of the logits' part that is a function of the answer at the key frequencies.
 
-    Z_K is the projection of the logits Z onto cos and sin of 2πk(i ± j)/n, k in K. What is left of Z is replaced by its
-    mean over all pairs. Near 0 where the clock alone computes the answer, log p where there is none.
+    Z_K is the projection of the logits Z onto cos and sin of 2πk(i ± j)/n, k in K. The rest of Z is replaced by its
+    mean over all pairs. The loss is near 0 where the clock alone computes the answer, and log p without a clock.
     """
     mean_sv = mean_over_pairs(logits_ijv, cycle.sign)
-    restricted_sv = band(mean_sv, key_k) + mean_sv.mean(axis=0, keepdims=True)
-    return optax.softmax_cross_entropy_with_integer_labels(restricted_sv, jnp.array(cycle.numbers)).mean()
+    restricted_sv = band_pass(mean_sv, key_k) + mean_sv.mean(axis=0, keepdims=True)
+    return optax.softmax_cross_entropy_with_integer_labels(restricted_sv, jnp.array(cycle.elements)).mean()
 
 
 def excluded_loss(logits_ijv: jax.Array, cycle: Cycle, key_k: jax.Array, train_ij: jax.Array) -> jax.Array:
-    """The cross-entropy on the training pairs, of weight 1 in `train_ij` and 0 otherwise, of Z - Z_K.
+    """The cross-entropy of Z - Z_K on the training pairs, of weight 1 in `train_ij` and 0 otherwise.
 
-    Z_K as for the restricted loss. Near the training loss where the pairs are memorised, high where the clock alone
-    computes the answers.
+    Z_K is that of `restricted_loss`. The loss is near the training loss where the pairs are memorised, and high where
+    the clock alone computes the answers.
     """
-    clock_sv = band(mean_over_pairs(logits_ijv, cycle.sign), key_k)
+    clock_sv = band_pass(mean_over_pairs(logits_ijv, cycle.sign), key_k)
     excluded_ijv = logits_ijv - clock_sv[cycle.answers]
-    loss_ij = optax.softmax_cross_entropy_with_integer_labels(excluded_ijv, jnp.array(cycle.numbers)[cycle.answers])
+    loss_ij = optax.softmax_cross_entropy_with_integer_labels(excluded_ijv, jnp.array(cycle.elements)[cycle.answers])
     return jnp.sum(loss_ij * train_ij) / train_ij.sum()
 
 
 def logit_coefficients(logits_ijv: jax.Array, cycle: Cycle) -> jax.Array:
-    """How much the logits are a clock's: their correlation with cos(2πk(i ± j - l)/n) over i, j and l: (k,).
+    """The correlation of the logits with a clock's, cos(2πk(i ± j - l)/n), over i, j and l: (k,).
 
-    Each in [-1, 1]; these cosines are orthogonal, so the squares add up to the share of the logits' variance that is
-    in a clock's form, 1 at most. Logits of what is not on the cycle are left out, and each pair's mean.
+    Each is in [-1, 1]. These cosines are orthogonal: the squares sum to the share of the logits' variance that has a
+    clock's form, at most 1. Logits of tokens outside the cycle and each pair's mean are left out.
     """
-    logits_ijl = logits_ijv[:, :, cycle.numbers]
+    logits_ijl = logits_ijv[:, :, cycle.elements]
     logits_ijl = logits_ijl - logits_ijl.mean(axis=2, keepdims=True)
     n = logits_ijl.shape[0]
-    profile = mean_over_pairs(mean_over_pairs(logits_ijl, cycle.sign), -1)  # by the answer's place less l
-    cosines = jnp.fft.rfft(profile)[1:].real / n
-    size = jnp.maximum(jnp.sqrt(jnp.mean(logits_ijl**2)), jnp.finfo(cosines.dtype).tiny)
-    return cosines * jnp.sqrt(weights(n, 2.0, cosines.dtype)) / size
+    mean_s = mean_over_pairs(mean_over_pairs(logits_ijl, cycle.sign), -1)  # by the index of the answer less l
+    cosines_k = jnp.fft.rfft(mean_s)[1:].real / n
+    scale = jnp.maximum(jnp.sqrt(jnp.mean(logits_ijl**2)), jnp.finfo(cosines_k.dtype).tiny)
+    return cosines_k * jnp.sqrt(one_sided(n, cosines_k.dtype)) / scale
 
 
 def effective_rank(embedding_nd: jax.Array) -> jax.Array:
     """exp(-Σ q log q), q the singular values of the centred embedding over their sum (Roy and Vetterli 2007).
 
-    It is m if m singular values are equal and all others are 0. A clock on m frequencies has 2m at most.
+    It is m if m singular values are equal and all others are 0. A clock with m frequencies has at most 2m.
     """
     centred = embedding_nd - embedding_nd.mean(axis=0, keepdims=True)
     sigma = jnp.linalg.svd(centred, compute_uv=False)
     return jnp.exp(jax.scipy.special.entr(sigma / sigma.sum()).sum())
 
 
-GROUPS = {
+LAYERS = {
     "embedding": ("token", "position"),
     "attention": ("attention",),
     "mlp": ("up", "down"),
@@ -200,84 +171,82 @@ GROUPS = {
 }
 
 
-def norms(params: Any) -> dict[str, jax.Array]:
-    """The Euclidean norm of each group of the Decoder's parameters."""
-    squares: dict[str, list[jax.Array]] = {group: [] for group in GROUPS}
+def layer_norms(params: Any) -> dict[str, jax.Array]:
+    """The Euclidean norm of the parameters of each kind of layer of the Decoder."""
+    squares: dict[str, list[jax.Array]] = {kind: [] for kind in LAYERS}
     for path, leaf in jax.tree.leaves_with_path(params):
         names = {str(key.key) for key in path}
-        (group,) = (group for group, layers in GROUPS.items() if names & {*layers})
-        squares[group].append(jnp.sum(leaf**2))
-    return {group: jnp.sqrt(sum(values, jnp.zeros(()))) for group, values in squares.items()}
+        (kind,) = (kind for kind, layers in LAYERS.items() if names & {*layers})
+        squares[kind].append(jnp.sum(leaf**2))
+    return {kind: jnp.sqrt(sum(values, jnp.zeros(()))) for kind, values in squares.items()}
 
 
-def tables(task: "Modular", params: Any, cycle: Cycle) -> tuple[jax.Array, jax.Array]:
-    """The logits of the answer and the last MLP's neurons there, of all pairs of places: (i, j, v) and (i, j, f)."""
-    pairs = jnp.array(pair_numbers(task, cycle))
-    logits, neurons = answer_logits_and_neurons(task.with_params(params), task.tokens(pairs.ravel()), prefixes=task.p)
-    return logits.reshape(*pairs.shape, -1), neurons.reshape(*pairs.shape, -1)
-
-
-def pair_numbers(task: "Modular", cycle: Cycle) -> np.ndarray:
-    """The task's numbers of all pairs of places: (i, j)."""
-    x, y = cycle.numbers[:, None], cycle.numbers[None]
+def pair_indices(task: "Modular", cycle: Cycle) -> np.ndarray:
+    """The task's numbers of all pairs of a cycle: (i, j)."""
+    x, y = cycle.elements[:, None], cycle.elements[None]
     return x * task.y_values + y - (task.p - task.y_values)
 
 
+def logits_of_all_pairs(task: "Modular", params: Any, cycle: Cycle) -> jax.Array:
+    """The logits of the answer, (i, j, v)."""
+    pairs = jnp.array(pair_indices(task, cycle))
+    logits = answer_logits(task.with_params(params), task.tokens(pairs.ravel()), prefixes=task.p)
+    return logits.reshape(*pairs.shape, -1)
+
+
 def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = None) -> dict[str, jax.Array]:
-    """All measures of a model; `key_k` is a mask of key frequencies to take in place of its own.
+    """All measures of a model.
 
-    The key frequencies are those whose `logit_coefficients` are at least `KEY`. A model that memorises has hardly any:
-    its restricted loss is about log p, its excluded loss the training loss. Two other sets are counted beside them.
+    Key frequencies are those with `logit_coefficients` of at least `KEY_CORRELATION`. A model that memorises has few: its
+    restricted loss is about log p, and its excluded loss is the training loss. The fewest frequencies that hold 90 % of
+    the embedding's power would not do: a memorising model needs nearly all. Z_K of nearly all frequencies is the mean
+    over the pairs with the same answer, half of which are memorised, and its restricted loss falls without a clock.
 
-    - The frequencies that neurons prefer: at least `TUNED_PART` of those of the last MLP, at the answer's position,
-      are tuned to them. A neuron may be tuned to k and contribute to the logits at 2k, which such a set leaves out.
-    - The fewest frequencies that hold 90 % of the embedding's power. While a model memorises these are nearly all. Z_K
-      of nearly all frequencies is little else than the mean over the pairs with the same answer, half of which are
-      memorised, and its restricted loss falls without a clock.
+    Args:
+      task: The task.
+      params: The parameters of its model.
+      data: The task's data; `train` are the training pairs.
+      key_k: A mask of key frequencies to use instead of the model's own.
 
     Returns:
-      `key`, the mask; `share`, the embedding's `spectrum`; `neurons`, as by `tuned_neurons`; `logit_coefficients`:
-      (k,) each. And numbers: `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the
-      other cycle; `key_frequencies`, `neuron_frequencies` and `embedding_frequencies`, how many each of the three sets
-      has; `logit_share`, the sum of the squared `logit_coefficients` of key frequencies; `logit_scale`, the root mean
-      square of the logits less each pair's mean; `effective_rank`; `norm_GROUP`.
+      Arrays (k,): `is_key`, the mask; `share`, the embedding's `power_shares`; `logit_coefficients`. Numbers:
+      `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the other cycle;
+      `key_frequencies` and `embedding_frequencies`, the sizes of the two sets; `logit_share`, the sum of the squared
+      `logit_coefficients` of key frequencies; `logit_scale`, the root mean square of the logits less each pair's mean;
+      `effective_rank` of the embedding; `norm_LAYER`.
 
     Raises:
-      UsageError: p is 2, where multiplication has nothing to move on.
+      UsageError: p is 2, where the multiplicative cycle has one element.
     """
     require(task.p > 2, "p", "at least 3 where circuits are measured", task.p)
     cycle, control = Cycle.of(task.p, task.operation), Cycle.control(task.p, task.operation)
-    logits_ijv, neurons_ijf = tables(task, params, cycle)
-    embedding_vd = params["token"]
-    share_k, neurons_k = spectrum(embedding_vd[cycle.numbers]), tuned_neurons(neurons_ijf)
-    coefficients_k = logit_coefficients(logits_ijv, cycle)
-    key_k = coefficients_k >= KEY if key_k is None else key_k
-    train = jnp.zeros(task.pairs, logits_ijv.dtype).at[data["train"]].set(1)
+    logits_ijv, embedding_vd = logits_of_all_pairs(task, params, cycle), params["token"]
+    share_k, coefficients_k = power_shares(embedding_vd[cycle.elements]), logit_coefficients(logits_ijv, cycle)
+    key_k = coefficients_k >= KEY_CORRELATION if key_k is None else key_k
+    is_train = jnp.zeros(task.pairs, logits_ijv.dtype).at[data["train"]].set(1)
     centred_ijv = logits_ijv - logits_ijv.mean(axis=2, keepdims=True)
     return {
-        "key": key_k,
+        "is_key": key_k,
         "share": share_k,
-        "neurons": neurons_k,
         "logit_coefficients": coefficients_k,
         "restricted_loss": restricted_loss(logits_ijv, cycle, key_k),
-        "excluded_loss": excluded_loss(logits_ijv, cycle, key_k, train[pair_numbers(task, cycle)]),
+        "excluded_loss": excluded_loss(logits_ijv, cycle, key_k, is_train[pair_indices(task, cycle)]),
         "gini": gini(share_k),
-        "gini_control": gini(spectrum(embedding_vd[control.numbers])),
+        "gini_control": gini(power_shares(embedding_vd[control.elements])),
         "key_frequencies": key_k.sum(),
-        "neuron_frequencies": jnp.sum(neurons_k >= TUNED_PART),
-        "embedding_frequencies": fewest(share_k).sum(),
+        "embedding_frequencies": dominant_frequencies(share_k).sum(),
         "logit_share": jnp.sum(jnp.where(key_k, coefficients_k**2, 0)),
         "logit_scale": jnp.sqrt(jnp.mean(centred_ijv**2)),
-        "effective_rank": effective_rank(embedding_vd[cycle.numbers]),
-    } | {f"norm_{group}": norm for group, norm in norms(params).items()}
+        "effective_rank": effective_rank(embedding_vd[cycle.elements]),
+    } | {f"norm_{kind}": norm for kind, norm in layer_norms(params).items()}
 
 
-def columns(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
+def metrics(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
     """The measures that are numbers, and for each frequency k its `share_k` and its logit coefficient `logit_k`."""
-    found = measure(task, params, data)
-    shares = {f"share_{k}": value for k, value in enumerate(found["share"], 1)}
-    logits = {f"logit_{k}": value for k, value in enumerate(found["logit_coefficients"], 1)}
-    return {name: value for name, value in found.items() if value.ndim == 0} | shares | logits
+    measured = measure(task, params, data)
+    shares = {f"share_{k}": value for k, value in enumerate(measured["share"], 1)}
+    logits = {f"logit_{k}": value for k, value in enumerate(measured["logit_coefficients"], 1)}
+    return {name: value for name, value in measured.items() if value.ndim == 0} | shares | logits
 
 
 def picture(rows: Sequence[Row], title: str) -> "Figure":

@@ -1,153 +1,70 @@
-"""Arithmetic and time of each experiment, with one thread and with all: `python -m benchmarks.cost.tasks`.
+"""Time of a training step of each experiment, with one thread and with all: `python -m benchmarks.cost.tasks`.
 
-Each task trains its default preset, evaluation included and compilation not. The arithmetic is that of the matrix
-products (two operations per multiplication and addition) that the run executes, counted by a walk through the traced
-program; all else is not counted. The machine's rate is that of one large product in the same process. The rate for the
-task's own shapes is that of its products, each timed alone with one thread, for several would have to wake at each. It
-is left out where products are too small to be timed so, or where data decide which are executed. A task whose data
-cannot be had is left out.
+Each task trains its default method. Times include each step's share of the evaluation after the chunk, and no
+compilation. Operations are XLA's count for one step without evaluation. A task that finds no data is left out.
 """
 
 import concurrent.futures
-import contextlib
+import dataclasses
 import functools
 import multiprocessing
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jax.extend.core import Jaxpr, Literal
 
 from benchmarks import RESULTS, run_command
-from examples.harness.config import find_experiment, task_names
 from examples.harness.errors import UserError
+from examples.harness.experiment import Experiment, Run, find_experiment, task_names
 from examples.harness.files import provenance
 from examples.harness.loop import evaluations
 from examples.harness.tables import markdown
-from examples.harness.train import program
+from examples.harness.train import Program, keys, program, step
 
 from .timing import in_turn, in_words, spread, write
 
 OUT = RESULTS / "tasks.json"
 TASKS = tuple(task_names())
 THREADS = (1, os.cpu_count() or 1)
-CALL = 5e-5  # seconds; a product that takes less is measured with the call in it
-SIDE = 2048  # of the matrices whose product is the machine's rate
-
-Product = tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]  # dimension numbers; shape and dtype of each operand
 
 
-def matmul_flop(function: Any, *args: Any) -> float:
-    """Operations of the matrix products that a jitted function executes for these arguments."""
-    program = function.trace(*args).jaxpr
-    count = jax.jit(lambda *leaves: _run(program.jaxpr, program.consts, *leaves)[0])
-    return float(count(*jax.tree.leaves(args)))
+def default_run(experiment: Experiment, data_dir: Path | None) -> Run:
+    """The run of the default method, with the data files in a folder or in its subfolder of the task's name."""
+    task: Any = experiment.task
+    if data_dir is not None and hasattr(task, "data_dir"):
+        folder = data_dir / experiment.name
+        task = dataclasses.replace(task, data_dir=folder if folder.is_dir() else data_dir)
+    return experiment.run(task=task)
 
 
-def _run(jaxpr: Jaxpr, consts: Sequence[Any], *args: Any) -> tuple[jax.Array, list[Any]]:
-    """The operations of the matrix products of a program, which is executed, and its outputs."""
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-    read = lambda variable: variable.val if isinstance(variable, Literal) else values[variable]
-    total = jnp.zeros((), jnp.float32)
-    for eqn in jaxpr.eqns:
-        inputs, params, flop = [read(variable) for variable in eqn.invars], eqn.params, 0.0
-        inner = params.get("jaxpr", params.get("call_jaxpr"))
-        match eqn.primitive.name:
-            case "dot_general":
-                (contracted, _), _ = params["dimension_numbers"]
-                outputs = [eqn.primitive.bind(*inputs, **params)]
-                flop = 2.0 * np.prod([inputs[0].shape[axis] for axis in contracted]) * outputs[0].size
-            case "scan":
-                split = params["num_consts"], params["num_consts"] + params["num_carry"]
-                fixed, carry, rows = inputs[: split[0]], inputs[split[0] : split[1]], inputs[split[1] :]
-
-                def step(carry: Any, row: Any, inner: Any = inner, fixed: Any = fixed) -> Any:
-                    flop, outputs = _run(inner.jaxpr, inner.consts, *fixed, *carry[1], *row)
-                    return (carry[0] + flop, outputs[: len(carry[1])]), outputs[len(carry[1]) :]
-
-                zero = jnp.zeros((), jnp.float32)
-                size, reverse = params["length"], params["reverse"]
-                (flop, carry), rows = lax.scan(step, (zero, carry), rows, size, reverse)
-                outputs = [*carry, *rows]
-            case "cond":
-                branches = [functools.partial(_run, branch.jaxpr, branch.consts) for branch in params["branches"]]
-                flop, outputs = lax.switch(inputs[0], branches, *inputs[1:])
-            case _ if inner is not None:  # a function that is called, with its constants or without
-                flop, outputs = _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), *inputs)
-            case name:
-                if "dot_general" in str(params):
-                    raise NotImplementedError(f"the matrix products within {name} are not counted")
-                bound = eqn.primitive.bind(*inputs, **params)
-                outputs = bound if eqn.primitive.multiple_results else [bound]
-        total += flop
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return total, [read(variable) for variable in jaxpr.outvars]
-
-
-def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
-    """How often a program executes each matrix product of some dimension numbers, shapes and dtypes."""
-    found: Counter[Product] = Counter()
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        inner = params.get("jaxpr", params.get("call_jaxpr"))
-        if name == "dot_general":
-            operands = tuple((variable.aval.shape, str(variable.aval.dtype)) for variable in eqn.invars)
-            found[params["dimension_numbers"], operands] += times
-        elif inner is not None and name != "while":
-            found += products(getattr(inner, "jaxpr", inner), times * (params["length"] if name == "scan" else 1))
-        elif "dot_general" in str(params):
-            raise NotImplementedError(f"how often the matrix products within {name} are executed depends on data")
-    return found
-
-
-def products_seconds(counts: Counter[Product], rounds: int) -> float | None:
-    """Seconds of all these products, each timed alone, by their medians; None if many are too small to be timed."""
-    medians = {}
-    for numbers, shapes in counts:
-        operands = [jax.random.normal(jax.random.key(i), *shape) for i, shape in enumerate(shapes)]
-        jitted = jax.jit(functools.partial(lax.dot_general, dimension_numbers=numbers))
-        call = lambda jitted=jitted, operands=operands: jax.block_until_ready(jitted(*operands))
-        medians[numbers, shapes] = spread(in_turn({"product": call}, rounds)["product"])["median"]
-    total = sum(count * medians[product] for product, count in counts.items())
-    small = sum(count * medians[product] for product, count in counts.items() if medians[product] < CALL)
-    return total if small < 0.1 * total else None
+def flop_per_step(run: Run, compiled: Program) -> float:
+    """Operations of one training step, by XLA's count of the compiled step."""
+    key = jax.random.key(0)
+    data = {name: array for part in compiled.draw(key) for name, array in part.items()}
+    batch = jax.tree.map(lambda x: x[0], run.task.batches(data, keys(key).batch))
+    state = compiled.init(run.traced, key)
+    one = jax.jit(functools.partial(step, run.task, run.make_tx(run.traced)))
+    cost: Any = one.lower(data, (state.params, state.opt_state), batch).compile().cost_analysis()
+    return float(cost["flops"])
 
 
 def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | None) -> list[dict[str, Any]]:
-    """One row for each task, in a process that has so many threads."""
-    x = jnp.ones((SIDE, SIDE))
-    product = jax.jit(jnp.dot)
-    seconds = in_turn({"product": lambda: jax.block_until_ready(product(x, x))}, rounds)["product"]
-    rate = spread([2 * SIDE**3 / 1e9 / value for value in seconds])
+    """One row per task, in a process that has so many threads."""
     rows: list[dict[str, Any]] = []
     for name in tasks:
-        config, row = find_experiment(name).base, {"task": name, "threads": threads}
-        if data_dir is not None and "data_dir" in config.flat():
-            config = config.replace(data_dir=data_dir / name if (data_dir / name).is_dir() else data_dir)
+        run = default_run(find_experiment(name), data_dir)
         try:
-            compiled = program(config.task)
+            compiled = program(run)
         except UserError as error:
-            rows.append({**row, "left_out": str(error).splitlines()[0]})
+            rows.append({"task": name, "threads": threads, "left_out": str(error).splitlines()[0]})
             continue
-        hyper, key, steps = config.hyper, jax.random.key(0), config.task.steps
-        args, advance = (hyper, key, *compiled.draw(key), compiled.init(hyper, key)), cast(Any, compiled.advance)
-        gflop = matmul_flop(advance, *args) / 1e9 / steps
-        records = evaluations(compiled, hyper, key)
+        records = evaluations(compiled, run.traced, jax.random.key(0))
         seconds = in_turn({name: lambda records=records: next(records)}, rounds)[name]
-        per_step = spread([value / steps for value in seconds])
-        share = gflop / per_step["median"] / rate["median"]
-        row |= {"gflop": gflop, "seconds": per_step, "gflop_per_second": rate, "share": share}
-        with contextlib.suppress(NotImplementedError):
-            counts = products(advance.trace(*args).jaxpr.jaxpr)
-            if threads == 1 and (alone := products_seconds(counts, rounds)):
-                row["share_of_own_shapes"] = alone / steps / per_step["median"]
-        rows.append(row)
+        per_step = spread([value / run.task.steps for value in seconds])
+        gflop = flop_per_step(run, compiled) / 1e9
+        rows.append({"task": name, "threads": threads, "gflop": gflop, "seconds": per_step})
     return rows
 
 
@@ -155,12 +72,11 @@ def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     rows = []
     for row in result["rows"]:
-        flop, time, share, own = "", f"left out: {row.get('left_out')}", "", ""
+        texts = {"GFLOP per step": "", "ms per step": f"left out: {row.get('left_out')}", "GFLOP/s": ""}
         if "left_out" not in row:
-            flop, time = f"{row['gflop']:.3g}", in_words(row["seconds"], ".3g", 1e3)
-            share = f"{row['share']:.0%} of {row['gflop_per_second']['median']:.0f} GFLOP/s"
-            own = f"{row['share_of_own_shapes']:.0%}" if row.get("share_of_own_shapes") else ""
-        texts = {"GFLOP per step": flop, "ms per step": time, "share of the matmul rate": share, "for its shapes": own}
+            rate = f"{row['gflop'] / row['seconds']['median']:.3g}"
+            texts = {"GFLOP per step": f"{row['gflop']:.3g}", "ms per step": in_words(row["seconds"], ".3g", 1e3)}
+            texts["GFLOP/s"] = rate
         rows.append({"task": row["task"], "threads": row["threads"], **texts})
     return (
         f"{result['device']}; jax {result['versions']['jax']}; {result['rounds']} chunks each, evaluation included; "
@@ -175,12 +91,12 @@ def main(
     data_dir: Path | None = None,
     out: Path = OUT,
 ) -> None:
-    """Time the experiments, and count what they compute, in a fresh process for each number of threads.
+    """Time the experiments, in a fresh process for each number of threads.
 
     Args:
-      tasks: Experiments: names that python -m examples lists, or importable modules with an EXPERIMENT.
+      tasks: Experiments: names that python -m examples lists, or importable modules that have an EXPERIMENT.
       threads: Numbers of threads of XLA's CPU client.
-      rounds: Timed chunks of each task, and timed products.
+      rounds: Timed chunks of each task.
       data_dir: Folder that holds the data files, those of a task in the subfolder of its name if there is one; None
         downloads them once.
       out: File for the results.

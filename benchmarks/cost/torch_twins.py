@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.harness.config import Config
+from examples.harness.experiment import Run
 from examples.harness.train import Program, keys
 from examples.mnist import CLASSES, Mnist
 from examples.modular import Modular
@@ -124,17 +124,17 @@ class Trainer:
     def __init__(
         self,
         compiled: Program,
-        config: Config,
+        run: Run,
         seed: int,
         *,
         torch_compile: bool = False,
         frugal: bool = False,
         grokfast_pytorch: bool = False,
     ):
-        self.filtering, o = config.hyper
+        numbers = run.hyperparams
         task, key = compiled.task, jax.random.key(seed)
         shared, own = compiled.draw(key)
-        weights = jax.device_get(compiled.init(config.hyper, key).params)
+        weights = jax.device_get(compiled.init(run.traced, key).params)
         if isinstance(task, Modular):
             pairs = jnp.arange(task.pairs)
             model, examples = Decoder(task, weights), (task.tokens(pairs), task.answer(pairs))
@@ -147,16 +147,20 @@ class Trainer:
             self.forward = torch.compile(self.forward)
         self.inputs, self.targets = map(self.tensor, jax.device_get(examples))
         self.squared = isinstance(task, Mnist)
-        self.filter = self.filtering.filter
-        numbers = {"lr": o.lr, "betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay}
+        coupled = isinstance(task, Modular)  # Adam with the paper's betas and warm-up of ten steps; MNIST has AdamW
+        options = {"lr": numbers["lr"], "weight_decay": numbers["weight_decay"]}
+        options["betas"] = (0.9, 0.98) if coupled else (0.9, 0.999)
+        # Arguments of the filter, by its function: an EMA has an alpha, an MA a window.
+        self.filter: Callable[..., Any] | None = None
+        self.filter_options = {name: numbers[name] for name in ("alpha", "lamb", "window_size") if name in numbers}
         if grokfast_pytorch:  # its own AdamW with the EMA inside; decoupled decay
-            self.filter = "none"
-            inside = {"grokfast_alpha": self.filtering.alpha, "grokfast_lamb": self.filtering.lamb}
-            self.optimizer: torch.optim.Optimizer = GrokFastAdamW(model.parameters(), **numbers, **inside)
+            inside = {"grokfast_alpha": numbers["alpha"], "grokfast_lamb": numbers["lamb"]}
+            self.optimizer: torch.optim.Optimizer = GrokFastAdamW(model.parameters(), **options, **inside)
         else:
-            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.optimizer]
-            self.optimizer = kind(model.parameters(), **numbers)
-        warmup = lambda step: min(step / o.lr_warmup, 1.0) if o.lr_warmup else 1.0
+            if self.filter_options:
+                self.filter = gradfilter_ema if "alpha" in numbers else gradfilter_ma
+            self.optimizer = (torch.optim.Adam if coupled else torch.optim.AdamW)(model.parameters(), **options)
+        warmup = lambda step: min(step / 10, 1.0) if coupled else 1.0
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup)
         self.memory: Any = None
         self.batches = jax.jit(lambda chunk: task.batches(own, jax.random.fold_in(keys(key).batch, chunk)))
@@ -192,11 +196,8 @@ class Trainer:
             loss = functional.cross_entropy(output, target)
         self.optimizer.zero_grad()
         loss.backward()
-        f = self.filtering
-        if self.filter == "ema":
-            self.memory = gradfilter_ema(self.model, self.memory, alpha=f.alpha, lamb=f.lamb)
-        elif self.filter == "ma":
-            self.memory = gradfilter_ma(self.model, self.memory, window_size=f.window_size, lamb=f.lamb)
+        if self.filter is not None:
+            self.memory = self.filter(self.model, self.memory, **self.filter_options)
         self.optimizer.step()
         self.schedule.step()
         return loss.detach()

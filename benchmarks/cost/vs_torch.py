@@ -15,6 +15,7 @@ And for the mod-97 model
 - `grokfast-pytorch`: `torch` with that package's AdamW, which has the EMA inside.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -26,8 +27,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import RESULTS, run_command
-from examples.harness.config import Config, find_experiment
 from examples.harness.errors import UserError
+from examples.harness.experiment import Run, find_experiment
 from examples.harness.files import provenance
 from examples.harness.loop import evaluations
 from examples.harness.tables import markdown
@@ -43,17 +44,17 @@ TOLERANCE = 1e-4  # of the losses of the first ten steps, relative where they ar
 Chunk = Callable[[], float]  # trains one chunk; the validation accuracy after it
 
 
-def ours(compiled: Program, config: Config, seed: int) -> Chunk:
+def ours(compiled: Program, run: Run, seed: int) -> Chunk:
     """A run of the harness."""
-    records = evaluations(compiled, config.hyper, jax.random.key(seed))
+    records = evaluations(compiled, run.traced, jax.random.key(seed))
     return lambda: next(records).rows[0]["val_accuracy"]
 
 
-def check_agreement(compiled: Program, config: Config, other: Any) -> float:
+def check_agreement(compiled: Program, run: Run, other: Any) -> float:
     """The largest difference of the losses of the first ten steps, of which `other` has none; they must agree."""
     key = jax.random.key(0)
-    state = compiled.init(config.hyper, key)
-    _, metrics = compiled.advance(config.hyper, key, *compiled.draw(key), state)
+    state = compiled.init(run.traced, key)
+    _, metrics = compiled.advance(run.traced, key, *compiled.draw(key), state)
     other.chunk()
     losses, theirs = np.asarray(metrics["losses"])[:10], np.array(other.losses)[:10]
     difference = np.max(np.abs(losses - theirs) / np.maximum(1, np.abs(losses)))
@@ -62,10 +63,10 @@ def check_agreement(compiled: Program, config: Config, other: Any) -> float:
     return float(difference)
 
 
-def compile_seconds(compiled: Program, config: Config) -> float:
+def compile_seconds(compiled: Program, run: Run) -> float:
     """Seconds to trace and compile a run: those of its first chunk, less those of its second."""
     jax.clear_caches()
-    chunk = ours(compiled, config, 0)
+    chunk = ours(compiled, run, 0)
     times = [time.perf_counter()]
     for _ in range(2):
         chunk()
@@ -73,36 +74,36 @@ def compile_seconds(compiled: Program, config: Config) -> float:
     return (times[1] - times[0]) - (times[2] - times[1])
 
 
-def time_chunks(config: Config, rounds: int) -> dict[str, Any]:
+def time_chunks(run: Run, rounds: int) -> dict[str, Any]:
     """Seconds to compile, and seconds per step, evaluation included, of each contender."""
     from .torch_twins import Trainer
 
-    compiled, steps, filtering = program(config.task), config.task.steps, config.filtering
-    compiling = spread([compile_seconds(compiled, config) for _ in range(COMPILATIONS)])
+    compiled, steps, numbers = program(run), run.task.steps, run.hyperparams
+    compiling = spread([compile_seconds(compiled, run) for _ in range(COMPILATIONS)])
     options: dict[str, dict[str, bool]] = {"torch": {}}
-    if isinstance(config.task, Modular):
+    if isinstance(run.task, Modular):
         options |= {"torch, frugal": {"frugal": True}, "torch.compile": {"torch_compile": True}}
         options |= {"torch.compile, frugal": {"torch_compile": True, "frugal": True}}
-        if filtering.filter == "ema":
+        if "alpha" in numbers:
             options |= {"grokfast-pytorch": {"grokfast_pytorch": True}}
-    contenders: dict[str, Chunk] = {"ours": ours(compiled, config, 0)}
+    contenders: dict[str, Chunk] = {"ours": ours(compiled, run, 0)}
     gflop, failed, difference = {}, {}, 0.0
     for side, option in options.items():
-        run = Trainer(compiled, config, 0, **option)
+        trainer = Trainer(compiled, run, 0, **option)
         if side == "grokfast-pytorch":  # its decay is another
-            run.chunk()
+            trainer.chunk()
         elif "torch_compile" not in option:
-            difference = max(difference, check_agreement(compiled, config, run))
-            gflop[side] = run.forward_gflop()
+            difference = max(difference, check_agreement(compiled, run, trainer))
+            gflop[side] = trainer.forward_gflop()
         else:
             try:
-                check_agreement(compiled, config, run)
+                check_agreement(compiled, run, trainer)
             except Exception as error:  # whatever torch.compile lacks here, such as a C++ compiler
                 failed[side] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
                 continue
-        contenders[side] = run.chunk
-    if filtering.filter == "ma":  # its cost in PyTorch grows until the window is full
-        for _ in range(filtering.window_size // steps):
+        contenders[side] = trainer.chunk
+    if "window_size" in numbers:  # its cost in PyTorch grows until the window is full
+        for _ in range(numbers["window_size"] // steps):
             for chunk in contenders.values():
                 chunk()
     seconds = in_turn(contenders, rounds)
@@ -116,52 +117,52 @@ def time_chunks(config: Config, rounds: int) -> dict[str, Any]:
     }
 
 
-def time_to_95(preset: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+def time_to_95(method: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     """Steps and seconds to 95 % validation accuracy, evaluation included and compilation not, here and in PyTorch.
 
-    A preset whose optimizer PyTorch does not have is trained here alone.
+    A method whose optimizer PyTorch does not have is trained here alone.
     """
     from .torch_twins import Trainer
 
-    config = find_experiment("modular").preset(preset)
-    compiled, steps = program(config.task), config.task.steps
-    ours(compiled, config, 0)()
+    setting = find_experiment("modular").run(method)
+    compiled, steps = program(setting), setting.task.steps
+    ours(compiled, setting, 0)()
     rows = []
     for seed in seeds:
-        sides = {"ours": ours(compiled, config, seed)}
-        if config.optimization.optimizer in ("adam", "adamw"):
-            sides["torch"] = Trainer(compiled, config, seed).chunk
+        sides = {"ours": ours(compiled, setting, seed)}
+        if method in ("adam", "ema", "ma"):
+            sides["torch"] = Trainer(compiled, setting, seed).chunk
         for side, run in sides.items():
             start = time.perf_counter()
             chunks, accuracy = 0, 0.0
-            while accuracy < 0.95 and chunks * steps < config.run.budget:
+            while accuracy < 0.95 and chunks * steps < setting.max_steps:
                 accuracy = run()
                 chunks += 1
-            row = {"preset": preset, "seed": seed, "side": side, "seconds": time.perf_counter() - start}
+            row = {"method": method, "seed": seed, "side": side, "seconds": time.perf_counter() - start}
             rows.append({**row, "steps": chunks * steps, "reached": accuracy >= 0.95})
             print(rows[-1])
     return rows
 
 
 def whole_runs(rows: list[dict[str, Any]]) -> str:
-    """The runs to 95 %, and by preset the seconds of PyTorch over ours: median and range of the seeds.
+    """The runs to 95 %, and by method the seconds of PyTorch over ours: median and range of the seeds.
 
     Ours that PyTorch does not have are compared with the EMA there.
     """
     shown = [
-        {name: row[name] for name in ("preset", "seed", "side")}
+        {name: row[name] for name in ("method", "seed", "side")}
         | {"steps to 95 %": f"{'' if row['reached'] else 'fails within '}{row['steps']:,}"}
         | {"seconds": f"{row['seconds']:.1f}"}
         for row in rows
     ]
-    seconds = pd.DataFrame(rows).pivot(index=["preset", "seed"], columns="side", values="seconds")
-    in_torch = {preset: times["torch"].dropna() for preset, times in seconds.groupby("preset", sort=False)}
+    seconds = pd.DataFrame(rows).pivot(index=["method", "seed"], columns="side", values="seconds")
+    in_torch = {method: times["torch"].dropna() for method, times in seconds.groupby("method", sort=False)}
     texts = []
-    for preset, times in seconds["ours"].groupby("preset", sort=False):
-        other = preset if len(in_torch[preset]) else "ema"
-        found = (in_torch[other].droplevel("preset") / times.droplevel("preset")).dropna()
+    for method, times in seconds["ours"].groupby("method", sort=False):
+        other = method if len(in_torch[method]) else "ema"
+        found = (in_torch[other].droplevel("method") / times.droplevel("method")).dropna()
         if len(found):
-            of = f"`{preset}`" if other == preset else f"`{preset}`, the {str(other).upper()} in PyTorch"
+            of = f"`{method}`" if other == method else f"`{method}`, the {str(other).upper()} in PyTorch"
             times_ours = f"{found.median():.1f} ({found.min():.1f} to {found.max():.1f})"
             texts.append(f"PyTorch took {times_ours} times as long as ours ({of}).")
     return f"{markdown(shown)}\n{' '.join(texts)}\n"
@@ -201,7 +202,7 @@ def main(
     """Time the mod-97 and the MNIST experiment here and in PyTorch; the file is written after each part.
 
     Args:
-      runs: Tasks and presets whose chunks are timed.
+      runs: Tasks and methods whose chunks are timed.
       rounds: Timed rounds; each contender trains one chunk per round.
       seeds: Seeds of the whole runs to 95 % validation accuracy, mod 97 by the EMA, the MA and fastest; may be none.
       data_dir: Folder with the four files of MNIST; None downloads them once.
@@ -214,14 +215,15 @@ def main(
     except PackageNotFoundError as error:
         raise UserError(f"{error.name} is missing; pip install -e '.[bench]'") from error
     for run in runs:
-        task, _, preset = run.partition(" ")
-        config = find_experiment(task).preset(preset)
-        if task == "mnist":
-            config = config.replace(data_dir=data_dir)
-        result["epochs"][run] = time_chunks(config, rounds)
+        name, _, method = run.partition(" ")
+        experiment = find_experiment(name)
+        task: Any = experiment.task
+        if data_dir is not None and hasattr(task, "data_dir"):
+            task = dataclasses.replace(task, data_dir=data_dir)
+        result["epochs"][run] = time_chunks(experiment.run(method, task), rounds)
         write(out, result)
-    for preset in ("ema", "ma", "fastest"):
-        result["to_95"] += time_to_95(preset, seeds)
+    for method in ("ema", "ma", "fastest"):
+        result["to_95"] += time_to_95(method, seeds)
         write(out, result)
     print(table(result))
 

@@ -26,6 +26,9 @@ from .train import Program, TrainState, program
 
 Measure = Callable[[Task, TrainState, Data], dict[str, jax.Array]]  # numbers of one run by name; pure
 Reduce = Callable[[list[Any]], Any]  # a measured number at all evaluations of a run, to what is stored
+# A run, its record and state after every evaluation, and its data, to what is stored; for runs that are trained alone.
+# The next evaluation overwrites the state.
+Observe = Callable[[Run, Iterator[tuple[Row, TrainState]], Data], dict[str, Any]]
 
 
 def product(task: Task, method: Method, **values: Any) -> list[Run]:
@@ -58,10 +61,11 @@ class Results:
     Args:
       path: A file with one JSON object per line. A line with `versions` says where results come from, by a name that
         other lines refer to as their `provenance`. Each other line has the key of one `run`, its outcome and, if they
-        are kept, its curve and its measured numbers.
+        are kept, its curve and its measured numbers; or those of all runs that were trained at once, see `stacked`.
       trains: Whether `of` trains runs that the file lacks.
       measure: Numbers of task, state and data at every evaluation.
       reduce: What is stored of each of these; by default all of them, in order.
+      observe: Function of all states of a run, for what takes several of them; it is called once per run.
       keep_curves: Whether the records of every evaluation are stored.
     """
 
@@ -72,10 +76,11 @@ class Results:
         trains: bool = False,
         measure: Measure | None = None,
         reduce: Reduce = list,
+        observe: Observe | None = None,
         keep_curves: bool = False,
     ):
         self.path, self.trains, self.keep_curves = path, trains, keep_curves
-        self.measure, self.reduce = measure, reduce
+        self.measure, self.reduce, self.observe = measure, reduce, observe
 
     def of(self, runs: Iterable[Run]) -> pd.DataFrame:
         """The results of some runs, one row per run in their order; rows of runs without a result are left out."""
@@ -100,7 +105,7 @@ class Results:
         return {as_text(line["run"]): line for line in self._lines() if "run" in line}
 
     def append(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Append results in one write: the key of each `run`, and its outcome."""
+        """Append results in one write: the key of each `run`, and its outcome; of runs of one group, as one line."""
         origin = provenance()
         name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +114,7 @@ class Results:
             file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
             known = any(line.get("versions") and line["provenance"] == name for line in self._lines())
             lines = [*([] if known else [{"provenance": name, **origin}])]
-            lines += [{**result, "provenance": name} for result in results]
+            lines += [{**line, "provenance": name} for line in stacked(results)]
             file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -120,11 +125,12 @@ class Results:
             try:
                 content = json.loads(line)
                 content["provenance"]
-            except (KeyError, TypeError, ValueError) as error:
+                results = unstacked(content)
+            except (IndexError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
                     f"{self.path}, line {number} is damaged; delete the line, and its run is trained again"
                 ) from error
-            yield content
+            yield from results
 
     def _train(self, runs: Sequence[Run]) -> None:
         """Train what is missing, program by program; other processes may do the same beside this one."""
@@ -137,7 +143,8 @@ class Results:
                         if is_ours and self.missing(group):
                             if compiled is None or compiled_for != group[0].program_key:
                                 compiled, compiled_for = program(group[0]), group[0].program_key
-                            found = train_group(compiled, group, bar, self.measure, keep_curve=self.keep_curves)
+                            options = {"observe": self.observe, "keep_curve": self.keep_curves}
+                            found = train_group(compiled, group, bar, self.measure, **options)
                             self.append(
                                 [
                                     {"run": run.key, **result, **{k: self.reduce(v) for k, v in measured.items()}}
@@ -160,6 +167,35 @@ class Results:
             yield False
 
 
+def stacked(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Results of runs that were trained at once, as one line; results of runs that were trained alone, as they are.
+
+    What differs between the runs is a list within `run`, and the other fields are lists with an entry for each run.
+    """
+    keys = [result["run"] for result in results]
+    if len(keys) < 2 or any(key["group_size"] == 1 for key in keys):
+        return list(results)
+    columns = {name: [key[name] for key in keys] for name in keys[0]}
+    run = {name: values[0] if len(set(values)) == 1 else values for name, values in columns.items()}
+    names = dict.fromkeys(name for result in results for name in result if name != "run")
+    return [{"run": run} | {name: [result.get(name) for result in results] for name in names}]
+
+
+def unstacked(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results in a line, one for each run."""
+    run = line.get("run", {})
+    varied = [name for name, value in run.items() if isinstance(value, list)]
+    if not varied:
+        return [dict(line)]
+    outcome = {name: value for name, value in line.items() if name not in ("run", "provenance")}
+    return [
+        {"run": run | {name: run[name][i] for name in varied}}
+        | {name: values[i] for name, values in outcome.items()}
+        | {"provenance": line["provenance"]}
+        for i in range(len(run[varied[0]]))
+    ]
+
+
 def to_frame(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Results as a frame; the steps to a threshold that was not reached are infinite."""
     frame = pd.DataFrame([line["run"] | {k: v for k, v in line.items() if k != "run"} for line in results])
@@ -180,7 +216,13 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def train_group(
-    compiled: Program, group: Sequence[Run], bar: tqdm.tqdm, measure: Measure | None = None, *, keep_curve: bool = False
+    compiled: Program,
+    group: Sequence[Run],
+    bar: tqdm.tqdm,
+    measure: Measure | None = None,
+    *,
+    observe: Observe | None = None,
+    keep_curve: bool = False,
 ) -> list[tuple[dict[str, Any], dict[str, list[Any]]]]:
     """Train the runs of a group to their ends, and return the outcome of each and its measured numbers.
 
@@ -196,23 +238,35 @@ def train_group(
     rows: list[list[Row]] = [[] for _ in group]
     measured: list[dict[str, list[Any]]] = [{} for _ in group]
     done = [False] * len(group)
-    for evaluation in evaluations(compiled, hyper, key, data=data):
-        numbers = {} if numbers_of is None else jax.device_get(numbers_of(evaluation.state, *data))
-        for i, run in enumerate(group):
-            if not done[i]:
-                rows[i].append(evaluation.rows[i])
-                for name, value in numbers.items():
-                    measured[i].setdefault(name, []).append(four_digits(value if len(filled) == 1 else value[i]))
-                done[i] = is_finished(run, rows[i]) or evaluation.diverged_at[i] is not None
-        shown = format_metric(metric, best([run_rows[-1] for run_rows in rows], metric))
-        bar.set_postfix_str(f"{len(group)} at once, step {evaluation.step:,}, best {metric} {shown}", refresh=False)
-        bar.update(0)
-        if all(done):
-            break
+
+    def history() -> Iterator[tuple[Row, TrainState]]:
+        for evaluation in evaluations(compiled, hyper, key, data=data):
+            numbers = {} if numbers_of is None else jax.device_get(numbers_of(evaluation.state, *data))
+            for i, run in enumerate(group):
+                if not done[i]:
+                    rows[i].append(evaluation.rows[i])
+                    for name, value in numbers.items():
+                        measured[i].setdefault(name, []).append(four_digits(value if len(filled) == 1 else value[i]))
+                    done[i] = is_finished(run, rows[i]) or evaluation.diverged_at[i] is not None
+            shown = format_metric(metric, best([run_rows[-1] for run_rows in rows], metric))
+            bar.set_postfix_str(f"{len(group)} at once, step {evaluation.step:,}, best {metric} {shown}", refresh=False)
+            bar.update(0)
+            yield evaluation.rows[0], evaluation.state
+            if all(done):
+                return
+
+    states, observed = history(), {}
+    if observe is not None:
+        if len(filled) > 1:
+            raise ValueError(f"group_size must be 1 where runs are observed, got {len(filled)}")
+        with jax.default_matmul_precision("float32"):
+            observed = observe(group[0], states, {**data[0], **data[1]})
+    for _ in states:
+        pass
     found = []
     for run, run_rows, numbers in zip(group, rows, measured, strict=True):
         curve = {"curve": {name: [row[name] for row in run_rows] for name in run_rows[0]}} if keep_curve else {}
-        found.append((outcome(run, run_rows) | curve, numbers))
+        found.append((outcome(run, run_rows) | curve | observed, numbers))
     return found
 
 

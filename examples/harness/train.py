@@ -46,6 +46,28 @@ def init(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> TrainS
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 
+def weighted_sums(task: Task, data: Data, params: Any, batch: Any) -> dict[str, jax.Array]:
+    """The sum of the weights of a batch, `count`, and the weighted sum of each metric."""
+    values = task.metrics(params, data, batch)
+    weight = batch["weight"].astype(values["loss"].dtype)
+    return {"count": weight.sum()} | {name: weight @ value for name, value in values.items()}
+
+
+def step(
+    task: Task, tx: optax.GradientTransformation, data: Data, carry: tuple[Any, optax.OptState], batch: Any
+) -> tuple[tuple[Any, optax.OptState], tuple[jax.Array, dict[str, jax.Array]]]:
+    """Update parameters and optimizer state by one batch; return them, and the loss and the sums before the update."""
+
+    def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        sums = weighted_sums(task, data, params, batch)
+        return sums["loss"] / sums["count"], sums
+
+    params, opt_state = carry
+    (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), (loss, sums)
+
+
 def advance(
     task: Task,
     tx: optax.GradientTransformation,
@@ -61,26 +83,12 @@ def advance(
     batches are kept.
     """
     tx = optax.with_extra_args_support(tx)
-
-    def weighted_sums(params: Any, batch: Any) -> dict[str, jax.Array]:
-        values = task.metrics(params, data, batch)
-        weight = batch["weight"].astype(values["loss"].dtype)
-        return {"count": weight.sum()} | {name: weight @ value for name, value in values.items()}
-
-    def loss_fn(params: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        sums = weighted_sums(params, batch)
-        return sums["loss"] / sums["count"], sums
-
-    def step(carry: tuple[Any, optax.OptState], batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
-        params, opt_state = carry
-        (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), (loss, sums)
-
     batches = divide(task.batches(data, jax.random.fold_in(keys(key).batch, state.chunk)))
-    (params, opt_state), (losses, sums) = lax.scan(step, (state.params, state.opt_state), batches)
+    update = functools.partial(step, task, tx, data)
+    (params, opt_state), (losses, sums) = lax.scan(update, (state.params, state.opt_state), batches)
     train = jax.tree.map(jnp.sum, sums)
-    val = jax.tree.map(jnp.sum, lax.map(functools.partial(weighted_sums, params), divide(task.validation(data))))
+    evaluate = functools.partial(weighted_sums, task, data, params)
+    val = jax.tree.map(jnp.sum, lax.map(evaluate, divide(task.validation(data))))
     metrics = {
         f"{part}_{name}": total / part_sums["count"]
         for part, part_sums in (("train", train), ("val", val))
