@@ -1,0 +1,156 @@
+"""Is a Grokfast filter more than a shorter momentum, or a higher learning rate?
+
+Multiplication mod 97. Adam's β1 and the learning rate are varied with AdamW (decay 1) and with Adam (the coupled decay of
+the paper's EMA, 0.005), without a filter and with the paper's EMA and MA before the optimizer. Then the controls:
+coupled Adam at the learning rate that the EMA or the MA amounts to, with the decay that keeps their product, and AdamW
+with three times the rate or three times the decay.
+
+Primary comparisons, named before the runs, each paired over the sixteen fresh seeds: the EMA and the MA before Adam, as
+published, each against Adam at the raised rate; and the MA before AdamW at β1 0.9 against AdamW alone at β1 0.5.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import scipy.stats
+
+from benchmarks import views
+from benchmarks.statistics import paired
+from benchmarks.study import Study
+from examples.harness.engine import Results, product
+from examples.harness.experiment import Run
+from examples.harness.optimizers import warmup
+from examples.harness.plots import BLUE, ORANGE, PURPLE
+from examples.harness.tables import markdown
+from examples.harness.task import Data
+from examples.harness.train import TrainState
+from examples.modular import Modular
+from grokfast_jax import grokfast_ema, grokfast_ma
+
+SEEDS = range(300, 316)
+B1S, RATES = [0.0, 0.5, 0.8, 0.9, 0.98], [0.001, 0.003, 0.01]
+LOWPASS = {"none": optax.identity, "ema": lambda: grokfast_ema(0.98, 2.0), "ma": lambda: grokfast_ma(100, 5.0)}
+
+
+def filtered_adam(
+    lr: float, weight_decay: float, b1: float, lowpass: Literal["none", "ema", "ma"], coupled: bool
+) -> optax.GradientTransformation:
+    """Adam with coupled decay or AdamW, without a filter or with one of the paper's before it."""
+    adam, decay = optax.scale_by_adam(b1, 0.98), optax.add_decayed_weights(weight_decay)
+    steps = (decay, adam) if coupled else (adam, decay)
+    return optax.chain(LOWPASS[lowpass](), *steps, optax.scale_by_learning_rate(warmup(lr)))
+
+
+def norms(task: Any, state: TrainState, data: Data) -> dict[str, jax.Array]:
+    """The norm of the parameters, and the median over them of Adam's root second moment."""
+    del task, data
+    moments = jax.tree.leaves(optax.tree_utils.tree_get(state.opt_state, "nu"))
+    return {
+        "param_norm": optax.tree_utils.tree_norm(state.params),
+        "root_nu": jnp.median(jnp.concatenate([jnp.sqrt(nu).ravel() for nu in moments])),
+    }
+
+
+def five(values: list[float]) -> list[float]:
+    """Five of the values, evenly spaced from the first to the last."""
+    return [values[int(i)] for i in np.linspace(0, len(values) - 1, 5)]
+
+
+on_mod97 = functools.partial(product, Modular(), filtered_adam, max_steps=3_000, seed=SEEDS)
+COUPLED, DECOUPLED = {"coupled": True, "weight_decay": 0.005}, {"coupled": False, "weight_decay": 1.0}
+PUBLISHED = [
+    on_mod97(lr=0.001, weight_decay=0.005, b1=0.9, lowpass="ema", coupled=True),
+    on_mod97(lr=0.001, weight_decay=0.01, b1=0.9, lowpass="ma", coupled=True),
+]
+RAISED = [  # Adam without a filter at the rates that the EMA and the MA amount to, by `effective_lr`
+    on_mod97(lr=0.0029, weight_decay=0.00172, b1=0.9, lowpass="none", coupled=True),
+    on_mod97(lr=0.0054, weight_decay=0.00186, b1=0.9, lowpass="none", coupled=True),
+]
+SHORT = on_mod97(lr=0.001, b1=0.5, lowpass="none", **DECOUPLED)
+MA_ADAMW = on_mod97(lr=0.001, b1=0.9, lowpass="ma", **DECOUPLED)
+TRADED = [  # AdamW: three times the rate with a third of the decay, and three times the decay
+    on_mod97(lr=0.003, weight_decay=1 / 3, b1=0.9, lowpass="none", coupled=False),
+    on_mod97(lr=0.001, weight_decay=3.0, b1=0.9, lowpass="none", coupled=False),
+]
+PRIMARY = {
+    "EMA before Adam against Adam at the raised rate": (PUBLISHED[0], RAISED[0]),
+    "MA before Adam against Adam at the raised rate": (PUBLISHED[1], RAISED[1]),
+    "MA before AdamW against AdamW with β1 0.5": (MA_ADAMW, SHORT),
+}
+
+
+def runs(results: Results) -> Iterator[Run]:
+    """The primary comparisons first, then the controls, then the grids, the lowest rate first."""
+    for pair in PRIMARY.values():
+        results.of([*pair[0], *pair[1]])
+        yield from (run for side in pair for run in side)
+    for traded in TRADED:
+        yield from traded
+    results.of(run for traded in TRADED for run in traded)
+    for lr in RATES:
+        for optimizer in (DECOUPLED, COUPLED):
+            for lowpass in LOWPASS:
+                grid = on_mod97(lr=lr, b1=B1S, lowpass=lowpass, **optimizer)
+                results.of(grid)
+                yield from grid
+
+
+STUDY = Study("momentum_and_rate", runs, measure=norms, reduce=five)
+
+
+def select(frame: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """All seeds of a run's setting."""
+    return frame[np.logical_and.reduce([frame[name] == value for name, value in run.hyperparams.items()])]
+
+
+@STUDY.table
+def primary(frame: pd.DataFrame) -> str:
+    """The primary comparisons, with exact sign tests and their Benjamini-Hochberg adjustment."""
+    found = {name: (select(frame, first[0]), select(frame, second[0])) for name, (first, second) in PRIMARY.items()}
+    found = {name: pair for name, pair in found.items() if min(map(len, pair)) == len(SEEDS)}
+    if not found:
+        return views.MISSING
+    compared = {name: paired(*pair) for name, pair in found.items()}
+    adjusted = scipy.stats.false_discovery_control([one.p for one in compared.values()])
+    rows = []
+    for (name, one), q in zip(compared.items(), adjusted, strict=True):
+        first, second = (views.steps_and_failures(side["steps_to_95"].to_numpy(), 3_000) for side in found[name])
+        counts = {"fewer : more : ties": f"{one.fewer} : {one.more} : {one.ties}", "p": f"{one.p:.2g}", "q": f"{q:.2g}"}
+        rows.append({"comparison": name, "first": first, "second": second, **counts})
+    return markdown(rows)
+
+
+@STUDY.table
+def table(frame: pd.DataFrame) -> str:
+    """Median steps by optimizer, filter and learning rate, a column per β1; settings with all sixteen seeds."""
+    rows = []
+    grid = frame[frame["weight_decay"] == frame["coupled"].map({True: 0.005, False: 1.0})]
+    for (coupled, lowpass, lr), cells in grid.groupby(["coupled", "lowpass", "lr"], sort=False):
+        row = {"optimizer": "Adam" if coupled else "AdamW", "filter": str(lowpass).upper(), "learning rate": f"{lr:g}"}
+        for b1 in B1S:
+            steps = cells.loc[cells["b1"] == b1, "steps_to_95"].to_numpy()
+            row[f"β1 {b1:g}"] = views.steps_and_failures(steps, 3_000) if len(steps) == len(SEEDS) else ""
+        rows.append(row)
+    return markdown(rows)
+
+
+@STUDY.figure("A shorter momentum helps AdamW; with a filter it makes no difference", width=8, height=3.6)
+def figure(frame: pd.DataFrame, axes: Any) -> None:
+    """Steps over β1 with AdamW at the paper's learning rate, with each filter."""
+    groups = {}
+    for name, lowpass, colour in (("no filter", "none", BLUE), ("EMA", "ema", ORANGE), ("MA", "ma", PURPLE)):
+        cells = frame[(frame["lowpass"] == lowpass) & ~frame["coupled"] & (frame["lr"] == 0.001)]
+        steps = [cells.loc[(cells["b1"] == b1) & (cells["weight_decay"] == 1.0), "steps_to_95"] for b1 in B1S]
+        done = [(i, np.minimum(one, 3_000)) for i, one in enumerate(steps) if len(one) == len(SEEDS)]
+        if done:
+            groups[name] = ([i for i, _ in done], [one for _, one in done], colour)
+    views.lines(axes, groups)
+    axes.set_xticks(range(len(B1S)), [f"{b1:g}" for b1 in B1S])
+    axes.legend(frameon=False)
+    views.label(axes, "β1 of AdamW", "steps to 95 % (line: the median)")
