@@ -1,9 +1,9 @@
 """Is a Grokfast filter more than a shorter momentum, or a higher learning rate?
 
-Multiplication mod 97. Adam's β1 and the learning rate are varied with AdamW (decay 1) and with Adam (the coupled decay of
-the paper's EMA, 0.005), without a filter and with the paper's EMA and MA before the optimizer. Then the controls:
-coupled Adam at the learning rate that the EMA or the MA amounts to, with the decay that keeps their product, and AdamW
-with three times the rate or three times the decay.
+Multiplication mod 97. The β1 of Adam and the learning rate vary, with AdamW (decay 1) and with Adam (the coupled decay
+of the EMA, 0.005), without a filter and with the published EMA and MA before the optimizer. The controls are coupled
+Adam at the learning rate that the EMA or the MA amounts to, with the decay that keeps their product, and AdamW with three
+times the rate or three times the decay.
 
 Primary comparisons, named before the runs, each paired over the sixteen fresh seeds: the EMA and the MA before Adam, as
 published, each against Adam at the raised rate; and the MA before AdamW at β1 0.9 against AdamW alone at β1 0.5.
@@ -140,7 +140,7 @@ def table(frame: pd.DataFrame) -> str:
     return markdown(rows)
 
 
-@STUDY.figure("A shorter momentum helps AdamW; with a filter it makes no difference", width=8, height=3.6)
+@STUDY.figure("Steps over Adam's β1, with and without a filter", width=8, height=3.6)
 def figure(frame: pd.DataFrame, axes: Any) -> None:
     """Steps over β1 with AdamW at the paper's learning rate, with each filter."""
     groups = {}
