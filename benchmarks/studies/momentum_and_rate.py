@@ -2,8 +2,8 @@
 
 Multiplication mod 97. The β1 of Adam and the learning rate vary, with AdamW (decay 1) and with Adam (the coupled decay
 of the EMA, 0.005), without a filter and with the published EMA and MA before the optimizer. The controls are coupled
-Adam at the learning rate that the EMA or the MA amounts to, with the decay that keeps their product, and AdamW with three
-times the rate or three times the decay.
+Adam at the learning rate that the EMA or the MA amounts to, with the decay that keeps their product, and AdamW with
+three times the rate or three times the decay.
 
 Primary comparisons, named before the runs, each paired over the sixteen fresh seeds: the EMA and the MA before Adam, as
 published, each against Adam at the raised rate; and the MA before AdamW at β1 0.9 against AdamW alone at β1 0.5.
