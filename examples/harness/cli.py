@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from .errors import plain_errors
-from .experiment import Experiment, Run, nearest
+from .experiment import Experiment, Run, module_name, nearest
 from .methods import Method, base, hyperparams, parameters
 from .runner import Options, train
 
@@ -53,9 +53,9 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Run, Options]:
     ]
     parsed: Any = tyro.cli(
         dataclasses.make_dataclass("command", fields),
-        prog=f"python -m examples.{experiment.name}",
+        prog=f"python -m {module_name(experiment.name)}",
         description=f"{(type(task).__doc__ or '').split(chr(10) * 2)[0]}\n\n"
-        f"Example: python -m examples.{experiment.name} {experiment.default} --seed 1 --out runs/my-run",
+        f"Example: python -m {module_name(experiment.name)} {experiment.default} --seed 1 --out runs/my-run",
         args=argv,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs),
     )

@@ -51,8 +51,9 @@ def product(task: Task, method: Method, **values: Any) -> list[Run]:
 
 
 def as_text(key: Mapping[str, Any]) -> str:
-    """A key in its one spelling."""
-    return json.dumps(key, sort_keys=True)
+    """A key in its one spelling: 1 and 1.0 are the same number."""
+    is_number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+    return json.dumps({name: float(v) if is_number(v) else v for name, v in key.items()}, sort_keys=True)
 
 
 class Results:
@@ -229,12 +230,12 @@ def train_group(
     A run ends by its rule, or when its loss is no longer finite. A group that lacks runs is filled with its last run:
     all groups of one size then have the same program and the same rounding.
     """
-    task, metric = group[0].task, group[0].task.metric
+    metric = group[0].task.metric
     filled = [*group, *[group[-1]] * (group[0].group_size - len(group))]
     hypers, keys = [run.traced for run in filled], [jax.random.key(run.seed) for run in filled]
     hyper, key = (hypers[0], keys[0]) if len(filled) == 1 else (stack(hypers), stack(keys))
     data = compiled.draw(key)
-    numbers_of = None if measure is None else compiled.per_run(lambda state, data: measure(task, state, data))
+    numbers_of = None if measure is None else compiled.per_run(measure)
     rows: list[list[Row]] = [[] for _ in group]
     measured: list[dict[str, list[Any]]] = [{} for _ in group]
     done = [False] * len(group)

@@ -1,5 +1,6 @@
 """What a run is, and what an experiment is."""
 
+import collections
 import dataclasses
 import difflib
 import functools
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from .errors import UsageError, require
@@ -19,6 +21,9 @@ from .task import Data, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+RULE = ("seed", "max_steps", "stop_at", "hold_evals", "group_size")  # fields of `Run`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +54,16 @@ class Run:
         highest = 1.0 if self.task.metric == "accuracy" else math.inf
         in_range = self.stop_at is None or 0 < self.stop_at <= highest
         require(in_range, "stop_at", f"in (0, {highest:g}], or None", self.stop_at)
-        if twice := {field.name for field in dataclasses.fields(self.task)} & self.hyperparams.keys():
+        fields = [field.name for field in dataclasses.fields(self.task)]
+        names = collections.Counter(["task", *fields, "method", *self.hyperparams, *RULE])
+        if twice := [name for name, count in names.items() if count > 1]:
             raise TypeError(
-                f"{base(self.method).__name__} and its task both have a field {', '.join(twice)}; rename it"
+                f"{base(self.method).__name__}, its task and the rule of a run must not share names, "
+                f"got {', '.join(twice)} twice; rename it"
             )
+        for name, value in self.key.items():
+            if not isinstance(value, str | int | float | None):
+                raise TypeError(f"{name} must be a number, a text or None, which a key can hold, got {value!r}")
 
     @property
     def traced(self) -> dict[str, Any]:
@@ -78,18 +89,14 @@ class Run:
         Names are unique: task and its fields, method and its hyperparameters, seed, and when the run stops.
         """
         fields = {f.name: getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.name != "data_dir"}
-        rule = ("seed", "max_steps", "stop_at", "hold_evals", "group_size")
-        return {
+        key = {
             "task": type(self.task).__name__,
             **fields,
             "method": base(self.method).__name__,
             **self.hyperparams,
-            **{name: getattr(self, name) for name in rule},
+            **{name: getattr(self, name) for name in RULE},
         }
-
-    def with_steps(self, **changes: Any) -> "Run":
-        """A copy with another rule by which it stops."""
-        return dataclasses.replace(self, **changes)
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in key.items()}
 
 
 class Measure(NamedTuple):
@@ -105,7 +112,7 @@ class Measure(NamedTuple):
 class Experiment:
     """A task and its methods; a module that has one as `EXPERIMENT` is known to all commands."""
 
-    name: str
+    name: str  # of its module: `modular` in this package, `package.module` elsewhere
     task: Task
     methods: Mapping[str, Method]
     default: str  # the method of a command line without one
@@ -115,7 +122,7 @@ class Experiment:
     def method(self, name: str) -> Method:
         """A method by its name, or by that of its function, as keys have it."""
         functions = {base(method).__name__: base(method) for method in self.methods.values()}
-        return (functions | dict(self.methods))[nearest("the method", name, self.methods | functions)]
+        return (functions | dict(self.methods))[nearest("the method", name, [*self.methods, *functions])]
 
     def run(self, method: str | None = None, task: Task | None = None, **settings: Any) -> Run:
         """A run of a method by name; settings are fields of `Run` and hyperparameters."""
@@ -123,9 +130,6 @@ class Experiment:
         rule = {"max_steps": task.max_steps, "stop_at": task.stop_at}
         rule |= {name: settings.pop(name) for name in RULE if name in settings}
         return Run(task, function, hyperparams(function, **settings), **rule)
-
-
-RULE = ("seed", "max_steps", "stop_at", "hold_evals", "group_size")
 
 
 def nearest(what: str, name: str, known: Iterable[str]) -> str:
@@ -148,11 +152,16 @@ def task_names() -> list[str]:
     return [file.stem for file in files if "\nEXPERIMENT = " in file.read_text()]
 
 
+def module_name(experiment: str) -> str:
+    """The module of an experiment by its name; its command is `python -m MODULE`."""
+    return f"examples.{experiment}" if experiment in task_names() else experiment
+
+
 def find_experiment(name: str) -> Experiment:
     """The `EXPERIMENT` of a task of this package, or of any importable module."""
     names = task_names()
     try:
-        return importlib.import_module(f"examples.{name}" if name in names else name).EXPERIMENT
+        return importlib.import_module(module_name(name)).EXPERIMENT
     except (ImportError, AttributeError) as error:
         close = difflib.get_close_matches(name, names, 1)
         raise UsageError(

@@ -35,10 +35,10 @@ def evaluations(
     for a run that is resumed.
     """
     shared, own = program.draw(key) if data is None else data
-    state = program.init(hyper, key) if state is None else state
+    current: TrainState = program.init(hyper, key) if state is None else state
     steps, many = program.task.steps, key.ndim > 0
-    for chunk in itertools.count(int(state.chunk) + 1):
-        state, metrics = program.advance(hyper, key, shared, own, state)
+    for chunk in itertools.count(int(current.chunk) + 1):
+        current, metrics = program.advance(hyper, key, shared, own, current)
         metrics = jax.device_get(metrics)
         runs = [metrics] if not many else [{k: v[i] for k, v in metrics.items()} for i in range(len(key))]
         step = steps * chunk
@@ -46,7 +46,7 @@ def evaluations(
         diverged_at = [
             _first_bad_step(row, step - steps + 1, run["losses"]) for row, run in zip(rows, runs, strict=True)
         ]
-        yield Evaluation(step, rows, diverged_at, state)
+        yield Evaluation(step, rows, diverged_at, current)
 
 
 def _first_bad_step(row: Row, first: int, losses: np.ndarray) -> int | None:

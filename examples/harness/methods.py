@@ -64,6 +64,8 @@ def parameters(method: Method) -> dict[str, Parameter]:
 
 def base(method: Method) -> Any:
     """The function itself, without the arguments that a `functools.partial` gives it."""
+    if getattr(method, "args", ()):
+        raise TypeError(f"functools.partial of {method.func.__name__} must give its hyperparameters by name")  # type: ignore
     return getattr(method, "func", method)
 
 
@@ -75,9 +77,23 @@ def _about(annotation: Any) -> str:
     return " ".join(f"{one.about}, {one.allowed}." for one in _ranges(annotation))
 
 
+def _kind(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+
+
 def _is_traced(annotation: Any) -> bool:
-    metadata = getattr(annotation, "__metadata__", ())
-    return (typing.get_args(annotation)[0] if metadata else annotation) is float and STATIC not in metadata
+    return _kind(annotation) is float and STATIC not in getattr(annotation, "__metadata__", ())
+
+
+def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float:
+    """A value as Python's int or float; UsageError if that changes it."""
+    try:
+        number = kind(value)
+    except (OverflowError, TypeError, ValueError):
+        number = None
+    is_same = number is not None and bool(number == value or value != value)
+    require(is_same, name, "a whole number" if kind is int else "a number", value)
+    return number  # type: ignore
 
 
 def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
@@ -93,8 +109,8 @@ def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
     for name, value in values.items():
         if value is inspect.Parameter.empty:
             raise UsageError(f"{base(method).__name__} needs a value of {name}")
-        if known[name].is_traced:
-            values[name] = value = float(value)
+        if (kind := _kind(known[name].annotation)) in (int, float):
+            values[name] = value = _number(name, value, kind)
         for limit in _ranges(known[name].annotation):
             require(limit.contains(value), name, limit.allowed, value)
     try:

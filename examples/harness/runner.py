@@ -5,7 +5,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -119,7 +119,7 @@ Callback = Callable[[Row], None]  # called with every new record
 
 def callbacks_for(
     experiment: Experiment, run: Run, options: Options, folder: RunFolder
-) -> list[contextlib.AbstractContextManager[Callback]]:
+) -> Sequence[contextlib.AbstractContextManager[Callback]]:
     """What follows a run, as context managers; the last one that is entered is the first to end."""
     if not is_primary_process():
         return []
@@ -144,7 +144,7 @@ def pictures(experiment: Experiment, run: Run, options: Options, folder: RunFold
     finally:
         from . import plots  # Matplotlib takes a second to import, which the first step need not wait for
 
-        drawn = {"curves": lambda rows, text: plots.curves(rows, text, run.task.metric)}
+        drawn: dict[str, Callable[..., Any]] = {"curves": lambda rows, text: plots.curves(rows, text, run.task.metric)}
         if options.measure is not None:
             drawn[options.measure] = experiment.measures[options.measure].picture
         for name, picture in drawn.items() if folder.rows else ():
@@ -172,6 +172,7 @@ def open_folder(experiment: Experiment, run: Run, options: Options, data: str, *
     where = {name: getattr(run.task, name) for name in ("data_dir",) if hasattr(run.task, name)}
     about = {"experiment": experiment.name, **run.key, **where, **kept, "data": data}
     if not resume:
+        find_experiment(experiment.name)  # as examples.resume will
         return RunFolder.create(options.out or new_path(experiment, run), about)
     assert options.out is not None
     folder = RunFolder.open(options.out)

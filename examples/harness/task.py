@@ -1,5 +1,6 @@
 """What an experiment is: a model, its data and its numbers, in one frozen dataclass."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,7 @@ class Task:
     static shape.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     metric: ClassVar[Metric] = "accuracy"  # what runs are selected by, on the validation examples
     thresholds: ClassVar[tuple[float, ...]] = ()  # values of the metric; the steps to each are an outcome of a run
     max_steps: ClassVar[int] = 10_000  # of a run, unless it says otherwise

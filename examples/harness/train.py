@@ -119,8 +119,8 @@ class Program(NamedTuple):
     # By hyperparameters, key, both kinds of data and state, which is donated.
     advance: Any
     place: Callable[[Any], Any]  # shapes with the sharding that `draw` and `init` give their arrays
-    # A function of one run's state and data, as a compiled function of all runs' state and both kinds of data.
-    per_run: Callable[[Callable[[TrainState, Data], Any]], Callable[[TrainState, Data, Data], Any]]
+    # A function of the task and one run's state and data, as a compiled one of all runs' state and both kinds of data.
+    per_run: Callable[[Callable[[Task, TrainState, Data], Any]], Callable[[TrainState, Data, Data], Any]]
 
 
 def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> Program:
@@ -150,10 +150,11 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
         with jax.default_matmul_precision(None if precision == "default" else precision):
             return advance(task, make_tx(hyper), key, {**shared, **own}, state, divide)
 
-    def of_state(function: Callable[[TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
+    @functools.cache
+    def of_state(function: Callable[[Task, TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
         def measure_fn(state: TrainState, shared: Data, own: Data) -> Any:
             with jax.default_matmul_precision(None if precision == "default" else precision):
-                return function(state, {**shared, **own})
+                return function(task, state, {**shared, **own})
 
         return jax.jit(measure_fn if run.group_size == 1 else jax.vmap(measure_fn, in_axes=(axes, None, 0)))
 
