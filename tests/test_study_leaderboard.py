@@ -1,0 +1,165 @@
+"""The leaderboard's rules, and the study of momentum and learning rate."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+
+from benchmarks.studies import leaderboard, momentum_and_rate
+from benchmarks.study import find_study
+from examples import modular
+from examples.harness.experiment import Run
+
+PARAMS = {
+    "token": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3),
+    "blocks": {"up": jnp.linspace(0.5, -1.5, 9).reshape(3, 3), "bias": jnp.ones(3)},
+    "head": jnp.linspace(-0.3, 0.8, 12).reshape(3, 4),
+}
+
+
+def trained(tx: optax.GradientTransformation, steps: int = 4) -> Any:
+    """Parameters after some steps on fixed, changing gradients."""
+
+    def step(carry: Any, scale: jax.Array) -> tuple[Any, None]:
+        params, state = carry
+        grads = jax.tree.map(lambda p: scale * jnp.sin(3 * p) + 0.1, params)
+        updates, state = optax.with_extra_args_support(tx).update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), jnp.linspace(1.0, -0.5, steps))
+    return params
+
+
+class FakeResults:
+    """Results whose steps follow from the run."""
+
+    def __init__(self, steps: Any):
+        self.steps, self.asked = steps, []
+
+    def of(self, runs: Iterable[Run]) -> pd.DataFrame:
+        runs = list(runs)
+        self.asked += runs
+        return pd.DataFrame(
+            [run.key | {"steps_to_95": self.steps(run), "best_val_accuracy": 0.5, "max_steps": 1000} for run in runs]
+        )
+
+
+def test_every_entrant_tries_the_same_points_of_the_unit_cube_within_its_ranges():
+    places = []
+    for entrant in leaderboard.ENTRANTS.values():
+        points = leaderboard.points(entrant)
+        assert len(points) == leaderboard.SETTINGS == len({tuple(point.values()) for point in points})
+        ranges = {"lr": entrant.lr, entrant.own: entrant.own_range}
+        for name, (low, high) in ranges.items():
+            assert all(low * 0.99 <= point[name] <= high * 1.01 for point in points)
+        assert all(1e-4 * 0.98 <= point["lr"] * point["weight_decay"] <= 3e-2 * 1.02 for point in points)
+        places.append([math.log(p["lr"] / entrant.lr.low) / math.log(entrant.lr.high / entrant.lr.low) for p in points])
+    np.testing.assert_allclose(places, [places[0]] * len(places), atol=0.01)
+    assert abs(np.mean(places[0]) - 0.5) < 0.03  # a Sobol sequence fills its range evenly
+
+
+def test_tuning_keeps_four_settings_and_enters_the_best_median_of_three_seeds():
+    entrant = leaderboard.ENTRANTS["AdamW"]
+    tried = leaderboard.points(entrant)
+    place = {point["lr"]: i for i, point in enumerate(tried)}
+
+    def steps(run: Run) -> float:  # the first point is the best with the first seed alone, the third in the median
+        i = place[run.hyperparams["lr"]]
+        later = {0: 900.0, 1: 800.0, 2: 150.0, 3: math.inf}
+        return float(100 + 10 * i) if run.seed == 1000 else later[i]
+
+    results = FakeResults(steps)
+    runs = leaderboard.finals(results, entrant, entrant.task)  # type: ignore[arg-type]
+    assert {run.hyperparams["lr"] for run in runs} == {tried[2]["lr"]}
+    assert [run.seed for run in runs] == list(range(400, 432))
+    assert {run.hold_evals for run in runs} == {50}
+    asked = {(run.hyperparams["lr"], run.seed) for run in results.asked}
+    assert len(asked) == 32 + 2 * 4
+
+
+def test_without_complete_tuning_nothing_is_entered(tmp_path: Path):
+    results = find_study("leaderboard").results(folder=tmp_path)
+    assert list(leaderboard.runs(results)) == []
+
+
+def test_the_best_of_k_settings_is_the_mean_over_all_choices_of_k():
+    steps = np.array([400.0, 150.0, np.inf, 620.0, 150.0])
+    for k in range(1, 6):
+        expected = np.mean([min(choice) for choice in itertools.combinations(np.minimum(steps, 1000), k)])
+        assert leaderboard.best_of(steps, k) == pytest.approx(expected)
+
+
+def test_elsewhere_changes_the_task_alone():
+    run = leaderboard.trial(
+        leaderboard.ENTRANTS["Muon"], {"lr": 0.1, "weight_decay": 0.1, "one_minus_beta": 0.2}, modular.Modular(), [7]
+    )[0]
+    runs = leaderboard.elsewhere(run)
+    assert len(runs) == 4 * 16 == len({str(one.key) for one in runs})
+    assert {one.task.operation for one in runs} == {"multiplication", "addition", "subtraction", "division"}  # type: ignore
+    assert {tuple(one.hyperparams.items()) for one in runs} == {tuple(run.hyperparams.items())}
+
+
+ALL = leaderboard.ENTRANTS | leaderboard.WITH_FEW_PAIRS
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("name", ALL)
+def test_every_entrant_moves_every_parameter(name: str):
+    entrant = ALL[name]
+    setting = leaderboard.points(entrant)[1]
+    moved = trained(entrant.method(**setting))
+    for before, after in zip(jax.tree.leaves(PARAMS), jax.tree.leaves(moved), strict=True):
+        assert bool(jnp.isfinite(after).all())
+        assert not np.array_equal(before, after)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_entrants_equal_the_optimizers_that_they_are_named_after():
+    pairs = [
+        (leaderboard.adamw_tuned(0.01, 0.3, 0.1), modular.adamw(0.01, 0.3)),
+        (leaderboard.ema_adamw_tuned(0.01, 0.3, 2.0), modular.ema_adamw(0.01, 0.3)),
+        (leaderboard.ma_adamw_tuned(0.01, 0.3, 5.0), modular.ma_adamw(0.01, 0.3)),
+        (momentum_and_rate.filtered_adam(0.01, 0.3, 0.9, "none", False), modular.adamw(0.01, 0.3)),
+        (momentum_and_rate.filtered_adam(0.01, 0.3, 0.9, "ma", False), modular.ma_adamw(0.01, 0.3)),
+        (momentum_and_rate.filtered_adam(0.001, 0.005, 0.9, "ema", True), modular.ema(0.001, 0.005)),
+        (momentum_and_rate.filtered_adam(0.001, 0.01, 0.9, "ma", True), modular.ma(0.001, 0.01)),
+    ]
+    for one, other in pairs:
+        for x, y in zip(jax.tree.leaves(trained(one)), jax.tree.leaves(trained(other)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_perpendicular_gradients_do_not_change_norms_to_first_order():
+    updates, _ = leaderboard.perpendicular().update(jax.tree.map(jnp.cos, PARAMS), (), PARAMS)
+    for p, u in zip(jax.tree.leaves(PARAMS), jax.tree.leaves(updates), strict=True):
+        assert abs(float(jnp.vdot(p, u))) < 1e-5
+
+
+def test_the_primary_comparisons_come_first_and_have_sixteen_fresh_seeds(tmp_path: Path):
+    results = find_study("momentum_and_rate").results(folder=tmp_path)
+    runs = list(momentum_and_rate.runs(results))
+    first = [run for pair in momentum_and_rate.PRIMARY.values() for side in pair for run in side]
+    assert runs[: len(first)] == first
+    assert {run.seed for run in runs} == set(range(300, 316))
+    settings = {tuple(run.hyperparams.items()) for run in runs}
+    assert (
+        len(settings) == 5 * 3 * 3 * 2 + 2 + 1 + 2
+    )  # the grid; raised rates; the MA's own decay; traded for each other
+
+
+def test_a_primary_comparison_is_a_sign_test_with_adjusted_p():
+    rows = []
+    for sides in momentum_and_rate.PRIMARY.values():
+        for side, steps in zip(sides, (500.0, 700.0), strict=True):
+            rows += [run.key | {"steps_to_95": steps} for run in side]
+    table = momentum_and_rate.primary(pd.DataFrame(rows))
+    assert table.count("16 : 0 : 0") == 3
+    assert f"{2 * 0.5**16:.2g}" in table
