@@ -238,8 +238,8 @@ def two_stage(
     start_step: StartStep = 500,
 ) -> Tx:
     """The paper's two stages: the MA collects from the first step on, and amplifies from a later one on."""
-    weights = {"lamb": from_step(start_step, lamb), "fast": from_step(start_step, fast, before=1.0)}
-    return optax.chain(grokfast_ma(window_size, **weights), adam(lr, weight_decay))
+    late_fast = from_step(start_step, fast, before=1.0)
+    return optax.chain(grokfast_ma(window_size, from_step(start_step, lamb), fast=late_fast), adam(lr, weight_decay))
 
 
 def ema_adamw(
@@ -258,8 +258,8 @@ def late_ema_adamw(
     start_step: StartStep = 100,
 ) -> Tx:
     """Grokfast-EMA before AdamW, which collects from the first step on, and amplifies from a later one on."""
-    weights = {"lamb": from_step(start_step, lamb), "fast": from_step(start_step, fast, before=1.0)}
-    return optax.chain(grokfast_ema(alpha, **weights), adamw(lr, weight_decay))
+    late_fast = from_step(start_step, fast, before=1.0)
+    return optax.chain(grokfast_ema(alpha, from_step(start_step, lamb), fast=late_fast), adamw(lr, weight_decay))
 
 
 def ma_adamw(
@@ -283,7 +283,7 @@ def fastest(lr: LearningRate = 0.06, weight_decay: WeightDecay = 0.3) -> Tx:
         name = jax.tree_util.keystr(path)
         return "hidden" if "blocks" in name and p.ndim == 2 else "head" if "head" in name else "rest"
 
-    def nadamw(factor: float, weight_decay: jax.typing.ArrayLike) -> Tx:
+    def nadamw(factor: float, weight_decay: float) -> Tx:
         return optax.adamw(lambda step: factor * warmup(lr)(step), 0.9, 0.98, weight_decay=weight_decay, nesterov=True)
 
     momentum = grokfast_jax.parallel((0.2, optax.identity()), (0.8, grokfast_jax.ema(0.8, start="debiased")))
