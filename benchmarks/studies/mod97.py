@@ -64,7 +64,7 @@ METHODS = {
     "ademamix-1": Entry(setting(methods.ademamix), "AdEMAMix"),
     "muon": Entry(setting(modular.muon, weight_decay=0.0), "Muon"),
     "muon-1": Entry(setting(modular.muon), "Muon"),
-    "fastest": Entry(setting(modular.fastest), "Muon on hidden matrices"),
+    "fastest": Entry(setting(modular.fastest), "Muon on hidden matrices, rate 0.06"),
     "ema": Entry(setting(modular.ema), "EMA + Adam", ("adam-0.00167", "adam-0.005", "adamw-1")),
     "ema-0.95": Entry(setting(modular.ema, alpha=0.95), "EMA (α 0.95) + Adam", ("adam-0.00167",)),
     "ema-normalized": Entry(setting(methods.normalized_ema), "normalized EMA + Adam", ("adam-0.005",)),
@@ -502,8 +502,8 @@ def ablations(frame: Frame, panels: Any) -> None:
                     y, bold = CAP * (1.03 + 0.08 * i), {"color": colours[name], "fontweight": "bold"}
                     axes.text(x, y, f"{FAILS}{failed}", ha="center", **bold)
         axes.axhline(CAP, color=GREY, linewidth=1, linestyle=":")
-        axes.set(ylim=(0, 1.28 * CAP), yticks=range(0, CAP + 1, 1000))
         values = next(iter(lines.values()))
+        axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 1.28 * CAP), yticks=range(0, CAP + 1, 1000))
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values], fontsize="medium", rotation=45)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         views.label(axes, f"{title}; {len(ABLATION_SEEDS)} seeds", "steps to 95 %")
