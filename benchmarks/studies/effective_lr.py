@@ -25,7 +25,7 @@ from benchmarks.study import Study
 from examples import modular, parity
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
-from examples.harness.plots import GREY
+from examples.harness.plots import BLUE, GREEN, GREY, ORANGE
 from examples.harness.tables import markdown
 from examples.harness.task import Data
 from examples.harness.train import TrainState
@@ -84,7 +84,7 @@ def filtered_runs() -> list[Run]:
     return runs
 
 
-def lr_multiplier(runs: pd.DataFrame) -> float:
+def lr_multiplier(runs: Any) -> float:
     """By how much the filter of some runs raises the learning rate, to three digits."""
     return float(f"{(1 + runs['lamb'].iloc[0]) * runs['rms_ratio'].median():.3g}")
 
@@ -100,8 +100,9 @@ def control(setting: Any, multiplier: float) -> list[Run]:
 def runs(results: Results) -> Iterator[Run]:
     """The runs with a filter, then each setting's control."""
     yield from filtered_runs()
-    for _, found in results.of(filtered_runs()).groupby(SETTING, sort=False):
-        yield from control(found.iloc[0], lr_multiplier(found))
+    found: Any = results.of(filtered_runs())
+    for _, of_setting in found.groupby(SETTING, sort=False):
+        yield from control(of_setting.iloc[0], lr_multiplier(of_setting))
 
 
 STUDY = Study("effective_lr", runs, measure=rms_ratio, reduce=median)
@@ -114,7 +115,7 @@ def white_noise_bound(window: int, lamb: float) -> float:
     return float(dc_gain(tx, LENGTH) / jnp.linalg.norm(impulse_response(tx, LENGTH)))
 
 
-def settings(frame: pd.DataFrame) -> pd.DataFrame:
+def settings(frame: Any) -> Any:
     """One row per setting: its multiplier, and the steps with the filter and of its control."""
     rows = []
     for key, filtered in frame[frame["window"].notna()].groupby(SETTING, sort=False):
@@ -131,8 +132,8 @@ def settings(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table_of(found: pd.DataFrame) -> str:
-    """A row per filter and λ; per learning rate and decay its multiplier and steps, in brackets those of the control."""
+def table_of(found: Any) -> str:
+    """A row per filter and λ; per learning rate and decay its multiplier, its steps and, in brackets, its control's."""
     rows = []
     for (window, lamb), cells in found.groupby(["window", "lamb"], sort=False):
         row = {
@@ -169,7 +170,7 @@ def figure(frame: pd.DataFrame, panels: Any) -> None:
     failed = 5_000  # where what most seeds do not reach is drawn
     middle = lambda steps: min(float(np.median(steps)), failed)
     found = found.assign(x=found["alone"].map(middle), y=found["filtered"].map(middle))
-    colours = {0: GREY, 100: "C1", 50: "C2", 25: "C3"}
+    colours = {0: GREY, 100: GREEN, 50: ORANGE, 25: BLUE}
     ticks = {500: "500", 1_000: "1,000", 2_000: "2,000", failed: "most fail"}
     for axes, (title, cells) in zip(panels, found.groupby(["lr", "weight_decay"]), strict=True):
         axes.plot([500, failed], [500, failed], ":", color="black", linewidth=1)
