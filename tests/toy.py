@@ -1,4 +1,4 @@
-"""A task in one file outside the examples that compiles in no time."""
+"""A task and its methods in one file outside the examples; it compiles in no time."""
 
 import dataclasses
 import sys
@@ -6,16 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from examples.harness.cli import main
-from examples.harness.config import Config, Experiment, Preset, Run
-from examples.harness.optimizers import Filtering, Optimization
+from examples.harness.experiment import Experiment
+from examples.harness.methods import Alpha, Lamb, LearningRate, Tx, WeightDecay, Window
 from examples.harness.task import Task
+from grokfast_jax import grokfast_ema, grokfast_ma
 
 
 @dataclasses.dataclass(frozen=True)
 class Toy(Task):
     """Logistic regression on points that a random plane divides; every third is for validation."""
+
+    thresholds = (0.5, 0.8)
+    max_steps = 80
 
     batch_size: int = 6
     """Points per batch."""
@@ -41,28 +46,22 @@ class Toy(Task):
         return {"loss": loss, "accuracy": ((logit > 0) == (y > 0)).astype(float)}
 
 
-@dataclasses.dataclass(frozen=True)
-class LossToy(Toy):
-    """The same with a loss alone."""
-
-    metric = "loss"
-
-    def metrics(self, params: Any, data: Any, batch: Any) -> dict[str, jax.Array]:
-        return {"loss": super().metrics(params, data, batch)["loss"]}
+def adam(lr: LearningRate = 1e-2, weight_decay: WeightDecay = 0.005) -> Tx:
+    """Adam without a filter."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr))
 
 
-BASE = Config(Toy(), Filtering(filter="ema"), Optimization(lr=1e-2), Run(budget=80))
-EXPERIMENT = Experiment(
-    "toy",
-    {
-        "none": Preset(BASE.replace(filter="none"), "No filter"),
-        "ema": Preset(BASE, "The EMA", controls=("none",)),
-        "ma": Preset(BASE.replace(filter="ma", window_size=7, lamb=5.0), "The MA", controls=("none",)),
-    },
-    default="ema",
-    thresholds=(0.5, 0.8),
-)
-LOSS = Experiment("toy", {"loss": Preset(dataclasses.replace(BASE, task=LossToy()), "A loss alone")}, default="loss")
+def ema(lr: LearningRate = 1e-2, weight_decay: WeightDecay = 0.005, alpha: Alpha = 0.98, lamb: Lamb = 2.0) -> Tx:
+    """The EMA before Adam."""
+    return optax.chain(grokfast_ema(alpha, lamb), adam(lr, weight_decay))
+
+
+def ma(lr: LearningRate = 1e-2, weight_decay: WeightDecay = 0.005, window_size: Window = 7, lamb: Lamb = 5.0) -> Tx:
+    """The MA before Adam."""
+    return optax.chain(grokfast_ma(window_size, lamb), adam(lr, weight_decay))
+
+
+EXPERIMENT = Experiment("tests.toy", Toy(), {"ema": ema, "ma": ma, "adam": adam}, default="ema")
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT))

@@ -122,7 +122,7 @@ class Experiment:
     def method(self, name: str) -> Method:
         """A method by its name, or by that of its function, as keys have it."""
         functions = {base(method).__name__: base(method) for method in self.methods.values()}
-        return (functions | dict(self.methods))[nearest("the method", name, [*self.methods, *functions])]
+        return (functions | dict(self.methods))[nearest("the method", name, {**self.methods, **functions})]
 
     def run(self, method: str | None = None, task: Task | None = None, **settings: Any) -> Run:
         """A run of a method by name; settings are fields of `Run` and hyperparameters."""

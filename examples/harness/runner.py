@@ -60,6 +60,7 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
       resume: Whether to continue.
     """
     started = time.perf_counter()
+    find_experiment(experiment.name)  # as examples.resume will
     batch_size = run.task.batch_size
     divides = options.devices >= 1 and batch_size % options.devices == 0
     require(divides, "devices", f"a divisor of the batch size ({batch_size})", options.devices)
@@ -172,7 +173,6 @@ def open_folder(experiment: Experiment, run: Run, options: Options, data: str, *
     where = {name: getattr(run.task, name) for name in ("data_dir",) if hasattr(run.task, name)}
     about = {"experiment": experiment.name, **run.key, **where, **kept, "data": data}
     if not resume:
-        find_experiment(experiment.name)  # as examples.resume will
         return RunFolder.create(options.out or new_path(experiment, run), about)
     assert options.out is not None
     folder = RunFolder.open(options.out)

@@ -1,0 +1,232 @@
+"""The command line: a method with its hyperparameters, the flags of a run, plain messages, exit codes."""
+
+import dataclasses
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import optax
+import pytest
+
+from examples import resume
+from examples.harness import runner
+from examples.harness.cli import main, parse
+from examples.harness.engine import product
+from examples.harness.errors import RunInterruptedError, UsageError, UserError, plain_errors
+from examples.harness.experiment import Experiment, Run, find_experiment
+from examples.harness.methods import Static, Tx, hyperparams
+from examples.harness.run_folder import RunFolder
+from examples.harness.runner import Options, stored
+
+from . import toy
+
+ROOT = Path(__file__).parents[1]
+
+
+def words(text):
+    return parse(toy.EXPERIMENT, text.split())
+
+
+def refused(text, capsys, experiment=toy.EXPERIMENT):
+    """What a command line that cannot be read is answered with."""
+    try:
+        status = main(experiment, text.split())
+    except SystemExit as error:
+        status = error.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert "Traceback" not in printed.out + printed.err
+    return " ".join(printed.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "given", "rule"),
+    [
+        ("", toy.ema, {}, {}),
+        ("ma", toy.ma, {}, {}),
+        ("--lamb 3 --seed 4", toy.ema, {"lamb": 3.0}, {"seed": 4}),
+        ("ma --lamb 3 --seed 4", toy.ma, {"lamb": 3.0}, {"seed": 4}),
+        ("--seed 4 ma --window-size 3", toy.ma, {"window_size": 3}, {"seed": 4}),
+        ("--max-steps 8 adam --stop-at 0.5 --hold-evals 2", toy.adam, {}, {"max_steps": 8, "stop_at": 0.5}),
+        ("--stop-at None ema --alpha 0.5", toy.ema, {"alpha": 0.5}, {"stop_at": None}),
+    ],
+)
+def test_flags_stand_before_or_after_the_methods_name(line, method, given, rule):
+    run, options = words(line)
+    assert (run.task, run.method) == (toy.Toy(), method)
+    assert run.hyperparams == hyperparams(method, **given)
+    assert {name: getattr(run, name) for name in rule} == rule
+    assert run.hold_evals == (2 if "hold" in line else 0)
+    assert options == Options()
+
+
+def test_task_and_options_are_flags_too():
+    run, options = words("ma --examples 40 --out x --devices 2 --checkpoint-every 3 --matmul-precision default")
+    assert run.task == toy.Toy(examples=40)
+    assert options == Options(out=Path("x"), devices=2, checkpoint_every=3, matmul_precision="default")
+
+
+def test_a_partial_has_other_defaults_and_the_same_flags():
+    methods = {"ema": toy.ema, "strong": functools.partial(toy.ema, lamb=9.0)}
+    experiment = Experiment("tests.toy", toy.Toy(), methods, default="strong")
+    for line, lamb in (("", 9.0), ("strong", 9.0), ("strong --lamb 1", 1.0), ("ema", 2.0), ("--lamb 3", 3.0)):
+        (expected,) = product(toy.Toy(), toy.ema, lamb=lamb)
+        assert parse(experiment, line.split())[0].key == expected.key
+
+
+def test_hyperparameters_of_every_kind_are_flags():
+    def kinds(
+        lr: float = 0.1, b1: Static = 0.9, nesterov: bool = False, name: str = "a", size: int | None = None
+    ) -> Tx:
+        del name, size
+        return optax.adam(lr, b1, nesterov=nesterov)
+
+    experiment = Experiment("tests.toy", toy.Toy(), {"kinds": kinds}, default="kinds")
+    run, _ = parse(experiment, ["kinds", "--lr", "1", "--b1", "0.5", "--nesterov", "--name", "b", "--size", "3"])
+    assert run.hyperparams == {"lr": 1.0, "b1": 0.5, "nesterov": True, "name": "b", "size": 3}
+    assert run.traced == {"lr": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("adam --lamb 2", ["Unrecognized", "--lamb", "ema --help", "ma --help"]),
+        ("ma --alpha 0.1", ["Unrecognized", "--alpha", "ema --help"]),
+        ("--window-size 3", ["Unrecognized", "--window-size", "ma --help"]),
+        ("--alpha 0.5 ma", ["Cannot select subcommand 'ma'", "'--alpha' belongs to the default subcommand 'ema'"]),
+    ],
+)
+def test_a_flag_of_another_method_is_refused_and_the_method_that_has_it_named(line, parts, capsys):
+    message = refused(line, capsys)
+    assert all(part in message for part in parts)
+    assert ("ma --help" in message.replace("ema --help", "")) == ("ma --help" in parts)
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("adan", "the method must be one of ema, ma, adam, got 'adan'; did you mean adam?"),
+        ("--seed 1 adan", "Unrecognized options: adan"),
+        ("--lamb x", "--lamb"),
+        ("--seed", "--seed"),
+        ("--x 1", "--x"),
+        ("--matmul-precision half", "--matmul-precision"),
+    ],
+)
+def test_what_cannot_be_read_is_named(line, part, capsys):
+    assert part in refused(line, capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--alpha 1", r"--alpha must be in \[0, 1\), got 1.0"),
+        ("ma --window-size 0", "--window-size must be at least 1, got 0"),
+        ("--lr -1", "--lr must be a finite number of at least 0, got -1.0"),
+        ("--weight-decay -1", "--weight-decay must be a finite number of at least 0, got -1.0"),
+        ("--lamb nan", "--lamb must be a finite number, got nan"),
+        ("--max-steps 0", "--max-steps must be at least 1, got 0"),
+        ("--hold-evals -1", "--hold-evals must be at least 0, got -1"),
+        ("--stop-at 95", r"--stop-at must be in \(0, 1\], or None, got 95.0"),
+        ("--seed -1", r"--seed must be in \[0, 2\*\*32\), got -1"),
+        ("--batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("--checkpoint-every 0", "--checkpoint-every must be at least 1, got 0"),
+        ("--devices 4", r"--devices must be a divisor of the batch size \(6\), got 4"),
+        ("--measure x", r"--measure must be left out, for tests.toy has no measure, got x"),
+    ],
+)
+def test_bad_values_make_no_folder(line, message, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match=message):
+        runner.train(toy.EXPERIMENT, *words(f"{line} --out {out}"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_the_methods_and_groups_the_flags(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(toy.EXPERIMENT, ["--help"])
+    text = capsys.readouterr().out
+    assert "Logistic regression on points that a random plane divides" in text
+    assert "Example: python -m tests.toy ema --seed 1 --out runs/my-run" in text
+    assert "ma             The MA before Adam." in text
+    groups = [text.index(f"{name} options") for name in ("task", "rule", "options")]
+    assert groups == sorted(groups)
+    with pytest.raises(SystemExit, match="0"):
+        main(toy.EXPERIMENT, ["ma", "--help"])
+    text = capsys.readouterr().out
+    assert "--window-size INT" in text
+    assert "--alpha" not in text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder that holds nothing but the configuration of a run."""
+    experiment = dataclasses.replace(toy.EXPERIMENT, measures={"some": None})  # type: ignore
+    run, options = parse(experiment, ["ma", "--seed", "3", "--window-size", "5", "--measure", "some"])
+    options = dataclasses.replace(options, out=tmp_path / "run", checkpoint_every=7)
+    return runner.open_folder(experiment, run, options, "data", resume=False).path
+
+
+def test_a_folder_holds_its_run(folder):
+    experiment, run, options = stored(folder)
+    assert experiment is toy.EXPERIMENT
+    assert run == Run(toy.Toy(), toy.ma, hyperparams(toy.ma, window_size=5), seed=3, max_steps=80)
+    assert options == Options(out=folder, measure="some", checkpoint_every=7)
+    assert RunFolder.open(folder).config["data"] == "data"
+
+
+def test_resume_changes_the_rule_and_where_it_runs_but_nothing_else(folder, capsys):
+    flags = ["--max-steps", "160", "--stop-at", "0.5", "--hold-evals", "2", "--devices", "3"]
+    (_, before, options), (_, after, new_options) = stored(folder), resume.parse([str(folder), *flags])
+    assert after == dataclasses.replace(before, max_steps=160, stop_at=0.5, hold_evals=2)
+    assert new_options == dataclasses.replace(options, devices=3)
+    assert resume.parse([str(folder)])[1:] == (before, options)
+    with pytest.raises(UsageError, match=r"--data-dir has no effect, because tests\.toy reads no files; leave it out"):
+        resume.parse([str(folder), "--data-dir", "."])
+    for flags in (["--lamb", "3"], ["--seed", "1"], ["--out", "x"], ["ma"]):
+        with pytest.raises(SystemExit, match="2"):
+            resume.parse([str(folder), *flags])
+        assert flags[0] in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"nowhere is not a run folder \(it has no config.json\); start a run there"):
+        resume.parse(["nowhere"])
+
+
+def test_an_experiment_is_a_name_or_an_importable_module(tmp_path):
+    assert find_experiment("modular").name == "modular"
+    assert find_experiment("tests.toy") is toy.EXPERIMENT
+    for name in ("foo", "json", "tests.nothing"):
+        with pytest.raises(UsageError, match=rf"must be one of imdb, .*, or an importable module .* got '{name}'"):
+            find_experiment(name)
+    with pytest.raises(UsageError, match=r"got 'modula' .*; did you mean modular\?"):
+        find_experiment("modula")
+    lost = dataclasses.replace(toy.EXPERIMENT, name="toy")  # a run of it could not be continued
+    with pytest.raises(UsageError, match="got 'toy'"):
+        runner.train(lost, *words(f"--out {tmp_path / 'run'}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_errors_give_a_message_and_a_status(capsys):
+    def fail(error):
+        raise error
+
+    assert plain_errors(lambda: fail(UserError("what to do"))) == 1
+    assert capsys.readouterr().err == "error: what to do\n"
+    assert plain_errors(lambda: fail(OSError(28, "No space left on device", "x.csv"))) == 1
+    assert "x.csv: No space left on device" in capsys.readouterr().err
+    assert plain_errors(lambda: fail(UsageError("how to"))) == 2
+    for error in (KeyboardInterrupt(), RunInterruptedError("interrupted after step 3")):
+        capsys.readouterr()
+        assert plain_errors(lambda error=error: fail(error)) == 130
+        assert capsys.readouterr().err.startswith("interrupted")
+    assert plain_errors(lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
+        plain_errors(lambda: fail(ZeroDivisionError()))
+
+
+def test_exit_codes_and_a_closed_pipe():
+    toy_command = f"{sys.executable} -m tests.toy"
+    command = f"{toy_command} --lr -1; echo $?; {toy_command} --help | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "error: --lr must be a finite number of at least 0, got -1.0\n"
+    assert done.stdout == "2\nusage: python -m tests.toy [-h] [OPTIONS] [{ema,ma,adam}]\n"
