@@ -10,13 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
 import grokfast_jax
-from benchmarks import RESULTS
-from benchmarks.study import statistics
-from benchmarks.study.methods import Variant
-from benchmarks.study.statistics import Results
+from benchmarks.study import find_study
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -142,18 +140,27 @@ def test_half_lives_and_ages_are_those_of_the_filters():
 
 
 def test_the_results_of_the_readme_are_those_of_the_study():
-    results = Results.load(RESULTS / "study")
-    tuned = statistics.all_tuned(results)["adamw-1"]
-    names = ("ema", "adam-0.00167", "ma+adamw-1", "adamw-1")
-    methods = [*(Variant(name, {}) for name in names), tuned, Variant("fastest", {})]
-    (rows,) = [table for table in tables((ROOT / "README.md").read_text()) if "steps" in table[0][1]]
-    assert [[cell.strip() for cell in row[1:]] for row in rows[2:]] == [
-        [
-            f"{np.median(steps):,.0f} ({steps.min():,.0f} to {steps.max():,.0f})",
-            f"{np.isinf(steps).sum()} of {len(steps)}",
-        ]
-        for steps in (results.reported(variant)["first_step"].to_numpy(float) for variant in methods)
+    frame = pd.concat([find_study(name).results().frame() for name in ("mod97", "mod97_tuned")])
+    frame = frame[(frame["operation"] == "multiplication") & (frame["train_fraction"] == 0.5) & (frame["seed"] < 8)]
+    frame = frame[(frame["embedding_std"] == 1.0) & (frame["hold_evals"] == 50)]
+    published = {"alpha": 0.98, "lamb": 2.0}
+    settings = [
+        {"method": "ema", "lr": 0.001, "weight_decay": 0.005, **published},
+        {"method": "adam", "lr": 0.001, "weight_decay": 0.00167},
+        {"method": "ma_adamw", "lr": 0.001, "weight_decay": 1.0, "window_size": 100, "lamb": 5.0},
+        {"method": "adamw", "lr": 0.001, "weight_decay": 1.0},
+        {"method": "adamw", "lr": 0.003, "weight_decay": 1.0},
+        {"method": "fastest", "lr": 0.06, "weight_decay": 0.3},
     ]
+    (rows,) = [table for table in tables((ROOT / "README.md").read_text()) if "steps" in table[0][1]]
+    expected = []
+    for setting in settings:
+        runs = frame[np.logical_and.reduce([frame[name] == value for name, value in setting.items()])]
+        steps = runs.drop_duplicates("seed")["steps_to_95"].to_numpy()
+        assert len(steps) == 8, setting
+        middle = f"{np.median(steps):,.0f} ({steps.min():,.0f} to {steps.max():,.0f})"
+        expected.append([middle, f"{np.isinf(steps).sum()} of {len(steps)}"])
+    assert [[cell.strip() for cell in row[1:]] for row in rows[2:]] == expected
 
 
 def test_every_public_name_is_on_the_api_page():
