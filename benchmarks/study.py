@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks import RESULTS
-from examples.harness.engine import Measure, Reduce, Results
+from examples.harness.engine import Measure, Observe, Reduce, Results
 from examples.harness.errors import UsageError
 from examples.harness.experiment import Run
 
@@ -38,6 +38,7 @@ class Study:
         ones depend on; they are then trained first.
       measure: Numbers of task, state and data at every evaluation.
       reduce: What is stored of each of these; by default all of them, in order.
+      observe: Function of all states of a run, for what takes several of them.
       keep_curves: Whether the records of every evaluation are stored.
     """
 
@@ -45,6 +46,7 @@ class Study:
     runs: Callable[[Results], Iterable[Run]]
     measure: Measure | None = None
     reduce: Reduce = list
+    observe: Observe | None = None
     keep_curves: bool = False
     tables: dict[str, Table] = dataclasses.field(default_factory=dict)
     figures: dict[str, Drawing] = dataclasses.field(default_factory=dict)
@@ -52,7 +54,8 @@ class Study:
     def results(self, folder: Path = RESULTS, *, trains: bool = False) -> Results:
         """The results in a folder."""
         path = folder / f"{self.name}.jsonl"
-        kept = {"measure": self.measure, "reduce": self.reduce, "keep_curves": self.keep_curves}
+        names = ("measure", "reduce", "observe", "keep_curves")
+        kept = {name: getattr(self, name) for name in names}
         return Results(path, trains=trains, **kept)
 
     def train(self, folder: Path = RESULTS) -> Results:

@@ -1,9 +1,9 @@
 """Fourier circuits: measures of what a model of modular arithmetic has learned, pure and jit-able.
 
-A model that has grokked adds angles, as a clock does. It embeds x and y as points on circles, cos and sin of 2πk/n times
-their indices in a cycle of n elements, for a few key frequencies k. From these its neurons compute cos and sin of the
-sum of the angles, and the logit of an answer is highest where the answer's own angle is that sum (Nanda et al. 2023,
-arXiv 2301.05217).
+A model that has grokked adds angles, as a clock does. It embeds x and y as points on circles, cos and sin of 2πk/n
+times their indices in a cycle of n elements, for a few key frequencies k. Its neurons compute cos and sin of the sum of
+these angles, and the logit of an answer is highest where the answer's own angle is that sum (Nanda et al. 2023, arXiv
+2301.05217).
 
 Addition and subtraction mod p use the cycle 0, 1, ..., p - 1 of n = p elements. Multiplication and division use the
 powers g^0, g^1, ..., g^(p-2) of a primitive root g, n = p - 1 elements, because g^i g^j = g^(i+j) (arXiv 2606.17399).
@@ -76,7 +76,7 @@ def mean_over_pairs(table_ijx: jax.Array, sign: int) -> jax.Array:
 
 
 def one_sided(n: int, dtype: Any) -> jax.Array:
-    """How many of the frequencies k and n - k differ: 2, or 1 for k = n/2; (k,)."""
+    """The number of frequencies among k and n - k: 2, or 1 for k = n/2; (k,)."""
     return jnp.where(2 * jnp.arange(1, n // 2 + 1) == n, 1, 2).astype(dtype)
 
 
@@ -197,9 +197,9 @@ def logits_of_all_pairs(task: "Modular", params: Any, cycle: Cycle) -> jax.Array
 def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = None) -> dict[str, jax.Array]:
     """All measures of a model.
 
-    Key frequencies are those with `logit_coefficients` of at least `KEY_CORRELATION`. A model that memorises has few: its
-    restricted loss is about log p, and its excluded loss is the training loss. The fewest frequencies that hold 90 % of
-    the embedding's power would not do: a memorising model needs nearly all. Z_K of nearly all frequencies is the mean
+    Key frequencies are those with `logit_coefficients` of at least `KEY_CORRELATION`. A model that memorises has few:
+    its restricted loss is about log p, and its excluded loss is the training loss. The `dominant_frequencies` of the
+    embedding are no substitute: in a memorising model they are nearly all. Z_K of nearly all frequencies is the mean
     over the pairs with the same answer, half of which are memorised, and its restricted loss falls without a clock.
 
     Args:
@@ -211,9 +211,9 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
     Returns:
       Arrays (k,): `is_key`, the mask; `share`, the embedding's `power_shares`; `logit_coefficients`. Numbers:
       `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the other cycle;
-      `key_frequencies` and `embedding_frequencies`, the sizes of the two sets; `logit_share`, the sum of the squared
-      `logit_coefficients` of key frequencies; `logit_scale`, the root mean square of the logits less each pair's mean;
-      `effective_rank` of the embedding; `norm_LAYER`.
+      `key_frequencies` and `embedding_frequencies`, the numbers of key and of dominant frequencies; `logit_share`, the
+      sum of the squared `logit_coefficients` of key frequencies; `logit_scale`, the root mean square of the logits less
+      each pair's mean; `effective_rank` of the embedding; `norm_LAYER`.
 
     Raises:
       UsageError: p is 2, where the multiplicative cycle has one element.
@@ -249,10 +249,10 @@ def metrics(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
     return {name: value for name, value in measured.items() if value.ndim == 0} | shares | logits
 
 
-def picture(rows: Sequence[Row], title: str) -> "Figure":
-    """A run's accuracy, its losses with nothing but the clock and without it, and the spectrum of its embedding.
+def plot(rows: Sequence[Row], title: str) -> "Figure":
+    """A run's accuracy, its restricted and excluded losses, and the spectrum of its embedding.
 
-    Coloured are the frequencies that are key in the last record with measures, each in one colour throughout.
+    The frequencies that are key in the last record with measures are coloured, each in one colour throughout.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -263,36 +263,32 @@ def picture(rows: Sequence[Row], title: str) -> "Figure":
     measured = [row for row in rows if "circuit_gini" in row]
     steps, last = [row["step"] for row in measured], measured[-1]
     curve = lambda name: [row[f"circuit_{name}"] for row in measured]
-    by_share = sorted(
-        range(1, 1 + sum(name.startswith("circuit_share_") for name in last)), key=lambda k: -last[f"circuit_share_{k}"]
-    )
-    keys = [k for k in by_share if last[f"circuit_logit_{k}"] >= KEY]
-    colour = {k: colormaps["viridis"](0.9 * i / max(1, len(keys) - 1)) for i, k in enumerate(keys)}
+    share = {int(name.split("_")[-1]): last[name] for name in last if name.startswith("circuit_share_")}
+    by_share = sorted(share, key=lambda k: -share[k])
+    keys = [k for k in by_share if last[f"circuit_logit_{k}"] >= KEY_CORRELATION]
+    colours = dict.fromkeys(by_share, "lightgrey")
+    colours |= {k: colormaps["viridis"](0.9 * i / max(1, len(keys) - 1)) for i, k in enumerate(keys)}
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     (accuracy, losses), (shares, spectrum) = figure.subplots(2, 2)
     plots.draw_curves(accuracy, rows, "accuracy")
-    losses.plot(steps, curve("restricted_loss"), label="restricted: the clock alone, all pairs", color="#0072B2")
-    losses.plot(steps, curve("excluded_loss"), label="excluded: all else, training pairs", color="#D55E00")
+    losses.plot(steps, curve("restricted_loss"), label="restricted: the clock alone, all pairs", color=plots.BLUE)
+    losses.plot(steps, curve("excluded_loss"), label="excluded: all else, training pairs", color=plots.ORANGE)
     # Both cycles of a prime p have (p - 1) / 2 frequencies.
-    losses.axhline(math.log(2 * len(by_share) + 1), color="grey", linestyle=":", label="chance")
+    losses.axhline(math.log(2 * len(share) + 1), color="grey", linestyle=":", label="chance")
     losses.set(ylabel="cross-entropy", ylim=(0, None))
     for k in reversed(by_share):
-        shares.plot(steps, curve(f"share_{k}"), color=colour.get(k, "lightgrey"), linewidth=1.5 if k in colour else 0.6)
+        shares.plot(steps, curve(f"share_{k}"), color=colours[k], linewidth=1.5 if k in keys else 0.6)
     shares.set(ylim=(0, None))
     for axes in (losses, shares):
         axes.set(xlabel="optimizer steps", xscale="log")
         plots.number_steps(axes, steps)
         axes.grid(alpha=0.3)
     losses.legend(fontsize="small")
-    spectrum.bar(
-        range(len(by_share)),
-        [last[f"circuit_share_{k}"] for k in by_share],
-        color=[colour.get(k, "lightgrey") for k in by_share],
-    )
-    keys_shown = f"key: {', '.join(map(str, keys))}" if keys else "none is key"
-    spectrum.set(xlabel=f"frequencies by share at step {int(last['step']):,}\n{keys_shown}", xticks=[])
+    spectrum.bar(range(len(share)), [share[k] for k in by_share], color=[colours[k] for k in by_share])
+    key_text = f"key: {', '.join(map(str, keys))}" if keys else "no key frequency"
+    spectrum.set(xlabel=f"frequencies by share at step {int(last['step']):,}\n{key_text}", xticks=[])
     for axes in (shares, spectrum):
         axes.set(ylabel="share of embedding power (%)")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=None))
@@ -300,36 +296,41 @@ def picture(rows: Sequence[Row], title: str) -> "Figure":
 
 
 def circle_points(task: "Modular", stages: Sequence[Any], k: int) -> np.ndarray:
-    """Where the embeddings of a cycle lie in the plane of the last one's circle of frequency k: (stage, n, 2).
+    """The embeddings of a cycle projected onto the plane of the circle of frequency k: (stage, n, 2).
 
     `stages` are parameters at several times. The plane is spanned by Σ_j cos(2πjk/n) E_j and Σ_j sin(2πjk/n) E_j of the
     last, k < n/2. Each stage is centred, and scaled to a root mean square distance of 1 from the centre.
     """
-    numbers = Cycle.of(task.p, task.operation).numbers
-    embeddings = [np.asarray(params["token"], np.float64)[numbers] for params in stages]
-    angle = 2 * np.pi * k * np.arange(len(numbers)) / len(numbers)
+    elements = Cycle.of(task.p, task.operation).elements
+    embeddings = [np.asarray(params["token"], np.float64)[elements] for params in stages]
+    angle = 2 * np.pi * k * np.arange(len(elements)) / len(elements)
     plane, sides = np.linalg.qr(embeddings[-1].T @ np.stack([np.cos(angle), np.sin(angle)], axis=1))
     points = np.stack([(e - e.mean(axis=0)) @ (plane * np.sign(np.diag(sides))) for e in embeddings])
     return points / np.sqrt(np.mean(np.sum(points**2, axis=-1), axis=-1))[:, None, None]
 
 
-def circles(points: np.ndarray, titles: Sequence[str], k: int) -> "Figure":
-    """A strip of pictures of `circle_points`, a panel a stage.
+def draw_circles(panels: Any, points: np.ndarray, titles: Sequence[str], k: int) -> None:
+    """Draw `circle_points`, a stage on each of the axes.
 
     Lines join the elements in the order of their angles, which the colours show.
     """
-    from matplotlib.figure import Figure
-
     angle = k * np.arange(points.shape[1]) / points.shape[1] % 1
     order = np.argsort(angle, kind="stable")
-    figure = Figure(figsize=(3 * len(points), 3.9), layout="constrained")
-    figure.suptitle(f"The numbers' embeddings on the circle of frequency {k}", fontsize="medium")
-    for axes, xy, title in zip(np.ravel(figure.subplots(1, len(points))), points, titles, strict=True):
+    for axes, xy, title in zip(np.ravel(panels), points, titles, strict=True):
         axes.plot(*xy[[*order, order[0]]].T, color="grey", linewidth=0.4, alpha=0.6)
         axes.scatter(*xy.T, c=angle, cmap="twilight", s=18, edgecolors="grey", linewidths=0.3, zorder=2)
-        axes.set_title(title, fontsize="small")
+        axes.set_title(title, fontsize="medium")
         axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.2, 2.2), ylim=(-2.2, 2.2))
+
+
+def circles(points: np.ndarray, titles: Sequence[str], k: int) -> "Figure":
+    """A figure of `draw_circles`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(points), 3.9), layout="constrained")
+    figure.suptitle(f"The numbers' embeddings on the circle of frequency {k}", fontsize="medium")
+    draw_circles(figure.subplots(1, len(points)), points, titles, k)
     return figure
 
 
-MEASURE = Measure(columns, picture, every=5)  # 0.39 of a chunk's matrix products at the defaults: 8 % of a run's
+MEASURE = Measure(metrics, plot, every=5)  # 0.39 of a chunk's matrix products at the defaults: 8 % of a run's

@@ -13,17 +13,12 @@ if TYPE_CHECKING:
     from .modular import Block, Decoder
 
 # Suffixes name the axes: b example, l position, q position that is read out, m position that is attended to, d channel,
-# h head or channel of an LSTM's state, k channel of a head, c key or value, f channel of the MLP, n block of positions.
+# h head or channel of an LSTM's state, k channel of a head, c key or value, n block of positions.
 Cache = list[jax.Array]  # keys and values of earlier positions, block by block: (b, l, c, h, k)
 
 
 def answer_logits(model: "Decoder", tokens_bl: jax.Array, *, prefixes: int) -> jax.Array:
-    """The logits of `model(tokens_bl)[:, -1]`, (b, v), of examples whose first two tokens have few values."""
-    return answer_logits_and_neurons(model, tokens_bl, prefixes=prefixes)[0]
-
-
-def answer_logits_and_neurons(model: "Decoder", tokens_bl: jax.Array, *, prefixes: int) -> tuple[jax.Array, jax.Array]:
-    """The logits of `model(tokens_bl)[:, -1]`, (b, v), and the neurons of the last MLP that lead to them, (b, f).
+    """The logits of `model(tokens_bl)[:, -1]`, (b, v), of examples whose first two tokens have few values.
 
     Nothing but the last position is read out, so the last block computes queries, MLP and head there alone. What comes
     first does not see what follows, so it is computed once for each value: the first token is below `prefixes`, and the
@@ -31,25 +26,24 @@ def answer_logits_and_neurons(model: "Decoder", tokens_bl: jax.Array, *, prefixe
     computed once for each pair of these.
     """
     first = jnp.arange(prefixes)
-    *_, cache = _decode(model, jnp.stack([first, jnp.broadcast_to(tokens_bl[0, 1], first.shape)], axis=-1))
+    _, cache = _decode(model, jnp.stack([first, jnp.broadcast_to(tokens_bl[0, 1], first.shape)], axis=-1))
     past = [kv_bmchk[tokens_bl[:, 0]] for kv_bmchk in cache]
-    return _decode(model, tokens_bl[:, 2:], past)[:2]
+    return _decode(model, tokens_bl[:, 2:], past)[0]
 
 
-def _decode(model: "Decoder", tokens_bl: jax.Array, past: Cache | None = None) -> tuple[jax.Array, jax.Array, Cache]:
-    """Logits of the token after the last position, the neurons there, and the cache with `past`, what came before."""
+def _decode(model: "Decoder", tokens_bl: jax.Array, past: Cache | None = None) -> tuple[jax.Array, Cache]:
+    """Logits of the token after the last position, and the cache with `past`, what came before."""
     first, length = past[0].shape[1] if past else 0, tokens_bl.shape[1]
     x_bld = model.token[...][:, None] + model.position[None, first : first + length]  # of every token, for the table
-    cache, neurons = [], []
+    cache = []
     for i, block in enumerate(model.blocks):
         readout = 1 if i == len(model.blocks) - 1 else length
         projected = _project(block, x_bld, readout if i else length)
         if i == 0:
             projected = jax.tree.map(lambda table: table[tokens_bl, jnp.arange(length)[None]], projected)
-        x_bld, neurons_bqf, kv_bmchk = _block(block, projected, past[i] if past else None, readout)
-        neurons.append(neurons_bqf)
+        x_bld, kv_bmchk = _block(block, projected, past[i] if past else None, readout)
         cache.append(kv_bmchk)
-    return model.head(model.ln(x_bld[:, -1])), neurons[-1][:, -1], cache
+    return model.head(model.ln(x_bld[:, -1])), cache
 
 
 class Projected(NamedTuple):
@@ -69,10 +63,8 @@ def _project(block: "Block", x_bld: jax.Array, readout: int) -> Projected:
     return Projected(x_bld, q_bqhk, _apply(block.attention.key_value, x_bld).reshape(b, length, 2, *per_head))
 
 
-def _block(
-    block: "Block", projected: Projected, past: jax.Array | None, readout: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Stream and neurons at the last `readout` positions, and the keys and values of all positions so far."""
+def _block(block: "Block", projected: Projected, past: jax.Array | None, readout: int) -> tuple[jax.Array, jax.Array]:
+    """The stream at the last `readout` positions, and the keys and values of all positions so far."""
     kv_bmchk = projected.kv_blchk if past is None else jnp.concatenate([past, projected.kv_blchk], axis=1)
     q_bqhk = projected.q_bqhk[:, -readout:]
     scores_bhqm = jnp.einsum("bqhk,bmhk->bhqm", q_bqhk, kv_bmchk[:, :, 0]) / q_bqhk.shape[-1] ** 0.5
@@ -81,8 +73,7 @@ def _block(
     y_bqhk = jnp.einsum("bhqm,bmhk->bqhk", weights_bhqm, kv_bmchk[:, :, 1])
     x_bqd = projected.x_bld[:, -readout:]
     x_bqd = x_bqd + _apply(block.attention.out, y_bqhk.reshape(x_bqd.shape))
-    neurons_bqf = _gelu(_apply(block.up, block.ln2(x_bqd)))
-    return x_bqd + _apply(block.down, neurons_bqf), neurons_bqf, kv_bmchk
+    return x_bqd + _apply(block.down, _gelu(_apply(block.up, block.ln2(x_bqd)))), kv_bmchk
 
 
 def _gelu(x: jax.Array) -> jax.Array:

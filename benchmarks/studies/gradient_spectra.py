@@ -1,0 +1,218 @@
+"""At which frequencies is the power of gradients, and what of it do the filters let pass?
+
+The gradients of 4,096 random parameters are recorded while mod 97 is trained. Their power spectrum is measured in
+windows of 500 steps, before the training pairs are memorised and after.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import scipy.signal
+from matplotlib import colormaps
+
+from benchmarks import views
+from benchmarks.study import Study
+from examples import modular
+from examples.harness import plots
+from examples.harness.engine import Results, four_digits, product
+from examples.harness.experiment import Run
+from examples.harness.methods import Lamb, LearningRate, WeightDecay
+from examples.harness.records import Row
+from examples.harness.tables import markdown, median_and_range
+from examples.harness.task import Data
+from examples.harness.train import TrainState
+from examples.modular import Modular
+from grokfast_jax import ema, frequency_response, impulse_response, lfilter, moving_average
+
+CHUNK = Modular().steps  # steps between two evaluations
+WINDOW = 500  # steps
+PARAMETERS = 4_096
+EDGE = 0.01  # cycles per step: the first zero of the mean of 100 gradients
+
+
+def record_gradients(length: int) -> optax.GradientTransformation:
+    """Leave gradients as they are, and keep those of the last `length` steps, the step n in row n mod length."""
+
+    def init(params: Any) -> dict[str, Any]:
+        return {
+            "row": jnp.zeros((), jnp.int32),
+            "recorded": jax.tree.map(lambda p: jnp.zeros((length, *p.shape)), params),
+        }
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        recorded = jax.tree.map(lambda rows, g: rows.at[state["row"]].set(g), state["recorded"], updates)
+        return updates, {"row": (state["row"] + 1) % length, "recorded": recorded}
+
+    return optax.GradientTransformation(init, update)
+
+
+def recorded_ema(
+    lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.005, lamb: Lamb = 2.0
+) -> optax.GradientTransformation:
+    """Grokfast-EMA before Adam, which with λ 0 is Adam alone; records the gradients between two evaluations."""
+    return optax.chain(record_gradients(CHUNK), modular.ema(lr, weight_decay, lamb=lamb))
+
+
+def runs(results: Results) -> Iterator[Run]:
+    """Adam without and with weight decay, and the EMA."""
+    del results
+    for setting in ({"lamb": 0.0, "weight_decay": 0.0}, {"lamb": 0.0}, {}):
+        yield from product(Modular(), recorded_ema, **setting, seed=range(3), max_steps=3_000, stop_at=None)
+
+
+@jax.jit
+def chosen(recorded: Any, index: jax.Array) -> jax.Array:
+    """The recorded gradients of some parameters, numbered through all arrays: (steps, parameters)."""
+    return jnp.concatenate([rows.reshape(len(rows), -1) for rows in jax.tree.leaves(recorded)], axis=1)[:, index]
+
+
+def observe(run: Run, history: Iterator[tuple[Row, TrainState]], data: Data) -> dict[str, Any]:
+    """The spectrum of the gradients in each window, their root mean square, and the accuracies at its end."""
+    del data
+    total = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(run.task.init, jax.random.key(0))))
+    index = jax.random.choice(jax.random.key(run.seed), total, (min(PARAMETERS, total),), replace=False)
+    windows, gradients = [], []
+    for row, state in history:
+        gradients.append(np.array(chosen(optax.tree_utils.tree_get(state.opt_state, "recorded"), index)))
+        if len(gradients) == WINDOW // CHUNK:
+            signals, gradients = np.concatenate(gradients).astype(np.float64), []
+            f, power = spectrum(signals)
+            windows.append(
+                {
+                    "rms": four_digits(np.sqrt(np.mean(signals**2))),
+                    "slow_share": round(slow_share(f, power), 5),
+                    **{f"window_{part}_accuracy": round(row[f"{part}_accuracy"], 4) for part in ("train", "val")},
+                    "power": [float(f"{p:.3g}") for p in power],
+                }
+            )
+    return {name: [window[name] for window in windows] for name in windows[0]} if windows else {}
+
+
+STUDY = Study("gradient_spectra", runs, observe=observe)
+
+
+def spectrum(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies, and the mean power of signals (steps, signals) at each, of a sum of 1; their means are kept."""
+    steps = len(gradients)
+    hann = np.sin(np.pi * np.arange(steps) / steps)[:, None] ** 2
+    power = np.mean(np.abs(np.fft.rfft(hann * gradients, axis=0)) ** 2, axis=1)
+    return np.fft.rfftfreq(steps), power / power.sum()
+
+
+def slow_share(f: np.ndarray, power: np.ndarray) -> float:
+    """The share of the power below `EDGE`."""
+    return float(power[f < EDGE].sum() / power.sum())
+
+
+def successive_cosine(f: np.ndarray, power: np.ndarray) -> float:
+    """The cosine of the angle between the gradients of successive steps, the mean weighted by their squared norms.
+
+    Σ P cos 2πf / Σ P over positive and negative frequencies (Wiener and Khinchin): 0 for white noise.
+    """
+    both = np.where((f == 0) | (f == 0.5), power, 2 * power)
+    return float(both @ np.cos(2 * np.pi * f) / both.sum())
+
+
+def sampling_noise(signals: int = 512) -> np.ndarray:
+    """Gradients of a window that differ only by which examples are in a batch: (steps, signals).
+
+    Each example's gradient is constant, and their mean is 0; the batches are drawn as in training.
+    """
+    task, rng = Modular(), np.random.default_rng(0)
+    examples = rng.normal(size=(task.train_size, signals))
+    examples -= examples.mean(axis=0)
+    starts = range(0, task.train_size, task.batch_size)
+    epochs = [rng.permutation(examples) for _ in range(WINDOW // task.steps)]
+    return np.array([epoch[i : i + task.batch_size].mean(axis=0) for epoch in epochs for i in starts])
+
+
+def by_method(frame: Any) -> dict[str, Any]:
+    """The runs of each method, by its name in words."""
+    parts = {}
+    for (lamb, decay), part in frame.groupby(["lamb", "weight_decay"]):
+        parts["EMA + " * bool(lamb) + "Adam, " + (f"decay {decay:g}" if decay else "no decay")] = part
+    return parts
+
+
+def row_of(method: str, window: int, slow: Sequence[float], powers: Sequence[Any], *accuracies: Sequence[float]) -> Any:
+    """A row of the table: what the seeds of a method have in a window."""
+    spread = lambda values, form: median_and_range(np.array(values), form) if len(values) else ""
+    frequencies = np.fft.rfftfreq(WINDOW)
+    return {
+        "method": method,
+        "seeds": str(len(powers)),
+        "steps": f"{window * WINDOW:,} to {(window + 1) * WINDOW - 1:,}",
+        "power below 0.01 (%)": spread([100 * x for x in slow], ".2g"),
+        "cosine of successive gradients": spread([successive_cosine(frequencies, np.array(x)) for x in powers], ".2f"),
+    } | {
+        f"{part} accuracy at the end (%)": spread([100 * x for x in values], ".0f")
+        for part, values in zip(("training", "validation"), accuracies, strict=True)
+    }
+
+
+@STUDY.table
+def table(frame: pd.DataFrame) -> str:
+    """The slow share of the power and the cosine of successive gradients, window by window, after sampling noise."""
+    noise = spectrum(sampling_noise())
+    rows = [row_of("sampling noise", 0, [slow_share(*noise)], [noise[1]], [], [])]
+    for name, part in by_method(frame).items():
+        for i in range(len(part["power"].iloc[0])):
+            columns = ("slow_share", "power", "window_train_accuracy", "window_val_accuracy")
+            rows.append(row_of(name, i, *([run[i] for run in part[column]] for column in columns)))
+    return markdown(rows)
+
+
+@STUDY.figure("With weight decay little power is slow", width=8.7, columns=3, sharey=True)
+def figure(frame: pd.DataFrame, panels: Any) -> None:
+    """Power over frequency in each window, the mean of the seeds; a panel per method."""
+    noise = spectrum(sampling_noise())[1]
+    for axes, (name, part) in zip(panels, by_method(frame).items(), strict=True):
+        windows = np.mean(part["power"].tolist(), axis=0)
+        for i, power in enumerate([*windows, noise]):
+            style = {
+                "color": colormaps["viridis"](0.9 * i / max(1, len(windows) - 1)),
+                "label": f"from step {i * WINDOW:,}",
+            }
+            if i == len(windows):
+                style = {"color": "black", "linestyle": "--", "label": "sampling noise"}
+            axes.plot(np.arange(1, len(power)) / WINDOW, power[1:] * len(power), linewidth=0.8, **style)
+        axes.axvline(EDGE, color="grey", linestyle=":", linewidth=0.8)
+        axes.set(xscale="log", yscale="log")
+        axes.set_title(name, fontsize="large")
+        views.label(axes, "cycles per step")
+    views.label(panels[0], "cycles per step", "power (white noise: 1)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+
+
+def filters() -> dict[str, optax.GradientTransformation]:
+    """Low-pass filters; the Butterworth filter has the EMA's cutoff, where half of the power passes."""
+    cutoff = np.arccos(1 - (1 - 0.98) ** 2 / (2 * 0.98)) / (2 * np.pi)
+    butter = cast(tuple[np.ndarray, np.ndarray], scipy.signal.butter(2, 2 * cutoff))
+    return {
+        "EMA α 0.98": ema(0.98),
+        "MA w 100": moving_average(100),
+        "cascade of two EMAs α 0.98": optax.chain(ema(0.98), ema(0.98)),
+        f"Butterworth, order 2, cutoff {cutoff:.4f}": lfilter(*butter),
+    }
+
+
+@STUDY.figure("Both filters of the paper pass only what is slow", width=7.5, columns=2)
+def responses(frame: pd.DataFrame, panels: Any) -> None:
+    """Impulse and frequency responses of the filters."""
+    del frame
+    left, right = panels
+    for (name, tx), colour in zip(filters().items(), plots.COLOURS, strict=False):
+        left.plot(impulse_response(tx, 250), label=name, color=colour, linewidth=2)
+        f, response = frequency_response(tx, 4096, frequencies=np.geomspace(1e-4, 0.5, 2000))
+        right.plot(f, np.abs(response), color=colour, linewidth=2)
+    views.label(left, "steps after the gradient", "weight of the gradient")
+    views.label(right, "cycles per step", "gain")
+    right.set(xscale="log", yscale="log", ylim=(1e-4, 1.5))
+    left.figure.legend(loc="outside lower center", ncols=2, frameon=False)
