@@ -11,8 +11,6 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # a name in single backquotes is code, and a link where it is documented
 html_theme = "furo"
-html_static_path = ["static"]
-html_css_files = ["site.css"]
 html_title = f"{project} {version}"
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
