@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from examples.harness.methods import Method, base, hyperparams
 from examples.harness.plots import BLUE, GREY, ORANGE, claim
-from examples.harness.tables import markdown
+from examples.harness.tables import markdown, median_and_range
 
 from .statistics import interval, paired
 
@@ -95,6 +95,24 @@ def summary(groups: Mapping[str, pd.DataFrame] | Iterable[tuple[Mapping[str, str
     """
     items = [({"method": k}, v) for k, v in groups.items()] if isinstance(groups, Mapping) else groups
     rows = [{**cells, **outcome_cells(runs)} for cells, runs in items if len(runs)]
+    return markdown(rows) if rows else MISSING
+
+
+def ranges(groups: Mapping[str, pd.DataFrame], columns: Mapping[str, tuple[str, float, str]]) -> str:
+    """A table with the median and the range over the seeds of each group of runs; groups without runs are left out.
+
+    Args:
+      groups: Frames by the method's label.
+      columns: By title, the name of a column of the frames, the factor of its values, and how they are formatted.
+    """
+    rows = []
+    for name, runs in groups.items():
+        row: dict[str, Any] = {"method": name, "seeds": len(runs)}
+        if len(runs):
+            for title, (column, factor, form) in columns.items():
+                values = factor * runs[column].to_numpy(float)
+                row[title] = median_and_range(np.where(np.isinf(values), np.nan, values), form)
+            rows.append(row)
     return markdown(rows) if rows else MISSING
 
 
