@@ -1,5 +1,6 @@
 """Programs that many tests train with are compiled once."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,15 +9,15 @@ PROGRAMS: dict[Any, Any] = {}
 FITTED: dict[Any, Any] = {}
 
 
-@pytest.fixture
-def shared_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reuse, in runs and sweeps of a test, the programs that earlier tests compiled; they are pure functions."""
+@pytest.fixture(scope="module")
+def shared_programs() -> Iterator[None]:
+    """Reuse, in runs and sweeps of a module, the programs that earlier tests compiled; they are pure functions."""
     from examples.harness import engine, runner, train  # tests of the library alone run without what these need
 
-    def program(run: Any, **options: Any) -> train.Program:
-        key = run.program_key, *options.values()
+    def program(run: Any, *, devices: int = 1, precision: train.Precision = "float32") -> train.Program:
+        key = run.program_key, devices, precision
         if key not in PROGRAMS:
-            PROGRAMS[key] = train.program(run, **options)
+            PROGRAMS[key] = train.program(run, devices=devices, precision=precision)
         return PROGRAMS[key]
 
     def fitted(program: train.Program, hyper: Any, key: Any) -> train.Program:
@@ -24,6 +25,8 @@ def shared_programs(monkeypatch: pytest.MonkeyPatch) -> None:
             FITTED[program] = train.fitted(program, hyper, key)
         return FITTED[program]
 
-    monkeypatch.setattr(runner, "program", program)
-    monkeypatch.setattr(runner, "fitted", fitted)
-    monkeypatch.setattr(engine, "program", program)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "program", program)
+        patch.setattr(runner, "fitted", fitted)
+        patch.setattr(engine, "program", program)
+        yield

@@ -13,35 +13,38 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from examples.harness import loop, optimizers, plots
-from examples.harness.cli import main, parse
-from examples.harness.errors import RunInterruptedError, UsageError, UserError, plain_errors
+from examples import resume
+from examples.harness import loop, plots, runner
+from examples.harness.cli import parse
+from examples.harness.engine import product
+from examples.harness.errors import RunInterruptedError, UserError, plain_errors
+from examples.harness.experiment import Measure
 from examples.harness.files import commit, write_whole
 from examples.harness.loop import evaluations, stack
-from examples.harness.optimizers import Filtering, Optimization, describe, make_filter, make_tx
-from examples.harness.records import step_reached, to_row
+from examples.harness.records import is_finished, outcome, steps_to, to_row
 from examples.harness.run_folder import RunFolder, read_config
-from examples.harness.runner import train
+from examples.harness.runner import stored, train
 from examples.harness.train import keys, program
-from grokfast_jax import grokfast_ma
 
 from . import toy
 
-pytestmark = pytest.mark.usefixtures("lenient")
+pytestmark = pytest.mark.usefixtures("lenient", "shared_programs")
 
 
-def toy_main(*argv, experiment=toy.EXPERIMENT):
-    train(experiment, *parse(experiment, [str(word) for word in argv]))
+def start(*argv, experiment=toy.EXPERIMENT):
+    return train(experiment, *parse(experiment, [str(word) for word in argv]))
+
+
+def go_on(*argv):
+    return train(*resume.parse([str(word) for word in argv]), resume=True)
 
 
 def parameters(folder):
-    """What the last checkpoint of a run folder holds."""
-    base = toy.EXPERIMENT.base
-    config = base.replace(**{name: value for name, value in read_config(folder).items() if name in base.flat()})
-    state = program(config.task).init(config.hyper, jax.random.key(config.run.seed))
+    """The state in the last checkpoint of a run folder."""
+    _, run, _ = stored(folder)
+    state = runner.program(run).init(run.traced, jax.random.key(run.seed))
     return RunFolder.open(folder).restore(state)
 
 
@@ -51,20 +54,20 @@ def assert_same_run(folder, expected):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(shared_programs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with jax.numpy_dtype_promotion("standard"):
-        toy_main("--preset", "ma", "--out", folder)
+        start("ma", "--out", folder)
     return folder
 
 
-def test_a_run_leaves_its_configuration_metrics_picture_and_checkpoint(undisturbed, capsys):
+def test_a_run_leaves_its_configuration_metrics_picture_and_checkpoint(undisturbed):
     lines = (undisturbed / "metrics.csv").read_text().splitlines()
     assert lines[0] == "step,train_loss,train_accuracy,val_loss,val_accuracy"
     assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(4, 84, 4))
     assert (undisturbed / "curves.png").read_bytes().startswith(b"\x89PNG")
     config = read_config(undisturbed)
-    assert (config["filter"], config["window_size"], config["experiment"]) == ("ma", 7, "toy")
+    assert (config["method"], config["window_size"], config["experiment"]) == ("ma", 7, "tests.toy")
     assert config["versions"]["jax"] == jax.__version__
     assert parameters(undisturbed).chunk == 20
     files = {"config.json", "metrics.csv", "curves.png", "checkpoints", ".lock"}
@@ -73,9 +76,9 @@ def test_a_run_leaves_its_configuration_metrics_picture_and_checkpoint(undisturb
 
 
 def test_the_same_command_gives_the_same_run(undisturbed, tmp_path):
-    toy_main("--preset", "ma", "--out", tmp_path / "again")
+    start("ma", "--out", tmp_path / "again")
     assert_same_run(tmp_path / "again", undisturbed)
-    toy_main("--preset", "ma", "--out", tmp_path / "other", "--seed", 1)
+    start("ma", "--out", tmp_path / "other", "--seed", 1)
     assert (tmp_path / "other" / "metrics.csv").read_text() != (undisturbed / "metrics.csv").read_text()
 
 
@@ -99,12 +102,12 @@ def test_a_killed_run_is_resumed_bit_for_bit(records, torn, undisturbed, tmp_pat
         patch.setattr(RunFolder, "append", append_until_killed)
         if records < 20:
             with pytest.raises(Killed):
-                toy_main("--preset", "ma", "--out", folder, "--checkpoint-every", 3)
+                start("ma", "--out", folder, "--checkpoint-every", 3)
         else:
-            toy_main("--preset", "ma", "--out", folder, "--checkpoint-every", 3)
+            start("ma", "--out", folder, "--checkpoint-every", 3)
     with (folder / "metrics.csv").open("ab") as file:
         file.write(torn)
-    toy_main("--resume", folder)
+    go_on(folder)
     assert_same_run(folder, undisturbed)
 
 
@@ -120,224 +123,197 @@ def test_an_interrupted_run_is_resumed_bit_for_bit(number, undisturbed, tmp_path
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "to_row", to_row_and_interrupt)
-        with pytest.raises(RunInterruptedError, match=f"interrupted after step 28; continue with --resume {folder}"):
-            toy_main("--preset", "ma", "--out", folder)
+        message = rf"interrupted after step 28; continue with python -m examples\.resume {folder}"
+        with pytest.raises(RunInterruptedError, match=message):
+            start("ma", "--out", folder)
     assert signal.getsignal(number) is before
     assert (folder / "curves.png").exists()
     assert len((folder / "metrics.csv").read_text().splitlines()) == 8
-    toy_main("--resume", folder)
+    go_on(folder)
     assert_same_run(folder, undisturbed)
 
 
 @pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("checkpoint_every", "limit"), [(1000, 600), (2, 600), (2, 300)])
-def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_path, capsys):
+def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_path, monkeypatch, capsys):
     """A limit on the size of files stands for the full disk: a record, or a checkpoint, is cut off in the middle."""
     folder = tmp_path / "full"
     assert (undisturbed / "metrics.csv").stat().st_size > 600
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    toy_main("--preset", "ma", "--out", folder, "--budget", 80, "--stop-at", 0.01)
+    start("ma", "--out", folder, "--max-steps", 4, "--checkpoint-every", checkpoint_every)
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RunFolder, "update_config", lambda self, changes: None)
-            flags = ["--resume", folder, "--stop-at", "None", "--checkpoint-every", checkpoint_every]
-            status = plain_errors(lambda: toy_main(*flags))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "update_config", lambda self, changes: None)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            status = plain_errors(lambda: go_on(folder, "--max-steps", 80))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
     messages = capsys.readouterr().err
     assert "error: " in messages
     assert "Traceback" not in messages
     assert "ile too large" in messages
-    assert "--resume" in messages
-    toy_main("--resume", folder, "--stop-at", "None")
+    assert "python -m examples.resume" in messages
+    go_on(folder, "--max-steps", 80)
     assert_same_run(folder, undisturbed)
 
 
 def test_an_existing_folder_is_left_alone(undisturbed, tmp_path):
     content = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"whole exists already; continue its run with --resume .*whole, or"):
-        toy_main("--out", undisturbed)
+    message = r"whole exists already; continue its run with python -m examples\.resume .*whole, or"
+    with pytest.raises(UserError, match=message):
+        start("ma", "--out", undisturbed)
     assert content == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     (tmp_path / "empty").mkdir()
-    toy_main("--out", tmp_path / "empty", "--budget", 4)
+    start("ma", "--out", tmp_path / "empty", "--max-steps", 4)
     assert (tmp_path / "empty" / "metrics.csv").exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"file is a file; choose another --out"):
-        toy_main("--out", tmp_path / "file")
+    with pytest.raises(UserError, match=r"file is a file; choose another --out"):
+        start("ma", "--out", tmp_path / "file")
     with pytest.raises(UserError, match=r"cannot make .*run: (Not a directory|File exists); choose another --out"):
-        toy_main("--out", tmp_path / "file" / "run")
+        start("ma", "--out", tmp_path / "file" / "run")
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     with pytest.raises(UserError, match=r"cannot make .*run: Permission denied; choose another --out"):
-        toy_main("--out", tmp_path / "run")
+        start("ma", "--out", tmp_path / "run")
 
 
-def test_resume_refuses_what_it_cannot_go_on_with(undisturbed, tmp_path):
-    with pytest.raises(UserError, match=r"whole holds a run of toy; continue it by python -m examples.toy --resume"):
-        toy_main("--resume", undisturbed, experiment=dataclasses.replace(toy.EXPERIMENT, name="other"))
-    with pytest.raises(UsageError, match="--preset starts a run and --resume continues one"):
-        toy_main("--resume", undisturbed, "--preset", "none")
+def test_a_run_without_out_gets_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = start("ma", "--seed", 3, "--max-steps", 4)
+    assert folder.path.parts[0] == "runs"
+    assert folder.path.name.startswith("tests.toy-ma-seed3-")
+    assert (folder.path / "metrics.csv").exists()
 
 
 def test_resume_refuses_other_data(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path / "run")
-    split = toy.Toy.split
     with monkeypatch.context() as patch:
+        split = toy.Toy.split
         patch.setattr(toy.Toy, "split", lambda *a: split(*a) | {"y": 1 - split(*a)["y"]})
+        patch.setattr(runner, "program", program)
+        patch.setattr(runner, "fitted", lambda program, *_: program)
         with pytest.raises(UserError, match=r"the data are not those that the run in .*run was started with; pass the"):
-            toy_main("--resume", tmp_path / "run", "--budget", 120)
-    assert_same_run(tmp_path / "run", undisturbed)
-    toy_main("--resume", tmp_path / "run", "--budget", 120)
-
-
-def test_what_may_change_on_resume_is_kept(undisturbed, tmp_path):
-    toy_main("--preset", "ma", "--out", tmp_path / "run", "--budget", 8)
-    toy_main("--resume", tmp_path / "run", "--budget", 80)
-    toy_main("--resume", tmp_path / "run")
-    assert read_config(tmp_path / "run") == read_config(undisturbed)
+            go_on(tmp_path / "run", "--max-steps", 120)
     assert_same_run(tmp_path / "run", undisturbed)
 
 
-def test_resume_takes_the_flags_of_the_run(undisturbed, tmp_path):
-    with pytest.raises(UserError, match=r"--lamb is 5.0 in the run in .*whole and must stay so, got 3.0; start"):
-        toy_main("--resume", undisturbed, "--lamb", 3)
-    with pytest.raises(UserError, match=r"is no run folder \(it has no config.json\)"):
-        toy_main("--resume", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="--out starts a run and --resume continues one"):
-        toy_main("--resume", undisturbed, "--out", tmp_path / "x")
-    toy_main("--preset", "ma", "--out", tmp_path / "longer", "--budget", 120)
-    shutil.copytree(undisturbed, tmp_path / "resumed")
-    toy_main("--resume", tmp_path / "resumed", "--budget", 120)
-    assert_same_run(tmp_path / "resumed", tmp_path / "longer")
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--alpha", "1"], r"--alpha must be in \[0, 1\), got 1.0"),
-        (["--window-size", "0"], "--window-size must be at least 1, got 0"),
-        (["--preset", "ma", "--stride", "2"], r"--stride must be a divisor of --window-size \(7\), got 2"),
-        (["--lr", "-1"], "--lr must be a finite number of at least 0, got -1.0"),
-        (["--weight-decay", "-1"], "--weight-decay must be a finite number of at least 0, got -1.0"),
-        (["--beta2", "1"], r"--beta2 must be in \[0, 1\), got 1.0"),
-        (["--budget", "0"], "--budget must be at least 1, got 0"),
-        (["--stop-at", "95"], r"--stop-at must be in \(0, 1\], or None, got 95.0"),
-        (["--seed", "-1"], r"--seed must be in \[0, 2\*\*32\), got -1"),
-        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1, got 0"),
-        (["--lamb", "nan"], "--lamb must be a finite number, got nan"),
-        (["--devices", "4"], r"--devices must be a divisor of the batch size \(6\), got 4"),
-        (["--filter", "none", "--lamb", "3"], "--lamb has no effect with --filter none; leave it out, or choose"),
-        (
-            ["--filter", "ma", "--alpha", "0.5", "--start", "zero"],
-            "--alpha, --start have no effect with --filter ma; leave them out",
-        ),
-        (["--stride", "2"], "--stride has no effect with --filter ema; leave it out, or choose --filter ma"),
-        (["--no-collect"], "--no-collect has no effect without --filter-from; leave it out"),
-    ],
-)
-def test_bad_values_make_no_folder(flags, message, tmp_path):
-    with pytest.raises(UsageError, match=message):
-        toy_main("--out", tmp_path / "run", *flags)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "flags", [["--filter", "foo"], ["--preset", "foo"], ["--lamb", "x"], ["--preset"], ["--x", "1"]]
-)
-def test_flags_that_cannot_be_read_name_themselves(flags, capsys):
-    try:
-        status = main(toy.EXPERIMENT, flags)
-    except SystemExit as error:
-        status = error.code
-    text = capsys.readouterr()
-    assert status == 2
-    assert flags[0] in text.out + text.err
-
-
-def test_help_says_what_each_preset_is_and_groups_the_flags(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(toy.EXPERIMENT, ["--help"])
-    text = capsys.readouterr().out
-    assert "Example: python -m examples.toy --preset none" in text
-    assert "ma    The MA: Grokfast-MA w 7 λ 5, Adam weight decay 0.005" in text
-    groups = [text.index(f"{name} options") for name in ("task", "filtering", "optimization", "run", "output")]
-    assert groups == sorted(groups)
-
-
-def test_another_filter_says_which_numbers_it_keeps(capsys):
-    parse(toy.EXPERIMENT, ["--filter", "ma"])
-    assert "note: --filter ma keeps --lamb 2 and --weight-decay 0.005 of the preset ema" in capsys.readouterr().err
-    for flags in (["--filter", "ma", "--lamb", "5"], ["--filter", "none"], ["--preset", "ma"]):
-        parse(toy.EXPERIMENT, flags)
-        assert not capsys.readouterr().err
-
-
-def test_plain_errors_give_a_message_and_a_status(capsys):
-    def fail(error):
-        raise error
-
-    assert plain_errors(lambda: fail(UserError("what to do"))) == 1
-    assert capsys.readouterr().err == "error: what to do\n"
-    assert plain_errors(lambda: fail(OSError(28, "No space left on device", "x.csv"))) == 1
-    assert "x.csv: No space left on device" in capsys.readouterr().err
-    assert plain_errors(lambda: fail(UsageError("how to"))) == 2
-    for error in (KeyboardInterrupt(), RunInterruptedError("interrupted after step 3")):
-        capsys.readouterr()
-        assert plain_errors(lambda error=error: fail(error)) == 130
-        assert capsys.readouterr().err.startswith("interrupted")
-    assert plain_errors(lambda: None) == 0
-    with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
-        plain_errors(lambda: fail(ZeroDivisionError()))
+def test_a_finished_run_goes_on_to_more_steps(undisturbed, tmp_path):
+    start("ma", "--out", tmp_path / "run", "--max-steps", 8)
+    go_on(tmp_path / "run", "--max-steps", 80)
+    go_on(tmp_path / "run")  # which is finished
+    now, expected = ({**read_config(path), "commit": "", "checksum": ""} for path in (tmp_path / "run", undisturbed))
+    assert now == expected
+    assert_same_run(tmp_path / "run", undisturbed)
 
 
 def test_a_non_finite_loss_stops_the_run_and_names_the_step(tmp_path):
     # Adam's first step has the size of the learning rate, so the second loss overflows.
     with pytest.raises(UserError, match=r"no longer finite at step 2; .*run. Try a smaller --lr or --lamb"):
-        toy_main("--out", tmp_path / "run", "--lr", "3e38", "--optimizer", "adamw", "--lr-warmup", "0")
+        start("ma", "--out", tmp_path / "run", "--lr", "3e38")
 
 
-def test_a_run_stops_once_the_accuracy_is_reached_and_held(tmp_path, capsys):
-    toy_main("--out", tmp_path / "whole", "--budget", 400)
-    rows = RunFolder.open(tmp_path / "whole")
-    rows.restore(parameters(tmp_path / "whole"))
+def test_a_run_stops_once_the_accuracy_is_reached_and_followed(undisturbed, tmp_path, capsys):
+    folder = RunFolder.open(undisturbed)
+    folder.restore(parameters(undisturbed))
+    reached = steps_to(folder.rows, 0.8, "accuracy")
+    assert reached is not None
+    at_it = [row["val_accuracy"] >= 0.8 for row in folder.rows if row["step"] > reached]
     for hold in (0, 5):
-        reached = step_reached(rows.rows, 0.9, hold)
-        toy_main("--out", tmp_path / f"stop{hold}", "--budget", 400, "--stop-at", 0.9, "--hold", hold)
+        start("ma", "--out", tmp_path / f"stop{hold}", "--stop-at", 0.8, "--hold-evals", hold)
         last = (tmp_path / f"stop{hold}" / "metrics.csv").read_text().splitlines()[-1]
         assert int(last.split(",")[0]) == reached + 4 * hold
-        assert f"Validation accuracy reached 90.0% after {reached} steps and " in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f"Validation accuracy reached 80.0% after {reached} steps" in printed
+        assert (f"was at it in {sum(at_it[:5])} of the 5 evaluations after that" in printed) == (hold > 0)
+    # Also beyond --max-steps, and when it is resumed
+    start("ma", "--out", tmp_path / "late", "--stop-at", 0.8, "--max-steps", reached)
+    late = go_on(tmp_path / "late", "--hold-evals", 3)
+    assert late.rows == folder.rows[: reached // 4 + 3]
 
 
-def test_step_reached():
-    rows = [{"step": 10 * i, "val_accuracy": a} for i, a in enumerate([0.1, 0.9, 0.8, 0.9, 0.95, 0.9], start=1)]
-    assert step_reached(rows, 0.9) == 20
-    assert step_reached(rows, 0.9, hold=1) == 40
-    assert step_reached(rows, 0.9, hold=2) == 40
-    assert step_reached(rows, 0.9, hold=3) is None
-    assert step_reached(rows, 0.96) is None
-    assert step_reached([], 0.5) is None
-    losses = [{"step": i, "val_loss": loss} for i, loss in enumerate([3.0, 1.0, 2.0, 0.5, 0.4], start=1)]
-    assert (step_reached(losses, 1.0), step_reached(losses, 1.0, hold=1), step_reached(losses, 0.1)) == (2, 4, None)
+ACCURACIES = [0.1, 0.9, 0.8, 0.9, 0.95, 0.9]
+
+
+def rows_of(accuracies):
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    return [{"step": 10 * i} | dict.fromkeys(names, a) for i, a in enumerate(accuracies, start=1)]
+
+
+def test_steps_to_a_threshold():
+    rows = rows_of(ACCURACIES)
+    assert steps_to(rows, 0.9, "accuracy") == 20
+    assert steps_to(rows, 0.91, "accuracy") == 50
+    assert steps_to(rows, 0.96, "accuracy") is None
+    assert steps_to([], 0.5, "accuracy") is None
+    assert steps_to(rows, 0.85, "loss") == 10
+    assert steps_to(rows, 0.05, "loss", "train") is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "end"),
+    [
+        ({}, None),
+        ({"max_steps": 30}, 3),
+        ({"max_steps": 25}, 3),  # rounded up to whole evaluations
+        ({"stop_at": 0.9}, 2),
+        ({"stop_at": 0.9, "hold_evals": 2}, 4),
+        ({"stop_at": 0.9, "hold_evals": 2, "max_steps": 20}, 4),  # the steps are for the runs that do not reach it
+        ({"stop_at": 0.95, "max_steps": 40}, 4),
+        ({"stop_at": 0.9, "hold_evals": 10}, None),
+    ],
+)
+def test_when_a_run_is_finished(rule, end):
+    (run,) = product(toy.Toy(), toy.ma, **{"max_steps": 100, **rule})
+    rows = rows_of(ACCURACIES)
+    finished = [is_finished(run, rows[:i]) for i in range(len(rows) + 1)]
+    first = len(rows) + 1 if end is None else end
+    assert finished[:first] == [False] * first
+    assert all(finished[first : first + 1])
+
+
+def test_the_outcome_of_a_run_by_hand():
+    (run,) = product(toy.Toy(), toy.ma, stop_at=0.9, hold_evals=4)
+    assert outcome(run, rows_of(ACCURACIES)) == {
+        "steps_to_50": 20,
+        "steps_to_80": 20,
+        "fit_steps": 20,
+        "followed_evals": 4,
+        "held_evals": 3,
+        "best_val_accuracy": 0.95,
+        "min_val_loss": 0.1,
+        "last_step": 60,
+        "finite": True,
+    }
+    diverged = [*rows_of([0.1, 0.6]), {**rows_of([0.0] * 3)[-1], "val_loss": float("nan")}]
+    found = outcome(run, diverged)
+    assert (found["finite"], found["last_step"], found["best_val_accuracy"], found["min_val_loss"]) == (
+        False,
+        30,
+        0.6,
+        0.1,
+    )
+    assert (found["steps_to_50"], found["steps_to_80"], found["fit_steps"]) == (20, None, None)
+    assert "held_evals" not in found
+    never = outcome(run, [{**rows_of([0.1])[0], "train_loss": float("inf")}])
+    assert (never["finite"], never["best_val_accuracy"], never["min_val_loss"]) == (False, None, None)
 
 
 def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch):
+    experiment = dataclasses.replace(toy.EXPERIMENT, task=toy.LossToy())
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, _: drawn.append(figure.axes[0]))
-    loss_main = lambda *argv: toy_main(*argv, experiment=toy.LOSS)
-    loss_main("--out", tmp_path / "whole")
-    rows = [line.split(",") for line in (tmp_path / "whole" / "metrics.csv").read_text().splitlines()]
-    assert rows[0] == ["step", "train_loss", "val_loss"]
-    val_loss = [float(row[2]) for row in rows[1:]]
+    whole = start("ma", "--out", tmp_path / "whole", experiment=experiment)
+    assert (tmp_path / "whole" / "metrics.csv").read_text().startswith("step,train_loss,val_loss\n")
+    val_loss = [row["val_loss"] for row in whole.rows]
     assert f"The best validation loss was {min(val_loss):.4g} in 80 steps" in capsys.readouterr().out
     (axes,) = drawn
     assert (axes.get_ylabel(), axes.get_yscale()) == ("loss", "log")
@@ -345,78 +321,39 @@ def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch)
 
     stop_at = val_loss[9] + 1e-6
     reached = 4 * (1 + next(i for i, loss in enumerate(val_loss) if loss <= stop_at))
-    loss_main("--out", tmp_path / "stop", "--stop-at", stop_at)
+    start("ma", "--out", tmp_path / "stop", "--stop-at", stop_at, experiment=experiment)
     assert f"Validation loss reached {stop_at:.4g} after {reached} steps" in capsys.readouterr().out
-    loss_main("--out", tmp_path / "missed", "--stop-at", 1e-9)
+    start("ma", "--out", tmp_path / "missed", "--stop-at", 1e-9, experiment=experiment)
     assert f"did not reach 1e-09: it is {val_loss[-1]:.4g} after 80 steps" in capsys.readouterr().out
 
 
-def test_stride_and_dtype_of_the_ring_reach_the_filter():
-    filtering = Filtering(filter="ma", window_size=6, stride=3, buffer_dtype="bfloat16")
-    filtered, expected = (tx.init(jnp.zeros(2)) for tx in (make_filter(filtering), grokfast_ma(6, stride=3)))
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.uint16 else x, filtered)
-    chex.assert_trees_all_equal_shapes_and_dtypes(wide, expected)
-    assert filtered.lowpass.ring.dtype == jnp.uint16  # the bits of bfloat16
+def test_a_measure_adds_columns_and_a_picture(tmp_path, monkeypatch, undisturbed):
+    from matplotlib.figure import Figure
+
+    seen = []
+    columns = lambda task, params, data: {"norm": jnp.linalg.norm(params["w"]), "points": data["y"].shape[0]}
+    measure = Measure(columns, lambda rows, title: seen.append((rows, title)) or Figure(), every=3)
+    experiment = dataclasses.replace(toy.EXPERIMENT, measures={"size": measure})
+    flags = ("--measure", "size", "--max-steps", 76)
+    folder = start("ma", "--out", tmp_path / "run", *flags, experiment=experiment)
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "step,train_loss,train_accuracy,val_loss,val_accuracy,size_norm,size_points"
+    plain = (undisturbed / "metrics.csv").read_text().splitlines()
+    for i, (line, expected) in enumerate(zip(lines[1:], plain[1:-1], strict=True)):
+        assert line.startswith(expected)
+        assert line.endswith(",30.0" if i % 3 == 0 else ",,")
+    norm = np.linalg.norm(parameters(tmp_path / "run").params["w"])
+    assert folder.rows[18]["size_norm"] == pytest.approx(norm, rel=1e-6)
+    assert (tmp_path / "run" / "size.png").exists()
+    ((rows, title),) = seen
+    assert len(rows) == 19
+    assert title == "tests.toy: ma, lr 0.01, weight_decay 0.005, lamb 5, seed 0"
 
 
-@pytest.mark.parametrize(("start", "second"), [("gradient", 1 / 2), ("zero", 1 / 4), ("debiased", 1 / 3)])
-def test_the_start_of_the_average_reaches_the_filter(start, second):
-    filtering = Filtering(filter="ema", alpha=0.5, lamb=1.0, start=start)
-    tx = make_filter(filtering)
-    _, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
-    out, _ = tx.update(jnp.zeros(2), state)
-    np.testing.assert_allclose(out, second, rtol=1e-6)
-    named = "" if start == "gradient" else f" start {start}"
-    assert describe(filtering, Optimization()) == f"Grokfast-EMA α 0.5 λ 1{named}, Adam weight decay 0.005"
-
-
-@pytest.mark.parametrize("gradient_filter", ["ema", "ma"])
-@pytest.mark.parametrize("collect", [True, False])
-def test_a_filter_switched_on_late_has_collected_or_is_empty(gradient_filter, collect):
-    numbers = {"window_size": 5, "alpha": 0.9, "lamb": 3.0, "fast": 0.5}
-    filtering = Filtering(filter=gradient_filter, **numbers, filter_from=20, collect=collect)
-    tx = make_filter(filtering)
-    grads = jnp.asarray(np.random.default_rng(0).normal(size=(40, 2)), jnp.float32)
-
-    def updates(tx, grads):
-        step = lambda state, g: tx.update(g, state)[::-1]
-        return jax.lax.scan(step, tx.init(grads[0]), grads)[1]
-
-    always = make_filter(dataclasses.replace(filtering, filter_from=0))
-    out = updates(tx, grads)
-    np.testing.assert_array_equal(out[:20], grads[:20])
-    expected = updates(always, grads)[20:] if collect else updates(always, grads[20:])
-    np.testing.assert_allclose(out[20:], expected, rtol=1e-6)
-
-
-def test_clipping_comes_before_the_filter():
-    filtering = Filtering(filter="ema", alpha=0.5, lamb=1.0)
-    tx = make_tx((filtering, Optimization(clip_norm=5.0, optimizer="adamw", weight_decay=0.0)))
-    params = jnp.zeros(2)
-    _, state = tx.update(jnp.array([30.0, 40.0]), tx.init(params), params)
-    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "slow"), [3.0, 4.0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "muon-hidden"])
-def test_muon_on_stacked_arrays_is_muon(optimizer, x64, monkeypatch):
-    shapes = {"blocks": [{"w": (3, 4), "b": (4,)}, {"w": (3, 4), "v": (4, 3), "b": (4,)}], "head": {"w": (4, 3)}}
-
-    def draw(seed):
-        rng = np.random.default_rng(seed)
-        return jax.tree.map(lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda node: isinstance(node, tuple))
-
-    def trained():
-        tx, params = make_tx((Filtering("none"), Optimization(optimizer, 0.1, 0.3))), draw(0)
-        state = tx.init(params)
-        for seed in range(1, 5):
-            updates, state = tx.update(draw(seed), state, params)
-            params = optax.apply_updates(params, updates)
-        return params
-
-    stacked = jax.jit(trained)()
-    monkeypatch.setattr(optimizers, "stacked_muon", optax.contrib.muon)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), stacked, jax.jit(trained)())
-    jax.tree.map(lambda a, b: np.testing.assert_array_less(1e-4, np.abs(a - b).max()), stacked, draw(0))
+def test_what_an_experiment_shows_is_printed_at_the_end(tmp_path, capsys):
+    experiment = dataclasses.replace(toy.EXPERIMENT, show=lambda task, params: f"{task.examples} {params['w'].shape}")
+    start("ma", "--out", tmp_path / "run", experiment=experiment)
+    assert capsys.readouterr().out.splitlines()[-1] == "30 (5,)"
 
 
 def test_records_keep_every_bit_of_a_float32():
@@ -440,21 +377,23 @@ def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "old"
 
 
-@pytest.mark.parametrize("preset", toy.EXPERIMENT.presets)
-def test_vmapped_runs_equal_single_runs_in_one_compilation(preset):
-    """Eight seeds and as many hyperparameters; floating-point sums may be ordered differently, hence 1e-5."""
-    config = toy.EXPERIMENT.preset(preset)
-    each = [jax.random.key(seed) for seed in range(8)]
-    hypers = [config.replace(lamb=0.5 * seed, weight_decay=0.01 * seed).hyper for seed in range(8)]
-    hyper, key = stack(hypers), stack(each)
-    many = program(config.task, example=(hyper, key))
+@pytest.mark.parametrize("method", [toy.ema, toy.ma])
+def test_vmapped_runs_equal_single_runs_in_one_compilation(method):
+    """Four seeds and as many hyperparameters; floating-point sums may be ordered differently, hence 1e-5."""
+    runs = [
+        run
+        for i in range(4)
+        for run in product(toy.Toy(), method, seed=i, lr=0.001 * (1 + i), lamb=i / 2, group_size=4)
+    ]
+    hyper, key = stack([run.traced for run in runs]), stack([jax.random.key(run.seed) for run in runs])
+    many = runner.program(runs[0])
     rows = []
     for _, evaluation in zip(range(10), evaluations(many, hyper, key), strict=False):
         rows.append((evaluation.step, evaluation.rows))
     assert many.advance._cache_size() == 1
-    one = program(config.task)
-    for i in range(8):
-        for (step, found), expected in zip(rows, evaluations(one, hypers[i], each[i]), strict=False):
+    one = runner.program(dataclasses.replace(runs[0], group_size=1))
+    for i, run in enumerate(runs):
+        for (step, found), expected in zip(rows, evaluations(one, run.traced, key[i]), strict=False):
             assert step == expected.step
             for name, value in expected.rows[0].items():
                 np.testing.assert_allclose(found[i][name], value, rtol=1e-5, atol=1e-6)
@@ -464,44 +403,92 @@ def test_vmapped_runs_equal_single_runs_in_one_compilation(preset):
     assert one.advance._cache_size() == 1
 
 
+def lowered(run, **options):
+    """The program of a run or a group of them, lowered for shapes."""
+    made = program(run, **options)
+    hyper, key = run.traced, jax.random.key(0)
+    if run.group_size > 1:
+        hyper, key = stack([hyper] * run.group_size), stack([key] * run.group_size)
+    shared, own = jax.eval_shape(made.draw, key)
+    return made.advance.lower(hyper, key, shared, own, jax.eval_shape(made.init, hyper, key))
+
+
+def test_the_ring_of_a_group_is_updated_in_place():
+    """A counter per run would make the write to the ring a scatter, and the ring of all runs would be copied."""
+    (run,) = product(toy.Toy(), toy.ma, window_size=10_000, group_size=3)
+    compiled = lowered(run).compile()
+    assert "scatter(" not in compiled.as_text()
+    ring = 3 * 6 * 10_001 * 4  # bytes
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes > ring
+    assert memory.temp_size_in_bytes < ring / 10
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, "HIGHEST"), ({"precision": "default"}, "DEFAULT")])
+def test_matrix_products_are_float32_unless_a_flag_says_otherwise(options, expected):
+    (run,) = product(toy.Toy(), toy.adam)
+    products = [line for line in lowered(run, **options).as_text().splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 2
+    assert all(f"precision = [{expected}, {expected}]" in line for line in products)
+
+
+def test_all_shapes_are_static_and_types_a_fixed_point():
+    (run,) = product(toy.Toy(), toy.ma, group_size=3)
+    text = lowered(run).as_text()
+    assert "tensor<?" not in text
+    assert "dynamic_reshape" not in text
+    made = program(run)
+    hyper, key = stack([run.traced] * 3), stack([jax.random.key(0)] * 3)
+    shared, own = jax.eval_shape(made.draw, key)
+    before = jax.eval_shape(made.init, hyper, key)
+    after, _ = jax.eval_shape(made.advance, hyper, key, shared, own, before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
+
+
 def test_a_run_that_diverges_leaves_the_others_of_its_program_alone():
-    config = toy.EXPERIMENT.preset("none").replace(optimizer="adamw", lr_warmup=0)
-    hypers = [config.hyper, config.replace(lr=3e38).hyper]
-    hyper, key = stack(hypers), stack([jax.random.key(0)] * 2)
-    evaluation = next(evaluations(program(config.task, example=(hyper, key)), hyper, key))
-    assert evaluation.diverged_at == [None, 2]
-    alone = next(evaluations(program(config.task), hypers[0], jax.random.key(0)))
+    runs = product(toy.Toy(), toy.ema, lr=[0.01, 3e38, 0.02, 1e38], group_size=4)
+    hyper, key = stack([run.traced for run in runs]), stack([jax.random.key(0)] * 4)
+    evaluation = next(evaluations(runner.program(runs[0]), hyper, key))
+    assert evaluation.diverged_at == [None, 2, None, 2]
+    alone = next(
+        evaluations(runner.program(dataclasses.replace(runs[0], group_size=1)), runs[0].traced, jax.random.key(0))
+    )
     assert alone.diverged_at == [None]
     np.testing.assert_allclose(evaluation.rows[0]["val_loss"], alone.rows[0]["val_loss"], rtol=1e-5)
 
 
 def test_a_chunk_is_the_plain_loop():
     """The loop against ten lines of Python that do the same."""
-    config = toy.EXPERIMENT.preset("ma")
-    task, key, tx = config.task, jax.random.key(3), make_tx(config.hyper)
-    params, data = task.init(keys(key).init), task.split({}, keys(key).split)
-    opt_state = tx.init(params)
-    for chunk, evaluation in zip(range(3), evaluations(program(task), config.hyper, key), strict=False):
-        batches = task.batches(data, jax.random.fold_in(keys(key).batch, chunk))
-        correct, losses = [], []
-        for step in range(task.steps):
-            batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
-            x, y = data["x"][batch["index"]], data["y"][batch["index"]]
-            weight = batch["weight"]
+    (run,) = product(toy.Toy(), toy.ma, seed=3)
+    task, key, tx, compiled = run.task, jax.random.key(3), toy.ma(), runner.program(run)
+    data, params = compiled.draw(key)[1], compiled.init(run.traced, key).params
+    opt_state, batches_of = tx.init(params), jax.jit(task.batches)
 
-            def loss_fn(params, x=x, y=y, weight=weight):
-                logit = x @ params["w"] + params["b"]
-                return jnp.sum(weight * (jnp.logaddexp(0.0, logit) - y * logit)) / weight.sum()
+    @jax.jit
+    def step(params, opt_state, batch):
+        x, y, weight = data["x"][batch["index"]], data["y"][batch["index"]], batch["weight"]
 
-            correct += list(((x @ params["w"] + params["b"] > 0) == (y > 0))[weight > 0])
-            loss, grads = jax.value_and_grad(loss_fn)(params)
-            losses.append(loss * weight.sum())
-            updates, opt_state = tx.update(grads, opt_state, params)
-            params = jax.tree.map(jnp.add, params, updates)
-        assert len(correct) == 20
+        def loss_fn(params):
+            logit = x @ params["w"] + params["b"]
+            return jnp.sum(weight * (jnp.logaddexp(0.0, logit) - y * logit)) / weight.sum()
+
+        correct = weight @ ((x @ params["w"] + params["b"] > 0) == (y > 0)).astype(float)
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return jax.tree.map(jnp.add, params, updates), opt_state, correct, loss * weight.sum(), weight.sum()
+
+    records = evaluations(compiled, run.traced, key)
+    for chunk, evaluation in zip(range(3), records, strict=False):
+        batches = batches_of(data, jax.random.fold_in(keys(key).batch, chunk))
+        sums = []
+        for i in range(task.steps):
+            params, opt_state, *found = step(params, opt_state, jax.tree.map(lambda leaf, i=i: leaf[i], batches))
+            sums.append(found)
+        correct, loss, count = np.sum(sums, axis=0)
+        assert count == 20
         (row,) = evaluation.rows
-        np.testing.assert_allclose(row["train_accuracy"], np.mean(correct), rtol=1e-6)
-        np.testing.assert_allclose(row["train_loss"], np.sum(losses) / 20, rtol=1e-5)
+        np.testing.assert_allclose(row["train_accuracy"], correct / 20, rtol=1e-6)
+        np.testing.assert_allclose(row["train_loss"], loss / 20, rtol=1e-5)
         x, y = data["x"][:10], data["y"][:10]
         accuracy = np.mean((x @ params["w"] + params["b"] > 0) == (y > 0))
         np.testing.assert_allclose(row["val_accuracy"], accuracy, rtol=1e-6)
@@ -510,19 +497,23 @@ def test_a_chunk_is_the_plain_loop():
 
 def test_tensorboard_gets_the_records(tmp_path):
     pytest.importorskip("tensorboardX", reason="extra tensorboard is not installed")
-    toy_main("--out", tmp_path / "run", "--budget", 8, "--tensorboard")
+    start("ma", "--out", tmp_path / "run", "--max-steps", 8, "--tensorboard")
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     content = events.read_bytes()
     assert content.count(b"val/accuracy") == content.count(b"train/loss") == 2
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_records_offline_and_on_resume(tmp_path):
     pytest.importorskip("wandb", reason="extra wandb is not installed")
+    folder = str(tmp_path / "run")
     run = f"""
+from examples import resume
 from examples.harness.cli import main
+from examples.harness.runner import train
 from tests import toy
-main(toy.EXPERIMENT, ["--out", {str(tmp_path / "run")!r}, "--budget", "8", "--wandb"])
-main(toy.EXPERIMENT, ["--resume", {str(tmp_path / "run")!r}, "--budget", "16", "--wandb"])
+main(toy.EXPERIMENT, ["--out", {folder!r}, "--max-steps", "8", "--wandb"])
+train(*resume.parse([{folder!r}, "--max-steps", "16"]), resume=True)
 """
     # In a process of its own: wandb leaves threads and sockets whose warnings would fail whatever test comes next.
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB__SERVICE_WAIT": "120"}
@@ -537,7 +528,7 @@ main(toy.EXPERIMENT, ["--resume", {str(tmp_path / "run")!r}, "--budget", "16", "
 def test_a_missing_logger_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"--tensorboard needs the package tensorboardX; pip install 'grokfast_jax\["):
-        toy_main("--out", tmp_path / "run", "--budget", 8, "--tensorboard")
+        start("ma", "--out", tmp_path / "run", "--max-steps", 8, "--tensorboard")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")

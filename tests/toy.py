@@ -46,6 +46,17 @@ class Toy(Task):
         return {"loss": loss, "accuracy": ((logit > 0) == (y > 0)).astype(float)}
 
 
+@dataclasses.dataclass(frozen=True)
+class LossToy(Toy):
+    """The same with a loss alone."""
+
+    metric = "loss"
+    thresholds = ()
+
+    def metrics(self, params: Any, data: Any, batch: Any) -> dict[str, jax.Array]:
+        return {"loss": super().metrics(params, data, batch)["loss"]}
+
+
 def adam(lr: LearningRate = 1e-2, weight_decay: WeightDecay = 0.005) -> Tx:
     """Adam without a filter."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr))
