@@ -93,7 +93,7 @@ def high_lr(frame: pd.DataFrame) -> str:
     sharey=True,
 )
 def figure(frame: pd.DataFrame, panels: Any) -> None:
-    """Seeds that reach 95 % over λ, a line for each filter; hollow where the limit is below that of the gradients."""
+    """Seeds that reach 95 % over λ, a line for each filter; hollow where the filter is unstable."""
     for axes, setting in zip(panels, SETTINGS, strict=True):
         axes.set_title("learning rate {:g}, decay {:g}".format(*setting), fontsize="large", loc="left")
         for i, (window, line) in enumerate(cells(frame, *setting).groupby("window")):

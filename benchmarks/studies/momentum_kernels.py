@@ -1,4 +1,4 @@
-"""Which momentum kernel takes the fewest steps, and where should it stand?
+"""Which momentum kernel reaches 95 % in the fewest steps, and in which place of an optimizer?
 
 A momentum kernel is a low-pass filter of the gradients. Seven shapes with dc gain 1 are compared at four mean ages (in
 steps) on sparse parity, each at five learning rates in three places: before AdamW without a first moment, in place of
@@ -46,13 +46,13 @@ def debiased_ema(age: float) -> Tx:
 
 
 def nesterov_ema(age: float) -> Tx:
-    """Nesterov's form of the EMA, whose mean age is β² / (1 - β)."""
+    """Nesterov's form of the EMA; its mean age is β² / (1 - β)."""
     beta = (math.sqrt(age**2 + 4 * age) - age) / 2
     return parallel((1 - beta, optax.identity()), (beta, ema(beta, start="debiased")))
 
 
 def butterworth(age: float) -> Tx:
-    """The Butterworth filter of second order, whose mean age is its group delay at frequency 0."""
+    """The Butterworth filter of second order; its mean age is the group delay at frequency 0."""
     cutoff = 2 / math.pi * math.atan(1 / (math.sqrt(2) * age))
     return sosfilt(np.asarray(scipy.signal.butter(2, cutoff, output="sos")))
 
@@ -82,7 +82,7 @@ PLACES = {  # weight decay and learning rates
 
 
 def momentum_kernel(lr: float, weight_decay: float, place: str, shape: str, age: Static) -> Tx:
-    """AdamW or Muon with a momentum kernel. Muon trains what is not a matrix by AdamW with its own first moment."""
+    """AdamW or Muon with a momentum kernel. Muon updates vectors by AdamW with its own first moment."""
     schedule, kernel = warmup(lr), SHAPES[shape](age)
     if place == "in Muon":
         matrices = lambda params: jax.tree.map(lambda p: p.ndim == 2, params)
@@ -148,13 +148,13 @@ def at_best_rate(cells: Any) -> Any:
 
 
 def rank_correlation(values: Any, others: Any) -> str:
-    """Spearman's rank correlation; what is infinite ranks last."""
+    """Spearman's rank correlation; infinite values rank last."""
     found: Any = scipy.stats.spearmanr(values, others)
     return f"{found.statistic:.2f}"
 
 
 def explained_share(cells: Any, *columns: str) -> str:
-    """The share of the variance of the logarithm of the steps that lies between groups of equal columns."""
+    """The share of the variance of the logarithm of the steps between groups of equal columns."""
     log = np.log(cells["steps"])
     within = log - log.groupby([cells[name] for name in columns]).transform("mean")
     return f"{1 - within.var() / log.var():.0%}"
@@ -176,7 +176,7 @@ def table(frame: pd.DataFrame) -> str:
 def explained(frame: pd.DataFrame) -> str:
     """By place, how much of the steps the learning rate, the mean age and the newest weight explain.
 
-    Shares are over several kernels of one age, at learning rates at which none of them fails; rank correlations are
+    Shares are over several kernels of one age, at learning rates at which all of them work; rank correlations are
     over all kernels at their best learning rates.
     """
     rows, cells = [], medians(frame)
