@@ -106,9 +106,11 @@ def adamw(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, b1: Static 
     return optax.adamw(lr, b1, weight_decay=weight_decay)
 
 
-def ema(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, alpha: Alpha = 0.98, lamb: Lamb = 2.0) -> Tx:
+def ema(
+    lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, alpha: Alpha = 0.98, lamb: Lamb = 2.0, fast: Fast = 1.0
+) -> Tx:
     """Grokfast-EMA, debiased, before AdamW."""
-    return optax.chain(grokfast_ema(alpha, lamb, start="debiased"), adamw(lr, weight_decay))
+    return optax.chain(grokfast_ema(alpha, lamb, fast=fast, start="debiased"), adamw(lr, weight_decay))
 
 
 def ma(

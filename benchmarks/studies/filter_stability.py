@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import optax
 import pandas as pd
 
 from benchmarks import views
@@ -17,19 +16,12 @@ from benchmarks.study import Study
 from examples import parity
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
-from examples.harness.methods import Tx
 from examples.harness.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 from examples.harness.tables import markdown
-from grokfast_jax import grokfast_ema
 
 SETTINGS = ((0.003, 0.3), (0.003, 1.0), (0.03, 0.3))  # learning rates and weight decays
 COLOURS = {25: BLUE, 50: ORANGE, 100: GREEN, 200: PURPLE, 0: GREY}  # by window; the EMA's is 0
 CAP = 4_000  # steps
-
-
-def ema(lr: float, weight_decay: float, lamb: float, alpha: float = 0.98, fast: float = 1.0) -> Tx:
-    """Grokfast-EMA before AdamW; as in `parity.ma`, the weight of the gradient itself may be traced."""
-    return optax.chain(grokfast_ema(alpha, lamb, fast=fast, start="debiased"), parity.adamw(lr, weight_decay))
 
 
 def runs(results: Results) -> Iterator[Run]:
@@ -39,7 +31,7 @@ def runs(results: Results) -> Iterator[Run]:
         settings = {"lr": lr, "weight_decay": weight_decay, "lamb": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]}
         settings |= {"seed": range(16), "max_steps": CAP, "group_size": 16}
         yield from product(parity.Parity(), parity.ma, window_size=[25, 50, 100, 200], **settings)
-        yield from product(parity.Parity(), ema, **settings)
+        yield from product(parity.Parity(), parity.ema, **settings)
 
 
 STUDY = Study("filter_stability", runs)
