@@ -129,7 +129,7 @@ def follow(run: Run, checkpoint: Path) -> tuple[dict[str, Any], dict[int, np.nda
             bar.update(run.task.steps)
             if ended:
                 break
-    states = {name: points[step] for name, step in named.items()}
+    states = {name: points[step] for name, step in named.items() if name != "end" or step != named.get("C")}
     return {"run": run.key, **outcome(run, rows), "start_norm": norm(points[0]), **pairwise(states)}, points
 
 
@@ -148,8 +148,10 @@ def on_common_axes(followed: list[tuple[dict[str, Any], dict[int, np.ndarray]]])
     """Results of several runs, with their paths on the two principal axes of all points."""
     points = np.stack([point for _, path in followed for point in path.values()])
     left, singular, _ = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
-    own = np.split((left[:, :2] * singular[:2]).round(1), np.cumsum([len(path) for _, path in followed])[:-1])
-    shares = (singular[:2] ** 2 / np.sum(singular**2)).round(4).tolist()
+    own = np.split(
+        (left[:, :2] * singular[:2]).astype(float).round(1), np.cumsum([len(path) for _, path in followed])[:-1]
+    )
+    shares = (singular[:2] ** 2 / np.sum(singular**2)).astype(float).round(4).tolist()
     return [
         result
         | {"path_step": list(path), "path_x": xy[:, 0].tolist(), "path_y": xy[:, 1].tolist(), "axis_shares": shares}
