@@ -25,7 +25,7 @@ from examples.harness.experiment import Run
 from examples.harness.methods import Method
 from examples.harness.plots import BLUE, GREY, ORANGE, PURPLE
 
-Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
+Frame = Any  # pandas.DataFrame; type checkers know nothing of its columns
 SEEDS, FEWER_SEEDS, ABLATION_SEEDS = range(8), range(5), range(3)
 CAP = 5_000
 
@@ -49,8 +49,8 @@ class Entry(NamedTuple):
     controls: tuple[str, ...] = ()  # methods without a filter that tell what the filter adds, the fairest first
 
 
-# By their labels in tables. Adam does not see the scale of its gradients, so amplifying their slow part by 1 + lamb
-# weakens a coupled decay as much: 0.00167 is 0.005 / 3 for the EMA, and 0.01 / 6 for the MA.
+# By their labels in tables. Adam does not see the scale of its gradients: amplifying their slow part by 1 + lamb divides
+# a coupled decay by 1 + lamb. The fair control therefore has 0.00167, 0.005 / 3 for the EMA and 0.01 / 6 for the MA.
 METHODS = {
     "adam": Entry(setting(modular.adam), "Adam"),
     "adam-0.00167": Entry(setting(modular.adam, weight_decay=0.00167), "Adam"),
@@ -284,7 +284,7 @@ def pairs(frame: Frame) -> str:
 def by_setting(
     frame: Frame, settings: Mapping[str, Mapping[str, Run]], controls: Mapping[str, Iterable[str]], hidden: str = ""
 ) -> str:
-    """The methods in each setting; then in each, but for the `hidden` one, those with a filter against controls."""
+    """The methods in each setting; then those with a filter against controls, except in the `hidden` setting."""
     cells = lambda text, label: {"setting": text, "method": f"`{label}`"}
     all_rows = [(cells(text, label), run) for text, by in settings.items() for label, run in by.items()]
     compared_rows = [
@@ -436,7 +436,7 @@ def before_adamw(frame: Frame, axes: Axes) -> None:
 
 @STUDY.figure("Without decay the filters generalise where Adam fails", width=9, height=height(6))
 def without_decay(frame: Frame, axes: Axes) -> None:
-    """Adam at three learning rates, and behind the filters."""
+    """Adam at three learning rates, and with each filter."""
     method_dots(axes, frame, {words(name, run, rate=True): run for name, run in UNDECAYED})
 
 
@@ -448,7 +448,7 @@ def all_methods(frame: Frame, axes: Axes) -> None:
 
 @STUDY.figure("On other operations the filters beat the fair control, too", width=8, height=3.8)
 def other_operations(frame: Frame, axes: Axes) -> None:
-    """Steps behind each filter as a part of those of the fair control, seed by seed."""
+    """Ratio of the steps with each filter to the steps of the fair control, seed by seed."""
     names = []
     pairs = itertools.product(("addition", "subtraction", "division"), (("ema", FILTER), ("ma", PURPLE)))
     for operation, (label, shade) in pairs:
