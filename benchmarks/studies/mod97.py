@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     controls: tuple[str, ...] = ()  # methods without a filter that tell what the filter adds, the fairest first
 
 
-# By their labels in tables. Adam does not see the scale of its gradients: amplifying their slow part by 1 + lamb divides
+# By their labels in tables. Adam does not see the scale of its gradients: amplifying the slow part by 1 + lamb divides
 # a coupled decay by 1 + lamb. The fair control therefore has 0.00167, 0.005 / 3 for the EMA and 0.01 / 6 for the MA.
 METHODS = {
     "adam": Entry(setting(modular.adam), "Adam"),
