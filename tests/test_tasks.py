@@ -1,62 +1,71 @@
-"""What holds of every experiment: its presets and their controls, its data without a network."""
+"""What holds of every experiment: its methods and their defaults, its data without a network."""
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 import requests
 
 from examples import imdb, mnist, qm9, shakespeare
 from examples.harness import downloads
-from examples.harness.config import Experiment, find_experiment, task_names
 from examples.harness.errors import UserError
-from examples.harness.optimizers import describe
+from examples.harness.experiment import Experiment, find_experiment, task_names
+from examples.harness.methods import base, hyperparams, parameters
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_a_preset_with_a_filter_has_controls_without(task):
+def test_every_method_can_be_called_with_its_defaults_and_says_what_it_is(task):
     experiment = find_experiment(task)
     assert isinstance(experiment, Experiment)
     assert experiment.name == task
-    assert experiment.base == experiment.preset(experiment.default)
-    assert json.loads(json.dumps(experiment.base.facts()))["seed"] == 0
-    for preset in experiment.presets.values():
-        filtering, optimization = preset.config.hyper
-        assert describe(filtering, optimization)
-        assert bool(preset.controls) == (filtering.filter != "none")
-        for control in map(experiment.preset, preset.controls):
-            assert control.filtering.filter == "none"
-            assert (control.task, control.optimization.lr) == (preset.config.task, optimization.lr)
+    assert json.loads(json.dumps(experiment.run().key))["seed"] == 0
+    for name, method in experiment.methods.items():
+        assert isinstance(method(**hyperparams(method)), optax.GradientTransformation)
+        assert base(method).__doc__, name
+        assert all(parameter.help for parameter in parameters(method).values()) or task in ("shakespeare",), name
+        assert experiment.method(base(method).__name__) is base(method) or name == base(method).__name__
 
 
 @pytest.mark.parametrize(
-    ("task", "decays", "alpha", "lamb", "others"),
+    ("task", "decays", "filter_numbers", "lr", "fields", "max_steps"),
     [
-        ("mnist", (0.01, 2.0), 0.8, 0.1, {"lr": 1e-3, "budget": 100_000, "batch_size": 200, "init_scale": 8}),
-        (
-            "imdb",
-            (1.0, 10.0),
-            0.98,
-            2.0,
-            {"lr": 3e-4, "budget": 10_000, "batch_size": 50, "clip_norm": 5, "init_scale": 6},
-        ),
-        ("qm9", (0.0, 0.01), 0.9, 1.0, {"lr": 1e-3, "budget": 100_000, "batch_size": 32, "init_scale": 3}),
+        ("mnist", (0.01, 2.0), (0.8, 0.1), 1e-3, {"batch_size": 200, "init_scale": 8}, 100_000),
+        ("imdb", (1.0, 10.0), (0.98, 2.0), 3e-4, {"batch_size": 50, "init_scale": 6}, 10_000),
+        ("qm9", (0.0, 0.01), (0.9, 1.0), 1e-3, {"batch_size": 32, "init_scale": 3}, 100_000),
     ],
 )
-def test_presets_are_filter_and_decay_two_by_two(task, decays, alpha, lamb, others):
-    expected = {"alpha": alpha, "lamb": lamb, "optimizer": "adamw", "beta1": 0.9, "beta2": 0.999, "lr_warmup": 0}
-    expected |= {"clip_norm": None, "stop_at": None, "start": "gradient", "filter_from": 0, **others}
-    presets = find_experiment(task).presets
-    assert {name: preset.controls for name, preset in presets.items()} == {
-        "baseline": (),
-        "filter-only": ("baseline",),
-        "decay-only": (),
-        "paper": ("decay-only",),
-    }
-    for name, (config, _, _) in presets.items():
-        facts = config.flat()
-        assert facts["filter"] == ("ema" if name in ("filter-only", "paper") else "none")
-        assert facts["weight_decay"] == decays[name in ("decay-only", "paper")]
-        assert {key: facts[key] for key in expected} == expected
+def test_methods_are_filter_and_decay_two_by_two(task, decays, filter_numbers, lr, fields, max_steps):
+    experiment = find_experiment(task)
+    assert {name: getattr(experiment.task, name) for name in fields} == fields
+    assert (experiment.task.max_steps, experiment.task.stop_at) == (max_steps, None)
+    for name, method in experiment.methods.items():
+        numbers = hyperparams(method)
+        assert numbers["lr"] == lr
+        assert numbers["weight_decay"] == decays[name in ("decay-only", "paper")]
+        has_filter = name in ("filter-only", "paper")
+        assert base(method).__name__ == ("paper" if has_filter else "baseline")
+        if has_filter:
+            assert (numbers["alpha"], numbers["lamb"]) == filter_numbers
+    assert list(experiment.methods) == ["paper", "decay-only", "filter-only", "baseline"]
+
+
+@pytest.mark.usefixtures("lenient")
+def test_imdb_clips_gradients_before_the_filter():
+    params = {"w": jnp.ones(4)}
+    steps = {}
+    for size in (2.5, 5.0, 500.0):  # per entry; their norm is twice that
+        tx = imdb.paper(weight_decay=0.0)
+        state = tx.init(params)
+        for scale in (1.0, -0.5):  # the first gradient is clipped, the second one too if it is large
+            updates, state = tx.update({"w": jnp.full(4, scale * size)}, state, params)
+        slow = optax.tree_utils.tree_get(state, "slow")
+        steps[size] = np.concatenate([jax.tree.leaves(updates)[0], jax.tree.leaves(slow)[0]])
+    np.testing.assert_allclose(steps[5.0][4:], 0.98 * 2.5 - 0.02 * 2.5, rtol=1e-6)
+    np.testing.assert_allclose(steps[5.0], steps[500.0], rtol=1e-6)
+    assert not np.allclose(steps[2.5], steps[5.0])
 
 
 @pytest.mark.parametrize("module", [mnist, imdb, qm9, shakespeare])
