@@ -148,7 +148,10 @@ def run(sweep: Sweep) -> None:
     """Train what is missing, then report."""
     experiment = find_experiment(sweep.experiment)
     chosen = cells(sweep, experiment)
-    results = Results(sweep.out / "results.jsonl", trains=True, keep_curves=True)
+    path = sweep.out / "results.jsonl"
+    if not path.exists() and sweep.out.exists() and any(sweep.out.iterdir()):
+        raise UsageError(f"{sweep.out} exists already and holds no sweep; choose another --out")
+    results = Results(path, trains=True, keep_curves=True)
     frame = results.of(cell.run for cell in chosen)
     axes = pd.DataFrame([cell.axes for cell in chosen])
     frame = frame.drop(columns=axes.columns, errors="ignore").join(axes)
