@@ -26,10 +26,11 @@ def runs_of(frame: pd.DataFrame, method: Method, free: Sequence[str] = (), **oth
     """The runs of a method: those that have the values of its hyperparameters, but for `free` ones, and of others."""
     wanted = {"method": base(method).__name__, **hyperparams(method), **others}
     wanted = {name: value for name, value in wanted.items() if name not in free}
+    rows: Any = frame
     if wanted.keys() - set(frame):
-        return frame[:0]
+        return rows[:0]
     is_wanted = [frame[name].isna() if value is None else frame[name] == value for name, value in wanted.items()]
-    return frame[np.logical_and.reduce(is_wanted)]
+    return rows[np.logical_and.reduce(is_wanted)]
 
 
 def format_steps(value: float, cap: float) -> str:
@@ -98,20 +99,26 @@ def summary(groups: Mapping[str, pd.DataFrame] | Iterable[tuple[Mapping[str, str
     return markdown(rows) if rows else MISSING
 
 
-def ranges(groups: Mapping[str, pd.DataFrame], columns: Mapping[str, tuple[str, float, str]]) -> str:
+def ranges(
+    groups: Mapping[str, pd.DataFrame] | Iterable[tuple[Mapping[str, str], pd.DataFrame]],
+    columns: Mapping[str, tuple[str, float, str]],
+) -> str:
     """A table with the median and the range over the seeds of each group of runs; groups without runs are left out.
 
     Args:
-      groups: Frames by the method's label.
-      columns: By title, the name of a column of the frames, the factor of its values, and how they are formatted.
+      groups: Frames by the method's label, or pairs of the first cells of a row and a frame.
+      columns: By title, the name of a column of the frames, the factor of its values, and how they are formatted. An
+        infinite value is a run that fails; a cell without numbers is empty.
     """
+    items = [({"method": k}, v) for k, v in groups.items()] if isinstance(groups, Mapping) else groups
     rows = []
-    for name, runs in groups.items():
-        row: dict[str, Any] = {"method": name, "seeds": len(runs)}
+    for cells, runs in items:
         if len(runs):
+            row = {**cells, "seeds": str(len(runs))}
             for title, (column, factor, form) in columns.items():
                 values = factor * runs[column].to_numpy(float)
-                row[title] = median_and_range(np.where(np.isinf(values), np.nan, values), form)
+                failing = np.where(np.isinf(values), np.nan, values)
+                row[title] = "" if np.isnan(values).all() else median_and_range(failing, form)
             rows.append(row)
     return markdown(rows) if rows else MISSING
 
