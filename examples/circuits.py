@@ -10,8 +10,8 @@ powers g^0, g^1, ..., g^(p-2) of a primitive root g, n = p - 1 elements, because
 Their cos and sin are Dirichlet characters. 0 is not a power of g and is left out. Another primitive root permutes the
 frequencies and changes nothing else.
 
-Suffixes name the axes: n index in the cycle, i and j the indices of x and y, s that of the answer, l that of an answer
-with a logit, v token, d channel, k frequency from 1 to n // 2 (at array index k - 1).
+Suffixes name the axes: n index in the cycle, i and j the indices of x and y, s the index of the answer, l the index of
+a logit's answer, v token, d channel, k frequency from 1 to n // 2 (at array index k - 1).
 """
 
 import math
@@ -38,7 +38,7 @@ KEY_CORRELATION = 0.05  # least correlation of a key frequency with the logits
 
 
 def primitive_root(p: int) -> int:
-    """The smallest g whose powers g^0, ..., g^(p-2) mod p are all numbers from 1 to p - 1; p is prime."""
+    """The smallest g with powers g^0, ..., g^(p-2) mod p that are all numbers from 1 to p - 1; p is prime."""
     return next(g for g in range(1, p) if len({pow(g, j, p) for j in range(p - 1)}) == p - 1)
 
 
@@ -70,7 +70,7 @@ class Cycle(NamedTuple):
 
 
 def mean_over_pairs(table_ijx: jax.Array, sign: int) -> jax.Array:
-    """The mean over the n pairs whose answer has the index s = i + sign j: (s, x)."""
+    """The mean over the n pairs with s = i + sign j mod n: (s, x)."""
     index = np.arange(table_ijx.shape[0])
     return table_ijx[index[:, None], sign * (index - index[:, None]) % len(index)].mean(axis=0)
 
@@ -199,7 +199,7 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
 
     Key frequencies are those with `logit_coefficients` of at least `KEY_CORRELATION`. A model that memorises has few:
     its restricted loss is about log p, and its excluded loss is the training loss. The `dominant_frequencies` of the
-    embedding are no substitute: in a memorising model they are nearly all. Z_K of nearly all frequencies is the mean
+    embedding cannot replace them: in a memorising model they are nearly all. Z_K of nearly all frequencies is the mean
     over the pairs with the same answer, half of which are memorised, and its restricted loss falls without a clock.
 
     Args:

@@ -29,7 +29,8 @@ from . import toy
 pytestmark = pytest.mark.usefixtures("lenient")
 
 OPERATIONS = ("multiplication", "addition", "subtraction", "division")
-TASKS = [(p, operation) for operation in OPERATIONS for p in (11, 97)]
+TASKS = [(11, operation) for operation in OPERATIONS]
+TASKS += [pytest.param(97, operation, marks=pytest.mark.slow) for operation in OPERATIONS]
 by_operation = pytest.mark.parametrize(("p", "operation"), TASKS)
 
 
@@ -224,7 +225,9 @@ def small(operation):
     return task, *jax.device_get(measured())
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    "operation", ["division", *(pytest.param(name, marks=pytest.mark.slow) for name in OPERATIONS[:3])]
+)
 def test_what_is_measured_is_of_the_model_and_its_training_pairs(operation):
     task, params, data, own, none, logits, plain = small(operation)
     cycle = Cycle.of(11, operation)
@@ -274,6 +277,7 @@ def run(experiment, *argv):
     train(experiment, *parse(experiment, [str(word) for word in argv]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("collected")
 def test_a_run_records_and_draws_its_circuit(tmp_path):
     small = ["--p", "5", "--dim", "8", "--heads", "2", "--depth", "1", "--batch-size", "8", "--stop-at", "None"]

@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {  # by the names of their functions
     "ma": modular.ma,
 }
 LABELS = {"adamw": "AdamW", "muon": "Muon", "fastest": "fastest", "ema": "EMA + Adam", "ma": "MA + Adam"}
-Frame = Any  # pandas.DataFrame, whose columns type checkers do not know
+Frame = Any  # pandas.DataFrame; type checkers do not know its columns
 MEASURE_EVERY = 5  # evaluations
 SKETCH_SIZE = 256
 measure = jax.jit(circuits.measure, static_argnums=0)
@@ -86,7 +86,7 @@ def first_step(steps: Iterable[int], is_reached: Iterable[Any]) -> int | None:
 
 
 def observe(run: Run, history: Iterator[tuple[Row, TrainState]], data: Data) -> dict[str, Any]:
-    """When a run's circuit forms, and what it is in the end.
+    """When a run's circuit forms, and its final form.
 
     key: the key frequencies.
     clock_step: first measured step with a restricted loss below half of log p.
@@ -147,7 +147,7 @@ def groups(frame: Frame, column: str, values: Iterable[str]) -> dict[str, Frame]
 
 
 def spread(values: Iterable[float], form: str) -> str:
-    """Median and range of numbers; NaN stands for a failure."""
+    """Median and range of numbers; NaN marks a failure."""
     return median_and_range(np.array([*values], float), form)
 
 
@@ -163,7 +163,7 @@ def formation(frame: Frame) -> str:
         )
         rows.append(
             {
-                "method": f"`{method}`",
+                "method": LABELS[method],
                 "runs": f"{len(part)}{failed}",
                 "training pairs fitted": spread(relative["fit_steps"], ".2f"),
                 "clock forms": spread(relative["clock_step"], ".2f"),
@@ -220,7 +220,7 @@ def quotients(frame: Frame) -> str:
         marked = sum(int(is_quotient[np.array(key, int) - 1].sum()) for key in part["key"])
         rows.append(
             {
-                "method": f"`{method}`",
+                "method": LABELS[method],
                 "runs": str(len(part)),
                 "share of power at frequencies of quotients": spread(part["quotient_power"], ".2f"),
                 "these among all": f"{is_quotient.mean():.2f}",
@@ -261,7 +261,7 @@ def comparison(frame: Frame) -> str:
         control = f" ({cosines(apart, 'logit_coefficients').mean():.2f})" if len(apart) else ""
         rows.append(
             {
-                "methods": f"`{name}`, `{name_2}`",
+                "methods": f"{LABELS[name]}; {LABELS[name_2]}",
                 "runs": str(len(same)),
                 "keys in common": f"{common_keys(same).mean():.1f}",
                 "by chance (p)": f"{chance:.1f} ({tail_probability(draws, common_keys(same).sum()):.1g})",

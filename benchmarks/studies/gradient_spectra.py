@@ -133,9 +133,9 @@ def sampling_noise(signals: int = 512) -> np.ndarray:
 
 
 def by_method(frame: Any) -> dict[str, Any]:
-    """The runs of each method, by its name in words."""
+    """The runs of each method that did not diverge, by its name in words."""
     parts = {}
-    for (lamb, decay), part in frame.groupby(["lamb", "weight_decay"]):
+    for (lamb, decay), part in frame[frame["finite"].astype(bool)].groupby(["lamb", "weight_decay"]):
         parts["EMA + " * bool(lamb) + "Adam, " + (f"decay {decay:g}" if decay else "no decay")] = part
     return parts
 

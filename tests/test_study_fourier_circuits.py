@@ -1,0 +1,238 @@
+"""The study of Fourier circuits: what it stores of a run, and its tables by hand."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from benchmarks.studies import fourier_circuits as study
+from benchmarks.study import Study
+from benchmarks.views import chart
+from examples import circuits, modular
+from examples.circuits import Cycle
+from examples.harness import engine
+from examples.harness.engine import product
+from examples.harness.loop import evaluations
+from examples.harness.train import TrainState
+from examples.modular import Modular
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+TINY = Modular(p=11, dim=16, heads=2, depth=1, batch_size=16)  # 4 steps between two evaluations
+
+
+def result(key, **changes):
+    """A row of the frame: a run with coefficients 1 / len(key) at its key frequencies."""
+    coefficients = np.isin(np.arange(1, 49), key) / len(key)
+    steps = {"steps_to_95": 150, "fit_steps": 75, "clock_step": 100, "gini_step": 100}
+    numbers = {"gini": 0.5, "gini_control": 0.04, "logit_share": 0.9, "restricted_loss": 0.1}
+    power = coefficients[study.quotient_frequencies(97, "multiplication")].sum()
+    arrays = {"key": key, "logit_coefficients": coefficients.tolist(), "sketch": [1, 2]}
+    place = {"method": "ma", "operation": "multiplication", "seed": 0}
+    return place | steps | numbers | arrays | {"quotient_power": power} | changes
+
+
+FRAME = pd.DataFrame(
+    [
+        result([4, 5, 7], method="adamw", sketch=[2, -1]),
+        result([3, 9], method="adamw", seed=1, steps_to_95=np.inf, clock_step=np.nan),
+        result([1, 2], seed=1, steps_to_95=200, fit_steps=150),
+        result([4, 5, 6]),
+    ]
+)
+
+
+def cells_of(table):
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return rows[2:]
+
+
+def test_formation_is_relative_to_the_steps_to_95():
+    assert cells_of(study.formation(FRAME)) == [
+        ["AdamW", "2, 1 fail", "0.50", "0.67", "0.67", "3", "0.50"],
+        ["MA + Adam", "2", "0.62 (0.50 to 0.75)", *["0.58 (0.50 to 0.67)"] * 2, "2 (2 to 3)", "0.50"],
+    ]
+
+
+def test_operations_and_quotients_by_hand():
+    ma = FRAME[FRAME["method"] == "ma"]
+    assert cells_of(study.operations(ma)) == [["multiplication", "2", "2 (2 to 3)", "0.50", "0.04", "0.90", "0.1"]]
+    # 4, 6 and 2 have a divisor in common with 96.
+    (row,) = cells_of(study.quotients(ma))
+    assert row[:6] == ["MA + Adam", "2", "0.58 (0.50 to 0.67)", "0.67", "3 of 5", "3.3"]
+    assert float(row[6]) == pytest.approx(study.tail_probability([(48, 32, 3), (48, 32, 2)], 3), rel=0.05)
+    assert "|" not in study.quotients(ma.assign(operation="addition"))
+
+
+def test_methods_are_compared_from_the_same_start_and_from_others():
+    (row,) = cells_of(study.comparison(FRAME))
+    assert row == ["AdamW; MA + Adam", "1", "2.0", "0.2 (0.008)", "0.0", "0.00", "0.67 (0.00)"]
+
+
+def test_a_line_of_the_figure_is_a_run_that_reaches_95():
+    _, axes = chart("title")
+    study.figure(FRAME, axes)
+    steps = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert steps == {
+        "95 % on validation pairs": [150, 150, 200],
+        "clock forms": [100, 100, 100],
+        "training pairs fitted": [75, 75, 150],
+    }
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["AdamW", "MA + Adam"]
+    assert axes.get_yticks().tolist() == [0, 1.5]
+
+
+def test_frequencies_of_a_quotient_divide_the_cycle():
+    mask = study.quotient_frequencies(97, "division")
+    assert mask.sum() == 32  # 96 has 32 units, in pairs of k and 96 - k
+    assert not mask[[0, 4, 46]].any()
+    assert not study.quotient_frequencies(97, "addition").any()
+
+
+def test_the_first_step_is_that_of_the_first_true_value():
+    assert study.first_step([0, 50, 100], [False, True, False]) == 50
+    assert study.first_step([0, 50], [False, False]) is None
+
+
+def test_the_tail_is_that_of_a_sum_of_draws():
+    assert study.tail_probability([(48, 5, 4)], 2) == pytest.approx(scipy.stats.hypergeom.sf(1, 48, 5, 4))
+    assert study.tail_probability([(48, 5, 4)] * 3, 0) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    draws = [(48, 5, 4), (48, 9, 7), (48, 8, 0)]
+    sums = sum(rng.hypergeometric(marked, total - marked, drawn, 100_000) for total, marked, drawn in draws)
+    assert study.tail_probability(draws, 4) == pytest.approx(np.mean(sums >= 4), rel=0.05)
+    assert np.mean(sums) == pytest.approx(sum(study.expected_marked(*draw) for draw in draws), rel=0.01)
+
+
+def test_coefficients_compare_the_clocks_in_logits():
+    """Logits that are clocks alone have the correlation of their coefficients."""
+    cycle = Cycle.of(97, "multiplication")
+    index = cycle.answers[:, :, None] - np.arange(96)
+    logits = np.zeros((2, 96, 96, 99), np.float32)
+    for array, amplitudes in zip(logits, ({4: 1, 9: 2}, {9: 1, 20: 1}), strict=True):
+        array[:, :, cycle.elements] = sum(a * np.cos(2 * np.pi * k * index / 96) for k, a in amplitudes.items())
+    first, second = (circuits.logit_coefficients(jnp.array(array), cycle).tolist() for array in logits)
+    pairs = pd.DataFrame({"logit_coefficients": [first], "logit_coefficients_2": [second]})
+    exact = np.corrcoef(logits[0][:, :, cycle.elements].ravel(), logits[1][:, :, cycle.elements].ravel())[0, 1]
+    assert study.cosines(pairs, "logit_coefficients") == pytest.approx(exact, abs=1e-5)
+    assert exact == pytest.approx(2 / math.sqrt(5 * 2), abs=1e-5)
+
+
+def test_sketches_estimate_the_correlation_of_logits(monkeypatch):
+    monkeypatch.setattr(study, "answer_logits", lambda model, tokens, prefixes: model)
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 50, 13)).astype(np.float32)
+    logits = [one + np.float32(t) * (other - one) for t in (0.0, 0.3, 0.6, 1.0)]
+    sketches = [study.sketch(Plain(), jnp.array(array), jnp.arange(50)).tolist() for array in logits]
+    pairs = pd.DataFrame({"sketch": sketches[:1] * 4, "sketch_2": sketches})
+    centred = [(array - array.mean(axis=1, keepdims=True)).ravel() for array in logits]
+    exact = [np.corrcoef(centred[0], array)[0, 1] for array in centred]
+    assert min(exact) < 0.2
+    np.testing.assert_allclose(study.cosines(pairs, "sketch"), exact, atol=3 / study.SKETCH_SIZE**0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A task that stands in the way of nothing: the parameters are the logits."""
+
+    p: int = 11
+
+    def with_params(self, params):
+        return params
+
+    def tokens(self, pairs):
+        return pairs
+
+
+# By step: restricted loss with the key frequencies of the end, Gini coefficient, training and validation accuracy
+COURSE = {0: (2.4, 0.1, 0, 0), 20: (2.3, 0.2, 1, 0.1), 40: (1.1, 0.3, 1, 0.9), 48: (0.2, 0.7, 1, 1)}
+
+
+def test_what_is_stored_of_a_run_by_hand(monkeypatch):
+    is_key = np.array([False, True, False, True, False])
+
+    def measure(task, params, data, key_k=None):
+        loss, gini, *_ = COURSE[params["step"]]
+        assert key_k is None or (key_k == is_key).all()
+        assert key_k is not None or params["step"] == 48
+        share, coefficients = np.array([0.1, 0.2, 0.3, 0.3, 0.1]), np.array([0.0, 0.6, 0.0, 0.3, 0.01236])
+        numbers = {"restricted_loss": loss, "gini": gini, "gini_control": 0.0312345, "logit_share": 0.5}
+        return numbers | {"is_key": is_key, "share": share, "logit_coefficients": coefficients}
+
+    monkeypatch.setattr(study, "measure", measure)
+    monkeypatch.setattr(study, "sketch", lambda task, params, val: np.array([0.6, -0.8]) * (params["step"] == 48))
+    monkeypatch.setattr(Modular, "init", lambda self, key: {"step": 0, "token": np.eye(13)})
+    (run,) = product(TINY, modular.adamw, max_steps=48, stop_at=None)
+    history = []
+    for step in range(4, 52, 4):
+        _, _, train, val = COURSE.get(step, (0, 0, 0, 0))
+        row = {"step": step, "train_accuracy": train, "val_accuracy": val}
+        history.append((row, TrainState({"step": step, "token": np.eye(13)}, (), jnp.array(step // 4))))
+    stored = study.observe(run, iter(history), {"val": None})
+    circle = stored.pop("circle")
+    assert stored == {
+        "key": [2, 4],
+        "clock_step": 40,  # log(11) / 2 is 1.199
+        "gini_step": 48,
+        "restricted_loss": 0.2,
+        "gini": 0.7,
+        "gini_control": 0.03123,
+        "logit_share": 0.5,
+        "quotient_power": 0.6,  # 10 has the divisor 2 in common with 2 and 4, and 5 with 5
+        "logit_coefficients": [0.0, 0.6, 0.0, 0.3, 0.012],
+        "sketch": [120, -160],
+    }
+    assert (circle["k"], circle["steps"], circle["accuracy"]) == (4, [0, 20, 48], [[0, 0], [1, 0.1], [1, 1]])
+    assert np.array(circle["points"]).shape == (3, 10, 2)
+    assert "circle" not in study.observe(dataclasses.replace(run, seed=1), iter(history), {"val": None})
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_as_it_is_trained(tmp_path, shared_programs, monkeypatch):
+    monkeypatch.setattr(circuits, "KEY_CORRELATION", 0.0)  # so that there are some after few steps
+    (run,) = product(TINY, modular.adamw, max_steps=28, stop_at=None)
+    frame = Study("tiny", lambda results: [run], observe=study.observe).train(tmp_path).frame()
+    stored, key, compiled = frame.iloc[0], jax.random.key(0), engine.program(run)
+    params = {0: jax.device_get(compiled.init(run.traced, key).params)}
+    for evaluation in evaluations(compiled, run.traced, key):
+        params[evaluation.step] = jax.device_get(evaluation.state.params)
+        if evaluation.step == 28:
+            break
+    data = compiled.draw(key)[1]
+    end = study.measure(TINY, params[28], data)
+    steps = [0, 20, 28]  # every fifth evaluation and the last
+    measured = [study.measure(TINY, params[step], data, end["is_key"]) for step in steps]
+
+    assert stored["last_step"] == 28
+    assert stored["key"] == [k for k in range(1, 6) if end["logit_coefficients"][k - 1] >= 0]
+    assert 0 < len(stored["key"]) < 5
+    for name in ("restricted_loss", "gini", "gini_control", "logit_share"):
+        assert stored[name] == pytest.approx(float(measured[-1][name]), rel=1e-3)
+    assert len({float(one["restricted_loss"]) for one in measured}) == 3
+    halfway = (measured[0]["gini"] + measured[-1]["gini"]) / 2
+    assert stored["gini_step"] == next(s for s, one in zip(steps, measured, strict=True) if one["gini"] >= halfway)
+    np.testing.assert_allclose(stored["logit_coefficients"], end["logit_coefficients"], atol=5.1e-4)
+    of_quotient = np.array([1, 3, 4])  # the indices of the frequencies 2, 4 and 5, of a cycle of 10 elements
+    assert stored["quotient_power"] == pytest.approx(float(end["share"][of_quotient].sum()), rel=1e-3)
+    np.testing.assert_allclose(stored["sketch"], 200 * study.sketch(TINY, params[28], data["val"]), atol=0.51)
+
+    points = circuits.circle_points(TINY, [params[step] for step in stored["circle"]["steps"]], stored["circle"]["k"])
+    np.testing.assert_allclose(stored["circle"]["points"], points, atol=0.006)
+
+
+def test_runs_of_a_group_cannot_be_observed(tmp_path, shared_programs):
+    runs = product(TINY, modular.adamw, seed=range(2), max_steps=4, group_size=2)
+    with pytest.raises(ValueError, match="group_size must be 1 where runs are observed, got 2"):
+        Study("tiny", lambda results: runs, observe=study.observe).train(tmp_path)
+
+
+def test_the_results_are_those_of_all_runs():
+    results = study.STUDY.results()
+    runs = list(study.runs(results))
+    assert len(runs) == 160
+    assert results.missing(runs) == []

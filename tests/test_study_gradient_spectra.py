@@ -1,0 +1,172 @@
+"""The study of gradient spectra: what is recorded, the spectrum by hand, and its table."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+import scipy.signal
+from jax.flatten_util import ravel_pytree
+
+from benchmarks.studies import gradient_spectra as study
+from benchmarks.study import Study
+from benchmarks.views import chart
+from examples.harness.engine import product
+from examples.harness.train import TrainState, keys
+from examples.modular import Modular
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+TINY = Modular(p=11, dim=8, heads=2, depth=1, batch_size=6)  # 10 steps between two evaluations, as mod 97 has
+
+
+def test_recorded_gradients_are_those_of_the_last_steps():
+    tx = optax.chain(study.record_gradients(3), optax.sgd(1.0))
+    params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
+    state = tx.init(params)
+    for i in range(6):
+        grads = {"a": jnp.arange(4.0).reshape(2, 2) + 10 * i, "b": jnp.arange(4.0, 6.0) + 10 * i}
+        updates, state = tx.update(grads, state, params)
+        assert (updates["b"] == -grads["b"]).all()
+    recorded = study.chosen(optax.tree_utils.tree_get(state, "recorded"), jnp.array([0, 4, 2]))
+    assert recorded.tolist() == [[10.0 * i + k for k in (0, 4, 2)] for i in (3, 4, 5)]
+
+
+def test_spectrum_finds_a_sine_and_white_noise():
+    steps = np.arange(500)[:, None]
+    f, power = study.spectrum(np.sin(2 * np.pi * 0.1 * steps + np.arange(3)))
+    assert f[np.argmax(power)] == pytest.approx(0.1)
+    assert power[np.abs(f - 0.1) < 0.005].sum() > 0.999
+    assert study.slow_share(f, power) < 1e-6
+    f, power = study.spectrum(np.random.default_rng(0).normal(size=(500, 4000)))
+    assert study.slow_share(f, power) == pytest.approx(0.02, rel=0.12)  # 5 of 251 frequencies, the first being half
+    assert study.slow_share(*study.spectrum(np.ones((500, 2)))) > 0.999
+
+
+def test_the_cosine_of_successive_gradients_is_that_of_their_spectrum():
+    steps = np.arange(500)[:, None]
+    wave = study.spectrum(np.sin(2 * np.pi * 0.1 * steps + np.arange(3)))
+    assert study.successive_cosine(*wave) == pytest.approx(np.cos(0.2 * np.pi), rel=1e-3)
+    noise = np.random.default_rng(0).normal(size=(501, 4000))
+    assert study.successive_cosine(*study.spectrum(noise[1:])) == pytest.approx(0, abs=0.01)
+    echoed = noise[1:] + 0.5 * noise[:-1]  # correlation 0.5 / (1 + 0.5²)
+    direct = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.pairwise(echoed)])
+    assert study.successive_cosine(*study.spectrum(echoed)) == pytest.approx(direct, abs=0.01)
+    assert direct == pytest.approx(0.4, abs=0.01)
+
+
+def test_sampling_noise_has_little_slow_power():
+    noise = study.sampling_noise(signals=64)
+    assert noise.shape == (500, 64)
+    weights = np.array([512] * 9 + [48])
+    np.testing.assert_allclose(weights @ noise[:10], 0, atol=1e-9)  # an epoch has every example once
+    assert 0.007 < study.slow_share(*study.spectrum(noise)) < 0.012
+
+
+def test_windows_follow_each_other_and_hold_some_parameters(monkeypatch):
+    monkeypatch.setattr(study, "WINDOW", 20)
+    monkeypatch.setattr(study, "PARAMETERS", 3)
+    (run,) = product(TINY, study.recorded_ema, seed=1, max_steps=50, stop_at=None)
+    shapes = jax.eval_shape(TINY.init, jax.random.key(0))
+    rng, history = np.random.default_rng(0), []
+    for chunk in range(5):
+        recorded = jax.tree.map(lambda p: jnp.array(rng.normal(size=(10, *p.shape)), jnp.float32), shapes)
+        row = {"train_accuracy": chunk / 10, "val_accuracy": chunk / 100}
+        history.append((row, TrainState((), ({"row": 0, "recorded": recorded}, ()), jnp.array(chunk))))
+    stored = study.observe(run, iter(history), {})
+    flat = [
+        np.concatenate([np.reshape(rows, (10, -1)) for rows in jax.tree.leaves(state.opt_state[0]["recorded"])], axis=1)
+        for _, state in history
+    ]
+    index = jax.random.choice(jax.random.key(1), flat[0].shape[1], (3,), replace=False)
+    assert stored["window_train_accuracy"] == [0.1, 0.3]
+    assert stored["window_val_accuracy"] == [0.01, 0.03]
+    for i in range(2):  # the third window is not full
+        signals = np.concatenate(flat[2 * i : 2 * i + 2]).astype(np.float64)[:, index]
+        hann = scipy.signal.windows.hann(20, sym=False)
+        power = scipy.signal.periodogram(signals, window=hann, detrend=False, scaling="spectrum", axis=0)[1].mean(
+            axis=1
+        )
+        power[1:-1] /= 2  # one-sided
+        np.testing.assert_allclose(stored["power"][i], power / power.sum(), rtol=6e-3)
+        assert stored["rms"][i] == pytest.approx(np.sqrt(np.mean(signals**2)), rel=1e-3)
+    assert len(stored["power"]) == 2
+
+
+@pytest.mark.slow
+def test_the_spectrum_is_that_of_the_gradients_in_training(tmp_path, shared_programs, monkeypatch):
+    """With a learning rate of 0 all gradients are at the initial parameters, where they can be had in another way."""
+    monkeypatch.setattr(study, "WINDOW", 20)
+    monkeypatch.setattr(study, "PARAMETERS", 50)
+    task = TINY
+    assert task.steps == study.CHUNK
+    (run,) = product(task, study.recorded_ema, lr=0.0, seed=1, max_steps=40, stop_at=None)
+    stored = Study("tiny", lambda results: [run], observe=study.observe).train(tmp_path).frame().iloc[0]
+
+    random = keys(jax.random.key(1))
+    params, data = task.init(random.init), task.split({}, random.split)
+    flat, unravel = ravel_pytree(params)
+    index = jax.random.choice(jax.random.key(1), flat.size, (50,), replace=False)
+
+    @jax.jit
+    @jax.vmap
+    def gradient(batch):
+        loss = lambda p: jnp.average(task.metrics(unravel(p), data, batch)["loss"], weights=batch["weight"])
+        return jax.grad(loss)(flat)[index]
+
+    gradients = [gradient(task.batches(data, jax.random.fold_in(random.batch, chunk))) for chunk in range(4)]
+    assert len(stored["power"]) == 2
+    for i in range(2):
+        signals = np.concatenate(gradients[2 * i : 2 * i + 2]).astype(np.float64)
+        power = study.spectrum(signals)[1]
+        np.testing.assert_allclose(stored["power"][i], power, rtol=6e-3, atol=1e-6)
+        assert stored["rms"][i] == pytest.approx(np.sqrt(np.mean(signals**2)), rel=1e-3)
+        assert stored["slow_share"][i] == pytest.approx(power[0], abs=1e-4)  # of 20 steps, only frequency 0 is slow
+    assert stored["window_val_accuracy"][0] == stored["window_val_accuracy"][1]
+
+
+def test_the_table_has_a_row_per_method_and_window():
+    white, wave = np.full(251, 1 / 251), np.eye(251)[50]  # the wave has a period of 10 steps
+    runs = [
+        {
+            "lamb": 0.0,
+            "weight_decay": decay,
+            "seed": seed,
+            "finite": True,
+            "power": [white, wave],
+            "slow_share": [0.02, 0.004 * (1 + seed)],
+            "window_train_accuracy": [0.1, 1.0],
+            "window_val_accuracy": [0.01, 0.5 + 0.1 * seed],
+        }
+        for decay in (0.005, 0.0)
+        for seed in (0, 1)
+    ]
+    lines = study.table(pd.DataFrame([*runs, runs[0] | {"finite": False}])).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    assert rows[0] == ["sampling noise", "1", "0 to 499", "1", "-0.05", "", ""]
+    for name, part in (("Adam, no decay", rows[1:3]), ("Adam, decay 0.005", rows[3:])):
+        assert part == [
+            [name, "2", "0 to 499", "2", "0.00", "10", "1"],
+            [name, "2", "500 to 999", "0.6 (0.4 to 0.8)", "0.81", "100", "55 (50 to 60)"],
+        ]
+
+
+def test_responses_are_those_of_the_filters():
+    _, panels = chart("title", columns=2)
+    study.responses(pd.DataFrame(), panels)
+    ema, average, *_ = (line.get_ydata() for line in panels[0].lines)
+    np.testing.assert_allclose(ema, 0.02 * 0.98 ** np.arange(250), rtol=1e-4)
+    np.testing.assert_allclose(average, 0.01 * (np.arange(250) < 100), atol=1e-8)
+    frequencies, gain = panels[1].lines[0].get_data()
+    exact = 0.02 / np.abs(1 - 0.98 * np.exp(-2j * np.pi * frequencies))
+    np.testing.assert_allclose(gain, exact, rtol=1e-2)
+
+
+def test_the_results_are_those_of_all_runs():
+    results = study.STUDY.results()
+    runs = list(study.runs(results))
+    assert len(runs) == 9
+    assert results.missing(runs) == []
