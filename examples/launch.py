@@ -24,7 +24,7 @@ from . import resume
 from .harness.cli import parse
 from .harness.errors import UsageError, UserError, plain_errors
 from .harness.experiment import Run, find_experiment
-from .harness.runner import Options, deferred_interrupts, new_path, train
+from .harness.runner import Options, deferred_interrupts, new_path, train, validate
 
 
 def work(address: str, process: int, name: str, run: Run, options: Options, resumes: bool) -> None:
@@ -60,6 +60,7 @@ def launch(processes: int, command: str, argv: Sequence[str]) -> None:
         run, options = parse(experiment, argv)
     out = options.out or new_path(experiment, run)
     options = dataclasses.replace(options, out=out, devices=processes)
+    validate(experiment, run, options)
     name = command if command != "resume" else experiment.name
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -113,8 +113,8 @@ def table(frame: pd.DataFrame, axes: Sequence[str], thresholds: Sequence[float])
 def report(sweep: Sweep, experiment: Experiment, frame: pd.DataFrame, axes: Sequence[str]) -> str:
     """Write what a sweep found: every record, a row per run, a table and a picture; return the table."""
     curves = pd.concat(
-        pd.DataFrame(row.curve).assign(**{axis: getattr(row, axis) for axis in (*axes, "seed")})
-        for row in frame.itertuples()
+        pd.DataFrame(row["curve"]).assign(**{axis: row[axis] for axis in (*axes, "seed")})
+        for row in frame.to_dict("records")
     )
     write_whole(sweep.out / "curves.csv", curves.set_index([*axes, "seed", "step"]).to_csv())
     write_whole(sweep.out / "runs.csv", frame.drop(columns="curve").replace(np.inf, np.nan).to_csv(index=False))
@@ -122,7 +122,7 @@ def report(sweep: Sweep, experiment: Experiment, frame: pd.DataFrame, axes: Sequ
     text = table(frame, axes, task.thresholds)
     write_whole(sweep.out / "table.md", text)
 
-    varied = [axis for axis in axes if frame[axis].nunique() > 1]
+    varied = [axis for axis in axes if len(set(frame[axis])) > 1]
     if len(varied) == 2 and "method" not in varied:
         y, x = varied
         name, shown, form = "min_val_loss", "lowest loss", ".3g"

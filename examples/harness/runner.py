@@ -60,12 +60,7 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
       resume: Whether to continue.
     """
     started = time.perf_counter()
-    find_experiment(experiment.name)  # as examples.resume will
-    batch_size = run.task.batch_size
-    divides = options.devices >= 1 and batch_size % options.devices == 0
-    require(divides, "devices", f"a divisor of the batch size ({batch_size})", options.devices)
-    known = ", ".join(experiment.measures) or f"left out, for {experiment.name} has no measure"
-    require(options.measure in (None, *experiment.measures), "measure", known, options.measure)
+    validate(experiment, run, options)
     measure = None if options.measure is None else experiment.measures[options.measure]
     if options.compilation_cache:
         keep_compiled()
@@ -106,6 +101,16 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
     if experiment.show is not None:
         print(experiment.show(run.task, state.params))
     return folder
+
+
+def validate(experiment: Experiment, run: Run, options: Options) -> None:
+    """Refuse what cannot be trained, before anything is compiled."""
+    find_experiment(experiment.name)  # as examples.resume will
+    batch_size = run.task.batch_size
+    divides = options.devices >= 1 and batch_size % options.devices == 0
+    require(divides, "devices", f"a divisor of the batch size ({batch_size})", options.devices)
+    known = ", ".join(experiment.measures) or f"left out, for {experiment.name} has no measure"
+    require(options.measure in (None, *experiment.measures), "measure", known, options.measure)
 
 
 def measured(measure: Measure, name: str, run: Run, params: Any, data: Any, step: int) -> Row:
