@@ -1,16 +1,35 @@
 """Strict settings for all tests and doctests: our own code must not promote, broadcast or warn by accident."""
 
 import gc
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import jax.experimental
 import pytest
+
+# XLA's options for the tests, most of whose time is compilation: compile several times faster, to slower code. Later
+# versions of JAX may not know the options, and would then abort.
+OPTIONS = {  # name: (for the tests, XLA's default)
+    "xla_backend_optimization_level": (0, 3),
+    "xla_cpu_use_fusion_emitters": (False, True),
+    "xla_cpu_parallel_codegen_split_count": (1, 32),
+}
+if jax.__version_info__ >= (0, 11):
+    OPTIONS.clear()
+# Flags from outside are kept, so that an empty XLA_FLAGS compiles with XLA's defaults.
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={str(value).lower()}" for name, (value, _) in OPTIONS.items()))
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# pytest --hypothesis-profile=thorough draws more examples.
+hypothesis.settings.register_profile("fast", max_examples=5, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=40, deadline=None)
+hypothesis.settings.load_profile("fast")
 
 if not hasattr(jax, "enable_x64"):  # jax < 0.8
     jax.enable_x64 = jax.experimental.enable_x64
@@ -28,6 +47,12 @@ def lenient() -> Iterator[None]:
     """JAX's usual dtype promotion, for tests that run transformations of optax which need it."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def usual_options() -> dict[str, int]:
+    """XLA's default options, for `Lowered.compile` where a test asserts what the compiler makes of a program."""
+    return {name: default for name, (_, default) in OPTIONS.items()}
 
 
 @pytest.fixture

@@ -27,7 +27,10 @@ def check(block):
     return lambda function: CHECKS.setdefault(block, function)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+SLOW = {"In place of Muon's momentum"}
+
+
+@pytest.mark.parametrize("block", [pytest.param(b, marks=[pytest.mark.slow] * (b in SLOW)) for b in BLOCKS])
 def test_block(block):
     names = {}
     exec(BLOCKS[block], names)

@@ -93,7 +93,15 @@ def test_collectives_are_counted(mesh):
     assert sum(collectives(total).values()) == 1
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize(
+    ("mesh", "name"),
+    [
+        *(("auto", name) for name in FILTERS),
+        ("explicit", "parallel"),
+        *(pytest.param("explicit", name, marks=pytest.mark.slow) for name in FILTERS if name != "parallel"),
+    ],
+    indirect=["mesh"],
+)
 def test_state_is_sharded_as_the_parameters(name, mesh):
     tx, specs = FILTERS[name], {"up": P("data"), "down": P("model", "data"), "bias": P("model")}
     params = put(parameters(), mesh, specs)
@@ -121,7 +129,16 @@ def test_state_is_sharded_as_the_parameters(name, mesh):
             assert after.sharding.is_equivalent_to(before.sharding, before.ndim)
 
 
-@pytest.mark.parametrize("specs", SPECS)
+@pytest.mark.parametrize(
+    ("mesh", "specs"),
+    [
+        ("auto", "FSDP"),
+        ("explicit", "tensor parallel"),
+        pytest.param("auto", "tensor parallel", marks=pytest.mark.slow),
+        pytest.param("explicit", "FSDP", marks=pytest.mark.slow),
+    ],
+    indirect=["mesh"],
+)
 def test_training_communicates_no_more_and_gives_the_same(specs, mesh):
     explicit = mesh.axis_types[0] == AxisType.Explicit
     whole = lambda params: jax.tree.map(lambda p: jax.sharding.reshard(p, P()), params)

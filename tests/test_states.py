@@ -78,7 +78,10 @@ def test_the_state_of_other_arguments_is_refused(tx, other, message):
 
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("first", [False, True], ids=["x64 on later", "x64 off later"])
-def test_dtypes_of_the_state_are_those_of_init_whatever_becomes_of_x64(name, first):
+@pytest.mark.parametrize("run", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "run"])
+def test_dtypes_of_the_state_are_those_of_init_whatever_becomes_of_x64(name, first, run):
+    """Eager, jitted and scanned; the latter two are only traced in the one case, and run in the other."""
+    evaluate = jax.eval_shape if not run else lambda function, *arguments: function(*arguments)
     tx = TABLE[name].make()
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2, jnp.bfloat16), "c": jnp.zeros(2, jnp.complex64)}
     with jax.enable_x64(first):
@@ -87,9 +90,10 @@ def test_dtypes_of_the_state_are_those_of_init_whatever_becomes_of_x64(name, fir
     with jax.enable_x64(not first):
         _, new_state = tx.update(params, state)
         assert describe(new_state) == describe(state)
-        _, new_state = jax.jit(tx.update)(params, state)
+        _, new_state = evaluate(jax.jit(tx.update), params, state)
         assert describe(new_state) == describe(state)
-        final, _ = lax.scan(lambda s, _: tx.update(params, s)[::-1], state, length=2)
+        scan = lambda state: lax.scan(lambda s, _: tx.update(params, s)[::-1], state, length=2)
+        final, _ = evaluate(scan, state)
         assert describe(final) == describe(state)
 
 
