@@ -1,4 +1,4 @@
-"""Strict settings for all tests and doctests: our own code must not promote, broadcast or warn by accident."""
+"""Settings of all tests and doctests: strict dtypes and ranks, and fast compilation."""
 
 import gc
 import os
@@ -9,16 +9,16 @@ import jax
 import jax.experimental
 import pytest
 
-# XLA's options for the tests, most of whose time is compilation: compile several times faster, to slower code. Later
-# versions of JAX may not know the options, and would then abort.
-OPTIONS = {  # name: (for the tests, XLA's default)
+# Most of the time of the tests is compilation. These options of XLA compile several times faster, to slower code. A
+# later version of XLA may not know them, and would abort.
+OPTIONS = {  # name: (value for the tests, default of XLA)
     "xla_backend_optimization_level": (0, 3),
     "xla_cpu_use_fusion_emitters": (False, True),
     "xla_cpu_parallel_codegen_split_count": (1, 32),
 }
 if jax.__version_info__ >= (0, 11):
     OPTIONS.clear()
-# Flags from outside are kept, so that an empty XLA_FLAGS compiles with XLA's defaults.
+# An XLA_FLAGS in the environment takes precedence. `XLA_FLAGS= python -m pytest` compiles with the defaults of XLA.
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={str(value).lower()}" for name, (value, _) in OPTIONS.items()))
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -26,7 +26,7 @@ jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# pytest --hypothesis-profile=thorough draws more examples.
+# `python -m pytest --hypothesis-profile=thorough` draws more examples.
 hypothesis.settings.register_profile("fast", max_examples=5, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=40, deadline=None)
 hypothesis.settings.load_profile("fast")
@@ -44,14 +44,14 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture
 def lenient() -> Iterator[None]:
-    """JAX's usual dtype promotion, for tests that run transformations of optax which need it."""
+    """The usual dtype promotion of JAX, for tests with transformations of optax that need it."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture
 def usual_options() -> dict[str, int]:
-    """XLA's default options, for `Lowered.compile` where a test asserts what the compiler makes of a program."""
+    """Return the default options of XLA, for `Lowered.compile` in tests that assert HLO, bytes or memory."""
     return {name: default for name, (_, default) in OPTIONS.items()}
 
 

@@ -1,4 +1,4 @@
-"""What must hold of every public transformation: one table, every row through every check."""
+"""Properties of every public transformation: each row of one table goes through each test."""
 
 import functools
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from scipy.signal import butter
 
 import grokfast_jax as gf
 
-STEPS = 11  # more than two of the windows below, and no multiple of them
+STEPS = 11  # more than two of the windows below, and not a multiple of them
 
 
 class Row(NamedTuple):
     public: str  # name of the transformation
     make: Callable[[], optax.GradientTransformationExtraArgs]
-    asked_for: str | None = None  # a dtype of the state that the arguments ask for (for a narrow ring, of its bits)
+    requested: str | None = None  # dtype of the state that the arguments request (for a narrow ring, of its bits)
 
 
 def rising(step):
@@ -89,10 +89,10 @@ TABLE = {
 
 
 def is_linear(row):
-    return row.asked_for in (None, "float32") and row.public != "scale_by_filtered_adam"
+    return row.requested in (None, "float32") and row.public != "scale_by_filtered_adam"
 
 
-@pytest.fixture(params=TABLE, scope="module")  # all tests of a row in turn, for they share its programs
+@pytest.fixture(params=TABLE, scope="module")  # runs all tests of a row together: they share its programs
 def name(request):
     return request.param
 
@@ -121,7 +121,7 @@ def parameters():
 
 
 def gradients(params=None, steps=STEPS, seed=0):
-    """Gradients like `params` (NumPy arrays), with an axis of steps in front."""
+    """Return gradients like `params`, as NumPy arrays with a leading axis of steps."""
     rng = np.random.default_rng(seed)
 
     def draw(p):
@@ -139,7 +139,7 @@ def at(tree, step):
 
 
 def loop(update, state, grads, steps):
-    """Outputs and final state of a Python loop over `update`."""
+    """Return the outputs and the final state of a Python loop over `update`."""
     outs = []
     for step in steps:
         out, state = update(at(grads, step), state)
@@ -152,12 +152,12 @@ def stack(trees):
 
 
 class Compiled(NamedTuple):
-    """A row and its programs, which the tests share: compilation is most of their time."""
+    """A row and its programs. The tests share them, because most of their time is compilation."""
 
     tx: optax.GradientTransformationExtraArgs
     update: Callable[..., Any]  # jitted, for gradients like parameters()
     scanned: Callable[..., Any]  # jitted; outputs and final state of a whole run
-    traces: list[None]  # one None for each time that JAX traced `update`
+    traces: list[None]  # one None per trace of `update`
 
 
 @functools.cache
@@ -172,7 +172,7 @@ def compiled(name):
 
 
 def scanned(tx, grads):
-    """Outputs and final state of `tx` over `grads`, whose first axis is that of the steps."""
+    """Return the outputs and the final state of a scan of `tx` over the leading axis of `grads`."""
 
     def step(state, g):
         out, state = tx.update(g, state)
@@ -183,7 +183,7 @@ def scanned(tx, grads):
 
 
 def assert_close(actual, expected, rtol=1e-5, atol=1e-5):
-    """Same structure, shapes, dtypes and values; bfloat16 may differ in the last bit."""
+    """Assert the same structure, shapes, dtypes and values; bfloat16 may differ in the last bit."""
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
 
     def check(a, b):
@@ -245,7 +245,7 @@ def test_state_does_not_depend_on_the_dtype_of_the_gradients(tx):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
 
 
-def test_a_state_of_numpy_arrays_becomes_one_of_jax(tx):
+def test_a_state_of_numpy_arrays_becomes_a_state_of_jax_arrays(tx):
     params, grads = parameters(), at(gradients(), 0)
     state = tx.update(grads, jax.tree.map(np.asarray, tx.init(params)))[1]
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
@@ -281,8 +281,8 @@ def test_floats_of_the_state_are_wide_unless_the_user_says_otherwise(name, x64):
         out, state = row.make().update(jnp.ones(3, dtype), row.make().init(params))
         assert out.dtype == dtype
         floats = [leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.ndim]
-        assert set(floats) <= {least, row.asked_for}
-        assert row.asked_for is None or row.asked_for in floats
+        assert set(floats) <= {least, row.requested}
+        assert row.requested is None or row.requested in floats
 
 
 def test_init_keeps_the_sharding_of_the_parameters(tx):
@@ -324,5 +324,5 @@ def test_filters_are_linear(name, seed, scale):
         compiled(name).scanned(grads)[0]
         for grads in (g, h, jax.tree.map(lambda g, h: np.asarray(scale * g + h, g.dtype), g, h))
     )
-    for leaf in ("matrix", "complex", "array scalar", "python scalar"):  # bfloat16 rounds too much to tell
+    for leaf in ("matrix", "complex", "array scalar", "python scalar"):  # not bfloat16, which rounds too much
         np.testing.assert_allclose(outs[leaf], scale * outs_g[leaf] + outs_h[leaf], rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The quick start stands alone, in one short file, and shows what its docstring says."""
+"""The quick start is one short, self-contained file, and shows what its docstring says."""
 
 import ast
 import os
@@ -18,7 +18,7 @@ OF_THE_EXTRA_EXAMPLES = {"jax", "optax", "flax", "numpy", "matplotlib", "tqdm", 
 
 @pytest.fixture
 def python_in_empty_folder(tmp_path):
-    """Runs Python where there is nothing but a copy of the quick start."""
+    """Return a function that runs Python in a folder that contains only a copy of the quick start."""
     shutil.copy(QUICKSTART, tmp_path)
     # As users run it, not with the flags of the tests.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

@@ -10,7 +10,7 @@ import scipy.signal
 import grokfast_jax as gf
 
 K = np.arange(40)
-SETTLE = LENGTH = 2_000  # shorter than the defaults, which other tests below use, and long enough for what is measured
+SETTLE = LENGTH = 2_000  # long enough for the filters of the tables; other tests use the longer defaults
 BUTTER = scipy.signal.butter(2, 0.3)
 SOS = scipy.signal.butter(6, 0.1, output="sos")
 
@@ -77,7 +77,7 @@ def test_gain_and_age_equal_their_closed_forms(tx, gain, age):
 @pytest.mark.parametrize(
     "highpass", [gf.lfilter([1.0, -1.0]), gf.parallel((1.0, optax.identity()), (-1.0, gf.ema(0.9)))]
 )
-def test_what_stops_a_constant_has_no_age(highpass):
+def test_mean_age_is_nan_if_the_gain_is_0(highpass):
     np.testing.assert_allclose(gf.dc_gain(highpass), 0, atol=1e-5)
     assert np.isnan(gf.mean_age(highpass))
 
@@ -178,7 +178,7 @@ LOWPASSES = {
 
 
 def filtered_before_and_after(lowpass, optimizer):
-    """The updates of 60 steps, gradients being filtered in one case and the optimizer's updates in the other."""
+    """Return the updates of 60 steps, with the gradients filtered, and with the updates of the optimizer filtered."""
     params = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2)}
     rng = np.random.default_rng(0)
     gradients = [{name: jnp.asarray(rng.normal(size=p.shape)) for name, p in params.items()} for _ in range(60)]
