@@ -1,16 +1,35 @@
-"""Strict settings for all tests and doctests: our own code must not promote, broadcast or warn by accident."""
+"""Settings of all tests and doctests: strict dtypes and ranks, and fast compilation."""
 
 import gc
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import jax.experimental
 import pytest
+
+# Most of the time of the tests is compilation. These options of XLA compile several times faster, to slower code. A
+# later version of XLA may not know them, and would abort.
+OPTIONS = {  # name: (value for the tests, default of XLA)
+    "xla_backend_optimization_level": (0, 3),
+    "xla_cpu_use_fusion_emitters": (False, True),
+    "xla_cpu_parallel_codegen_split_count": (1, 32),
+}
+if jax.__version_info__ >= (0, 11):
+    OPTIONS.clear()
+# An XLA_FLAGS in the environment takes precedence. `XLA_FLAGS= python -m pytest` compiles with the defaults of XLA.
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={str(value).lower()}" for name, (value, _) in OPTIONS.items()))
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# `python -m pytest --hypothesis-profile=thorough` draws more examples.
+hypothesis.settings.register_profile("fast", max_examples=5, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=40, deadline=None)
+hypothesis.settings.load_profile("fast")
 
 if not hasattr(jax, "enable_x64"):  # jax < 0.8
     jax.enable_x64 = jax.experimental.enable_x64
@@ -25,9 +44,15 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture
 def lenient() -> Iterator[None]:
-    """JAX's usual dtype promotion, for tests that run transformations of optax which need it."""
+    """The usual dtype promotion of JAX, for tests with transformations of optax that need it."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def usual_options() -> dict[str, int]:
+    """Return the default options of XLA, for `Lowered.compile` in tests that assert HLO, bytes or memory."""
+    return {name: default for name, (_, default) in OPTIONS.items()}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Weighted sums of filters: the amplification of the slow part of the gradients, and the paper's two by name."""
+"""Weighted sums of filters: `parallel`, `amplify`, and the paper's Grokfast-EMA and Grokfast-MA."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -36,27 +36,27 @@ def parallel(
     .. math::
         y_t = \sum_i w_i \cdot f_i(g)_t
 
-    This connects filters in parallel; `optax.chain(f, g)` connects them in series. Narrow gradients are widened to
-    float32 for the transformations, and the sum is rounded to the dtype of the gradients once.
+    This connects filters in parallel; `optax.chain(f, g)` connects them in series. Gradients narrower than float32 are
+    widened to float32 for the transformations. The sum is rounded once, to the dtype of the gradients.
 
     Args:
       *branches: One or more pairs (weight, transformation). A weight is any finite number, a scalar array or a schedule
-        of the update count. A transformation is any `optax.GradientTransformation`; `optax.identity()` stands for the
-        gradient itself. While a weight is exactly 0, infinities and NaN of its branch stay out of the sum.
+        of the update count. A transformation is any `optax.GradientTransformation`; `optax.identity()` adds the
+        gradient itself. While a weight is exactly 0, infinities and NaN of its branch do not reach the sum.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
+      An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Extra
       arguments go to each transformation. Its state is a `ParallelState`.
 
     Raises:
-      ValueError: There are no branches, or a weight is not finite or an array that is no scalar.
-      TypeError: A branch is no pair, its second part is no gradient transformation, or its weight is no number, array
-        or schedule, or is of a 16-bit dtype.
+      ValueError: `branches` is empty, or a weight is not finite or not a scalar.
+      TypeError: A branch is not a pair, its second part is not a gradient transformation, or its weight is not a
+        number, array or schedule, or has a 16-bit dtype.
 
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from grokfast_jax import ema, parallel
-      >>> tx = parallel((1.0, optax.identity()), (-1.0, ema(0.5)))  # what is left without the slow part
+      >>> tx = parallel((1.0, optax.identity()), (-1.0, ema(0.5)))  # the gradient minus its slow part
       >>> state = tx.init(jnp.zeros(2))
       >>> out, state = tx.update(jnp.array([1.0, -2.0]), state)
       >>> out, state = tx.update(jnp.array([3.0, 0.0]), state)
@@ -67,7 +67,7 @@ def parallel(
       Oppenheim and Schafer, *Discrete-Time Signal Processing*, 3rd ed., 2010, section 6.3.3.
     """
     if not branches:
-        raise ValueError("branches must be one or more pairs (weight, transformation), got none; pass at least one")
+        raise ValueError("branches must be one or more pairs (weight, transformation), got (); pass at least one")
     for i, branch in enumerate(branches):
         if isinstance(branch, optax.GradientTransformation) or not isinstance(branch, tuple | list) or len(branch) != 2:
             raise TypeError(
@@ -77,8 +77,8 @@ def parallel(
         check_number(
             f"branches[{i}][0]",
             branch[0],
-            allowed="a finite number or a schedule of such",
-            cure="pass the weight first, the transformation second",
+            allowed="a finite number or a schedule of finite numbers",
+            cure="pass the weight first and the transformation second",
         )
     weights = [weight for weight, _ in branches]
     transformations = [optax.with_extra_args_support(tx) for _, tx in branches]
@@ -91,9 +91,7 @@ def parallel(
     ) -> tuple[optax.Updates, Any]:
         check_state(state, ParallelState)
         if len(state.branches) != len(branches):
-            raise ValueError(
-                f"state must have {len(branches)} branches, got {len(state.branches)}; init the state again"
-            )
+            raise ValueError(f"state must have {len(branches)} branches, got {len(state.branches)}; call init again")
         grads = widened(updates)
         outs, states = zip(
             *(
@@ -115,9 +113,9 @@ def parallel(
 
 
 def _weighted(weight: jax.Array, part: Any) -> jax.Array:
-    """`weight * part`, and 0 for a weight of 0 whatever `part` is."""
+    """Return `weight * part`, but 0 where `weight` is 0 and `part` is not finite."""
     part = jnp.asarray(part, weight.dtype)
-    # Finite parts are kept: they are the derivative with respect to the weight.
+    # 0 times a finite part is not replaced, because the part is the derivative with respect to the weight.
     return jnp.where((weight == 0) & ~jnp.isfinite(part), 0, weight * part)
 
 
@@ -128,34 +126,36 @@ def amplify(
     fast: optax.ScalarOrSchedule = 1.0,
     normalize: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Add the slow part of the gradients, amplified, to the gradients.
+    r"""Add the amplified slow part of the gradients to the gradients.
 
     .. math::
         \hat g_t = \mathrm{fast} \cdot g_t + \lambda \cdot \mathrm{lowpass}(g)_t
 
-    The same as `parallel((fast, optax.identity()), (lamb, lowpass))`. Chain it before an optimizer. Any gradient
-    transformation serves as the filter: `ema`, `moving_average`, `sosfilt`, a cascade of them by `optax.chain`, or
+    Equivalent to `parallel((fast, optax.identity()), (lamb, lowpass))`. Chain it before an optimizer. Any gradient
+    transformation can be the filter: `ema`, `moving_average`, `sosfilt`, a cascade of these in `optax.chain`, or
     `optax.ema`.
 
     Args:
-      lowpass: The filter, an `optax.GradientTransformation` that takes the gradients and returns their slow part.
-      lamb: Amplification :math:`\lambda` of the slow part, any finite number, a scalar array, or a schedule of the
-        update count. The filter collects from the first update on, whatever `lamb` is: a schedule that is 0 at
-        first is the paper's two-stage variant. While `lamb` is 0, infinities and NaN that the filter holds stay out of
+      lowpass: The filter, an `optax.GradientTransformation` that maps the gradients to their slow part.
+      lamb: Amplification :math:`\lambda` of the slow part: any finite number, a scalar array, or a schedule of the
+        update count. The filter sees the gradients from the first update on, also while `lamb` is 0; a schedule that
+        starts at 0 is the paper's two-stage variant. While `lamb` is 0, infinities and NaN in the filter do not reach
         the updates.
-      fast: Weight of the gradient itself, likewise. 0 leaves the slow part alone (the paper's "slow only" ablation).
-      normalize: Divide by `fast + lamb`, which keeps the size of a constant gradient if the filter does, as averages
-        do and sums do not. Schedules must not sum to 0 at any step, or the updates are no longer finite.
+      fast: Weight of the gradient itself, in the same forms as `lamb`. 0 keeps only the slow part (the paper's "slow
+        only" ablation).
+      normalize: Divide by `fast + lamb`. This preserves the size of a constant gradient if the filter does: averages
+        do, sums do not. If `fast` or `lamb` is a schedule, `fast + lamb` must not be 0 at any step, or the updates are
+        not finite.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
+      An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Extra
       arguments go to the filter. Its state is an `AmplifyState`.
 
     Raises:
-      ValueError: `lamb` or `fast` is not finite or an array that is no scalar, `normalize` is no bool, or is True with
-        numbers that sum to 0.
-      TypeError: `lowpass` is no gradient transformation, or `lamb` or `fast` is no number, array or schedule, or of a
-        16-bit dtype.
+      ValueError: `lamb` or `fast` is not finite or not a scalar, `normalize` is not a bool, or it is True while
+        `fast + lamb` is 0.
+      TypeError: `lowpass` is not a gradient transformation, or `lamb` or `fast` is not a number, array or schedule, or
+        has a 16-bit dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -175,13 +175,13 @@ def amplify(
     """
     check_transformation("lowpass", lowpass)
     check_choice("normalize", normalize, (True, False))
-    number = "a finite number or a schedule of such"
+    allowed = "a finite number or a schedule of finite numbers"
     check_number(
-        "lamb", lamb, allowed=number, cure="the paper uses 2.0 for the EMA and 5.0 for the MA; 0.0 turns it off"
+        "lamb", lamb, allowed=allowed, cure="the paper uses 2.0 for the EMA and 5.0 for the MA; 0.0 turns it off"
     )
-    check_number("fast", fast, allowed=number, cure="1.0 keeps the gradient, 0.0 leaves its slow part alone")
-    numbers = [x for x in (fast, lamb) if not callable(x) and not isinstance(x, Tracer)]
-    if normalize and len(numbers) == 2 and sum(np.asarray(x, jnp.result_type(float)) for x in numbers) == 0:
+    check_number("fast", fast, allowed=allowed, cure="1.0 keeps the gradient, 0.0 keeps only its slow part")
+    known = [x for x in (fast, lamb) if not callable(x) and not isinstance(x, Tracer)]
+    if normalize and len(known) == 2 and sum(np.asarray(x, jnp.result_type(float)) for x in known) == 0:
         raise ValueError(
             f"fast + lamb must not be 0 with normalize=True, got fast={fast!r} and lamb={lamb!r}; use normalize=False"
         )
@@ -220,26 +220,26 @@ def grokfast_ema(
     start: Start = "gradient",
     accumulator_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Grokfast-EMA: add `lamb` times the exponential moving average of the gradients to them.
+    r"""Grokfast-EMA: add `lamb` times the exponential moving average of the gradients to each gradient.
 
     .. math::
         \mu_t = \alpha \mu_{t-1} + (1 - \alpha) g_t, \qquad \hat g_t = g_t + \lambda \mu_t
 
-    The same as `amplify(ema(alpha, ...), lamb, ...)`.
+    Equivalent to `amplify(ema(alpha, ...), lamb, ...)`.
 
     Args:
       alpha: Weight of the past in the average, in [0, 1), or a schedule; see `ema`.
       lamb: Amplification :math:`\lambda` of the average, or a schedule; see `amplify`.
       fast: Weight of the gradient itself, or a schedule; see `amplify`.
       normalize: Divide by `fast + lamb`; see `amplify`.
-      start: What the average holds before the first gradient; see `ema`.
+      start: How the average starts; see `ema`.
       accumulator_dtype: Dtype of the average; see `ema`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError, TypeError: As `ema` and `amplify` do.
+      ValueError, TypeError: As in `ema` and `amplify`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -269,30 +269,30 @@ def grokfast_ma(
     buffer_dtype: jax.typing.DTypeLike | None = None,
     window_axis: Literal[0, -1] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Grokfast-MA: add `lamb` times the mean of the last `window_size` gradients to them.
+    r"""Grokfast-MA: add `lamb` times the mean of the last `window_size` gradients to each gradient.
 
     .. math::
         \hat g_t = g_t + \lambda \frac{1}{w} \sum_{k=0}^{w-1} g_{t-k}
 
-    The same as `amplify(moving_average(window_size, ...), lamb, ...)`.
+    Equivalent to `amplify(moving_average(window_size, ...), lamb, ...)`.
 
     Args:
       window_size: Number w of gradients in the window; see `moving_average`.
       lamb: Amplification :math:`\lambda` of the mean, or a schedule; see `amplify`.
-      filter_type: `"mean"` or `"sum"`, the name the authors give to `reduce` of `moving_average`.
-      warmup: True leaves the gradients as they are until the window is full; see `moving_average`.
+      filter_type: `"mean"` or `"sum"`. The authors' name for `reduce` of `moving_average`.
+      warmup: True adds 0 until the window is full; see `moving_average`.
       fast: Weight of the gradient itself, or a schedule; see `amplify`.
-      normalize: Divide by `fast + lamb`; see `amplify`. With `warmup` this scales the first gradients down, and
-        with `filter_type="sum"` the size of a constant gradient is not kept.
-      stride: Successive gradients per slot of the ring; see `moving_average`.
-      buffer_dtype: Dtype of the ring; see `moving_average`.
-      window_axis: Axis of the ring, 0 or -1; see `moving_average`.
+      normalize: Divide by `fast + lamb`; see `amplify`. With `warmup=True`, this shrinks the gradients until the window
+        is full. With `filter_type="sum"`, it does not preserve the size of a constant gradient.
+      stride: Number of successive gradients per slot of the ring buffer; see `moving_average`.
+      buffer_dtype: Dtype of the ring buffer; see `moving_average`.
+      window_axis: Axis of the slots in the ring buffer, 0 or -1; see `moving_average`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError, TypeError: As `moving_average` and `amplify` do.
+      ValueError, TypeError: As in `moving_average` and `amplify`.
 
     Example:
       >>> import jax.numpy as jnp, optax

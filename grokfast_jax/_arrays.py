@@ -1,4 +1,4 @@
-"""Pieces of the states: zeros, sharded like the parameters and at least float32, and the count of updates."""
+"""Helpers for states: dtypes of at least 32 bits, zeros sharded like the parameters, and the update count."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jax import lax
 
 
 def wide_dtype(x: Any) -> jnp.dtype:
-    """The dtype to compute in for the array or dtype `x`: its own, but at least float32."""
+    """Return the dtype for computations with an array or dtype `x`: the dtype of `x`, but at least float32."""
     dtype = jnp.result_type(x)
     if jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32:
         return dtype
@@ -17,14 +17,14 @@ def wide_dtype(x: Any) -> jnp.dtype:
 
 
 def widened(tree: Any) -> Any:
-    """`tree` in the dtypes to compute in."""
-    # What is wide already stays as it is, so that abstract parameters, which have no values, may be given to `init`.
+    """Cast the leaves of `tree` to the dtypes for computations with them."""
+    # A wide leaf is returned unchanged: `init` accepts abstract parameters, which cannot be cast.
     is_wide = lambda leaf: getattr(leaf, "dtype", None) == wide_dtype(leaf)
     return jax.tree.map(lambda leaf: leaf if is_wide(leaf) else jnp.asarray(leaf, wide_dtype(leaf)), tree)
 
 
 def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
-    """The dtype to keep sums over `x` in: `requested` (made complex for complex `x`), else `wide_dtype(x)`."""
+    """Return the dtype for sums over `x`: `requested` (made complex for complex `x`), or by default `wide_dtype(x)`."""
     if requested is None:
         return wide_dtype(x)
     if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
@@ -33,21 +33,21 @@ def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
 
 
 def widest_dtype(tree: Any) -> jnp.dtype:
-    """The widest real dtype to compute in for a leaf of `tree`, at least float32."""
+    """Return the widest real dtype for computations with a leaf of `tree`, at least float32."""
     dtypes = [jnp.finfo(wide_dtype(leaf)).dtype for leaf in jax.tree.leaves(tree)]
     return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
 def zeros(params: optax.Params, requested: jax.typing.DTypeLike | None) -> optax.Updates:
-    """Zeros shaped and sharded like `params`."""
-    # Made from the parameters, not from their shapes, which would lose the sharding.
+    """Return zeros with the shapes and shardings of `params`."""
+    # `jnp.zeros(p.shape)` would lose the sharding.
     return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=state_dtype(p, requested)), params)
 
 
 def stacked_zeros(
     params: optax.Params, length: int, requested: jax.typing.DTypeLike | None, axis: int = 0
 ) -> optax.Updates:
-    """Zeros like `params` with a new axis of `length`, first (`axis=0`) or last (`axis=-1`); that axis is unsharded."""
+    """Return zeros like `params` with a new, unsharded axis of `length`: the first (`axis=0`) or last (`axis=-1`)."""
 
     def stack(zero: jax.Array) -> jax.Array:
         old_axes = tuple(range(1, zero.ndim + 1) if axis == 0 else range(zero.ndim))
@@ -58,15 +58,15 @@ def stacked_zeros(
 
 
 def cast_like(tree: optax.Updates, like: optax.Updates) -> optax.Updates:
-    """`tree` in the dtypes of `like`."""
+    """Cast the leaves of `tree` to the dtypes of `like`."""
     return jax.tree.map(lambda like_leaf, leaf: leaf.astype(jnp.result_type(like_leaf)), like, tree)
 
 
 def unzip(like: optax.Updates, tree: Any, parts: int) -> list[Any]:
-    """The `parts` trees like `like` of a `tree` that has a tuple of so many in place of each leaf."""
+    """Split `tree`, which has a tuple of `parts` values in place of each leaf of `like`, into `parts` trees."""
     return [jax.tree.map(lambda _, leaf, k=k: leaf[k], like, tree) for k in range(parts)]
 
 
 def next_step(step: jax.Array) -> jax.Array:
-    """The count of updates after `step`; it stays at the largest int32."""
+    """Return the update count after `step`, saturating at the largest int32."""
     return jnp.asarray(optax.safe_increment(step))

@@ -1,4 +1,4 @@
-"""Checks of arguments: each message gives the name, what is allowed, the value and the cure."""
+"""Checks of arguments. Each message gives the name, the allowed values, the value and the cure."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def check_number(
         raise ValueError(message)
     if isinstance(value, Tracer):
         return
-    value = float(value)  # a JAX array would be compared by JAX, which under jit gives a tracer
+    value = float(value)  # under jit, comparing a JAX array gives a tracer
     if not (math.isfinite(value) and low <= value < high):
         raise ValueError(message)
     used_in = jnp.result_type(float)
@@ -46,17 +46,17 @@ def check_number(
 
 
 def check_not_narrow(name: str, value: Any) -> None:
-    """Raise if `value` is an array, traced or not, of a floating-point dtype of less than 32 bits."""
+    """Raise if `value` is an array (traced or not) of a floating-point dtype below 32 bits."""
     dtype = getattr(value, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
         raise TypeError(
-            f"{name} must have a dtype of at least 32 bits, got {value!r}, which rounds what is near 1; "
+            f"{name} must have a dtype of at least 32 bits, got {value!r}, which rounds numbers near 1; "
             "under optax.inject_hyperparams pass hyperparam_dtype=jnp.float32"
         )
 
 
 def number_at(name: str, value: Any, step: Any) -> jax.Array:
-    """The number `value` in the default float dtype; that of update `step`, if it is a schedule."""
+    """Return `value`, or its value at `step` if it is a schedule, in the default float dtype."""
     if callable(value):
         value = value(step)
         check_not_narrow(name, value)
@@ -64,10 +64,10 @@ def number_at(name: str, value: Any, step: Any) -> jax.Array:
 
 
 def check_int(name: str, value: Any, *, cure: str, low: int = 1) -> None:
-    """Raise unless `value` is a Python (or NumPy) int of at least `low`, which is 0 or 1."""
+    """Raise unless `value` is a Python or NumPy int of at least `low`, which must be 0 or 1."""
     allowed = "a positive int" if low else "an int of at least 0"
     if callable(value):
-        cure = f"{name} cannot change during training, pass one int"
+        cure = f"{name} cannot change during training; pass one int"
     elif isinstance(value, float) and value.is_integer():
         cure = f"pass int({name})"
     message = f"{name} must be {allowed}, got {value!r}; {_cure(name, value, cure)}"
@@ -86,7 +86,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_float_dtype(name: str, value: Any) -> None:
-    """Raise unless `value` is None or names a real floating-point dtype that can hold a running sum."""
+    """Raise unless `value` is None or a real floating-point dtype that can store a running sum."""
     if value is None:
         return
     message = (
@@ -97,7 +97,7 @@ def check_float_dtype(name: str, value: Any) -> None:
         dtype = jnp.dtype(value)
     except TypeError as error:
         raise TypeError(message) from error
-    # float8_e8m0fnu holds powers of two alone.
+    # float8_e8m0fnu stores only powers of two.
     if not jnp.issubdtype(dtype, jnp.floating) or dtype.name == "float8_e8m0fnu":
         raise TypeError(message)
     if not 8 <= jnp.finfo(dtype).bits <= 64:
@@ -113,21 +113,21 @@ def check_transformation(name: str, value: Any) -> None:
 
 
 def check_state(state: Any, expected: type) -> None:
-    """Raise unless `state` is an `expected`."""
+    """Raise unless `state` is an instance of `expected`."""
     if not isinstance(state, expected):
         raise TypeError(
             f"state must be the {expected.__name__} that init returned, got a {type(state).__name__}; "
-            "pass the last state of this very transformation"
+            "pass the latest state of this transformation"
         )
 
 
 def check_updates(updates: optax.Updates, like: optax.Updates) -> None:
-    """Raise unless `updates` have the structure and shapes of `like`, a part of the state."""
-    cure = "init the state again for other parameters"
+    """Raise unless `updates` have the structure and shapes of `like`, which is part of the state."""
+    cure = "call init again for other parameters"
     structures = jax.tree.structure(like), jax.tree.structure(updates)
     if structures[0] != structures[1]:
         raise ValueError(
-            f"updates must have the structure of the parameters that init saw, {structures[0]}, "
+            f"updates must have the structure of the parameters passed to init, {structures[0]}, "
             f"got {structures[1]}; {cure}"
         )
     for (path, like_leaf), leaf in zip(
@@ -135,13 +135,13 @@ def check_updates(updates: optax.Updates, like: optax.Updates) -> None:
     ):
         if jnp.shape(leaf) != jnp.shape(like_leaf):
             raise ValueError(
-                f"updates{jax.tree_util.keystr(path)} must have the shape of the parameter that init saw, "
+                f"updates{jax.tree_util.keystr(path)} must have the shape of the parameter passed to init, "
                 f"{jnp.shape(like_leaf)}, got {jnp.shape(leaf)}; {cure}"
             )
 
 
 def _cure(name: str, value: Any, otherwise: str) -> str:
-    """What helps against a bad value of a static argument, which `optax.inject_hyperparams` may have made an array."""
+    """Return the cure for a bad static argument, which `optax.inject_hyperparams` may have converted to an array."""
     if isinstance(value, jax.Array):
-        return f'pass no array; under optax.inject_hyperparams name it in static_args=("{name}",)'
+        return f'pass a Python value, not an array; under optax.inject_hyperparams name it in static_args=("{name}",)'
     return otherwise

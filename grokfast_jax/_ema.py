@@ -15,9 +15,9 @@ Start = Literal["gradient", "zero", "debiased"]
 class EmaState(NamedTuple):
     """State of `ema`."""
 
-    slow: optax.Updates  # mu, the average of the gradients so far, like params in accumulator_dtype
+    slow: optax.Updates  # mu, the average of the gradients, like params in accumulator_dtype
     ema_step: jax.Array  # () int32, updates so far, saturating; drives the start and the schedule of alpha
-    mass: jax.Array | None  # () float, weights of the gradients so far, summed; None unless start="debiased"
+    mass: jax.Array | None  # () float, sum of the weights of the gradients so far; None unless start="debiased"
 
 
 def ema(
@@ -31,29 +31,29 @@ def ema(
     .. math::
         \mu_t = \alpha \mu_{t-1} + (1 - \alpha) g_t
 
-    The update that comes out is :math:`\mu_t`. Its time constant is about :math:`1 / (1 - \alpha)` steps, its
-    half-power frequency about :math:`(1 - \alpha) / (2 \pi)` cycles per step.
+    The updates are :math:`\mu_t`. The time constant of the filter is about :math:`1 / (1 - \alpha)` steps, and its
+    half-power frequency is about :math:`(1 - \alpha) / (2 \pi)` cycles per step.
 
     Args:
-      alpha: Weight of the past, in [0, 1): a number, a scalar array or a schedule of the update count, whose values are
-        not checked. 0 passes the gradient through; 0.98 is the paper's value for modular arithmetic.
-      start: What the average holds before the first gradient. `"gradient"`: that gradient, so :math:`\mu_0 = g_0`,
-        as the authors' code does; it then weighs :math:`1 / (1 - \alpha)` times as much as if it had come later.
-        `"zero"`: nothing, so :math:`\mu_0 = (1 - \alpha) g_0`. `"debiased"`: nothing, and the average is divided by
-        the weights it has seen, as `optax.ema(alpha, debias=True)` does.
-      accumulator_dtype: Dtype the average is kept in. None keeps the parameters' dtype, but at least float32: in
-        bfloat16 an average with `alpha` near 1 stops moving. For complex parameters, the complex dtype of that width,
+      alpha: Weight of the past, in [0, 1): a number, a scalar array or a schedule of the update count (its values are
+        not checked). 0 passes the gradient through; 0.98 is the paper's value for modular arithmetic.
+      start: How the average starts. `"gradient"`: at the first gradient, :math:`\mu_0 = g_0`, as in the authors' code;
+        this gradient counts :math:`1 / (1 - \alpha)` times as much as a later one. `"zero"`: at 0, therefore
+        :math:`\mu_0 = (1 - \alpha) g_0`. `"debiased"`: at 0, and divided by the sum of the weights so far, as in
+        `optax.ema(alpha, debias=True)`.
+      accumulator_dtype: Dtype of the average. None uses the parameters' dtype, but at least float32, because a bfloat16
+        average with `alpha` near 1 stops moving. Averages of complex parameters use the complex dtype of that width,
         at least complex64.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
+      An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Its state
       is an `EmaState`, one array per parameter.
 
     Raises:
-      ValueError: `alpha` is a number outside [0, 1), also after rounding to the default float dtype, or an array that
-        is no scalar, or `start` is unknown.
-      TypeError: `alpha` is no number, array or schedule, or is of a 16-bit dtype (in which 0.999 is 1), or
-        `accumulator_dtype` is no floating-point dtype of 8 to 64 bits.
+      ValueError: `alpha` is outside [0, 1) (before or after rounding to the default float dtype) or not a scalar, or
+        `start` is unknown.
+      TypeError: `alpha` is not a number, array or schedule, or has a 16-bit dtype (bfloat16 rounds 0.999 to 1), or
+        `accumulator_dtype` is not a floating-point dtype of 8 to 64 bits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,7 +64,7 @@ def ema(
       >>> print(out)  # the first gradient
       [ 1. -2.]
       >>> out, state = slow.update(jnp.array([3.0, 0.0]), state)
-      >>> print(out)  # half the past, half the present
+      >>> print(out)  # (g_0 + g) / 2
       [ 2. -1.]
 
     References:
@@ -74,7 +74,7 @@ def ema(
     check_number(
         "alpha",
         alpha,
-        allowed="a number in [0, 1), or a schedule of such",
+        allowed="a number in [0, 1), or a schedule of such numbers",
         low=0.0,
         high=1.0,
         cure="the paper uses 0.98; 0.0 passes the gradients through",
@@ -98,16 +98,16 @@ def ema(
             keep = jnp.where(state.ema_step == 0, 0.0, keep)
         elif start == "debiased":
             if state.mass is None:
-                raise ValueError("state must have a mass for start='debiased', got None; init the state again")
-            # mu / mass is itself an average, one that keeps alpha mass_{t-1} / mass_t of its past.
+                raise ValueError("state must have a mass for start='debiased', got None; call init again")
+            # mu / mass is an average too, with alpha mass_{t-1} / mass_t in place of alpha.
             keep = keep.astype(state.mass.dtype)
             past = keep * state.mass
             mass = past + (1 - keep)
             keep = past / mass
 
         def average(g: Any, slow: jax.Array) -> jax.Array:
-            # Algorithm 1: mu <- alpha mu + (1 - alpha) g. With 1 - alpha taken in the dtype of alpha the two weights
-            # sum to exactly 1, so a constant gradient has itself as its average.
+            # Algorithm 1: mu <- alpha mu + (1 - alpha) g. With 1 - alpha in the dtype of alpha, the two weights sum to
+            # exactly 1, and the average of a constant gradient is that gradient.
             dtype = wide_dtype(slow)
             a = keep.astype(dtype)
             return (a * slow.astype(dtype) + (1 - a) * jnp.asarray(g, dtype)).astype(slow.dtype)

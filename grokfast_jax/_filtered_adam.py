@@ -1,4 +1,4 @@
-"""Adam with any filter in place of its first moment."""
+"""Adam with any filter in place of the first moment."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class FilteredAdamState(NamedTuple):
 
     lowpass: optax.OptState  # state of the filter
     nu: optax.Updates  # v, the debiased average of |g|^2, shaped like params, real and at least float32
-    nu_mass: jax.Array  # () float, weights in nu so far, summed
+    nu_mass: jax.Array  # () float, sum of the weights in nu so far
     filtered_adam_step: jax.Array  # () int32, updates so far, saturating; drives the schedule of b2
 
 
@@ -27,33 +27,35 @@ def scale_by_filtered_adam(
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scale by Adam's rule, with a low-pass filter in place of its first moment.
+    r"""Scale by Adam's rule, with a low-pass filter in place of the first moment.
 
     .. math::
         \hat g_t = \frac{\mathrm{lowpass}(g)_t}{\sqrt{v_t + \bar\varepsilon} + \varepsilon}
 
-    with v the debiased average of :math:`|g|^2`, as in `optax.scale_by_adam`. The preconditioner sees the gradients as
-    they come in; before the optimizer, by `optax.chain(amplify(...), optax.scale_by_adam())`, it sees filtered ones.
+    with v the debiased average of :math:`|g|^2`, as in `optax.scale_by_adam`. Here v averages the raw gradients; in
+    `optax.chain(amplify(...), optax.scale_by_adam())`, v averages the filtered gradients.
 
-    Known optimizers are filters here. Adam: `ema(b1, start="debiased")`. AdEMAMix:
+    Some filters give known optimizers. Adam: `ema(b1, start="debiased")`. AdEMAMix:
     `parallel((1, ema(b1, start="debiased")), (alpha, ema(b3, start="zero")))`.
 
     Args:
-      lowpass: The filter, an `optax.GradientTransformation` that takes the gradients and returns their slow part.
+      lowpass: The filter, an `optax.GradientTransformation` that maps the gradients to their slow part.
       b2: Weight of the past in the average of :math:`|g|^2`, in [0, 1): a number, a scalar array or a schedule of the
-        update count, whose values are not checked.
+        update count (its values are not checked).
       eps: Term :math:`\varepsilon` outside the root, a number of at least 0.
-      eps_root: Term :math:`\bar\varepsilon` inside the root, a number of at least 0. One above 0 keeps derivatives
-        through the update finite.
+      eps_root: Term :math:`\bar\varepsilon` inside the root, a number of at least 0. A positive value
+        keeps derivatives through the update finite.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Extra
-      arguments go to the filter. Its state is a `FilteredAdamState`, one array per parameter beside the filter's.
+      An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Extra
+      arguments go to the filter. Its state is a `FilteredAdamState`, one array per parameter in addition to the
+      filter's state.
 
     Raises:
-      ValueError: `b2` is a number outside [0, 1), also after rounding to the default float dtype, `eps` or `eps_root`
-        is negative or not finite, or one of them is an array that is no scalar.
-      TypeError: `lowpass` is no gradient transformation, or one of the others is no number, or of a 16-bit dtype.
+      ValueError: `b2` is outside [0, 1) (before or after rounding to the default float dtype), `eps` or `eps_root` is
+        negative or not finite, or one of the three is not a scalar.
+      TypeError: `lowpass` is not a gradient transformation, `b2` is not a number, array or schedule, `eps` or
+        `eps_root` is not a number or array, or one of the three has a 16-bit dtype.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,7 +78,7 @@ def scale_by_filtered_adam(
     check_number(
         "b2",
         b2,
-        allowed="a number in [0, 1), or a schedule of such",
+        allowed="a number in [0, 1), or a schedule of such numbers",
         low=0.0,
         high=1.0,
         cure="the usual value is 0.999",

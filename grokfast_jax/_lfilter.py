@@ -1,4 +1,4 @@
-"""Any causal linear filter over the steps."""
+"""Causal linear filters over the steps, with the meaning of `scipy.signal`."""
 
 import math
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ Start = Literal["zero", "gradient"]
 Coefficients = Sequence[float] | np.ndarray | jax.Array
 Sections = Sequence[Sequence[float]] | np.ndarray | jax.Array
 
-LARGEST_CHANGE = 0.01  # of the response, by rounding the coefficients
+LARGEST_CHANGE = 0.01  # of the response, caused by rounding the coefficients
 
 
 class LfilterState(NamedTuple):
     """State of `lfilter`."""
 
-    delays: tuple[optax.Updates, ...]  # z_1, ..., z_order, the filter's memory, each like params
+    delays: tuple[optax.Updates, ...]  # z_1, ..., z_order, the memory of the filter, each like params
     lfilter_step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
 
 
 class SosfiltState(NamedTuple):
     """State of `sosfilt`."""
 
-    delays: tuple[optax.Updates, ...]  # w_1 and w_2 of each section in turn, the filter's memory, each like params
+    delays: tuple[optax.Updates, ...]  # w_1 and w_2 of each section in turn, the memory of the filter, each like params
     sosfilt_step: jax.Array  # () int32, updates so far, saturating; 0 marks the first gradient
 
 
@@ -46,31 +46,31 @@ def lfilter(
     .. math::
         a_0 y_t = b_0 g_t + b_1 g_{t-1} + \dots + b_M g_{t-M} - a_1 y_{t-1} - \dots - a_N y_{t-N}
 
-    evaluated in direct form II transposed, so it holds max(M, N) arrays per parameter. Use `sosfilt` for designs above
-    order 2 and for low cutoffs: rounding `a` moves its roots, the more so the closer together they are. `init` raises
-    if that can change the response by more than 1 %.
+    in direct form II transposed, which stores max(M, N) arrays per parameter. Use `sosfilt` for designs above order 2
+    and for low cutoffs. Rounding `a` moves its roots, and the closer together the roots are, the farther they move.
+    `init` raises an error if this can change the response by more than 1 %.
 
     Args:
       b: Numerator coefficients, one or more numbers or a 1-D array (which may be traced).
-      a: Denominator coefficients likewise; `a[0]` must not be 0. The default makes a finite impulse response. 1, -1
-        makes a running sum.
-      start: What the filter has seen before the first gradient. `"zero"`: zeros. `"gradient"`: that gradient for
-        ever, so that the response to it is steady (`scipy.signal.lfilter_zi` times the first gradient).
-      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32. A
-        narrower one rounds the memory at each step, which no check covers. For complex parameters, the complex dtype of
-        that width, at least complex64.
+      a: Denominator coefficients, in the same forms; `a[0]` must not be 0. The default gives a finite impulse response;
+        `(1, -1)` gives a running sum.
+      start: Input of the filter before the first gradient. `"zero"`: zeros. `"gradient"`: the first gradient at every
+        step, which makes the response to it steady (`scipy.signal.lfilter_zi` times the first gradient).
+      accumulator_dtype: Dtype of the memory of the filter. None uses the parameters' dtype, but at least float32. A
+        narrower dtype rounds the memory at each step; `init` does not check the effect. The memory for complex
+        parameters has the complex dtype of that width, at least complex64.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
+      An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Its state
       is an `LfilterState`.
 
     Raises:
       ValueError: `b` or `a` is empty, not 1-D or not finite, `a[0]` is 0, `start` is unknown, or `a` sums to 0 with
         `start="gradient"` (such a filter has no steady state). In `init`: rounding the coefficients to the dtype of the
-        memory can change the response at some frequency by more than 1 % of its largest value. Only traced coefficients
-        escape this check. Under `jit`, NumPy arrays and Python numbers are not traced, and are checked.
-      TypeError: `b` or `a` holds something else than real numbers of at least 32 bits, or `accumulator_dtype` is no
-        floating-point dtype.
+        memory can change the response at some frequency by more than 1 % of its largest value. Traced coefficients are
+        not checked. NumPy arrays and Python numbers are checked, also under `jit`.
+      TypeError: `b` or `a` does not consist of real numbers of at least 32 bits, or `accumulator_dtype` is not a
+        floating-point dtype of 8 to 64 bits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,7 +88,9 @@ def lfilter(
     (b_array, b_dtype), (a_array, a_dtype) = _coefficients("b", b), _coefficients("a", a)
     traced = isinstance(b_array, Tracer) or isinstance(a_array, Tracer)
     if not isinstance(a_array, Tracer) and a_array[0] == 0:
-        raise ValueError(f"a[0] must not be 0, got a = {a!r}; drop the leading zeros (and advance b by as many steps)")
+        raise ValueError(
+            f"a[0] must not be 0, got a = {a!r}; drop the leading zeros (and advance b by the same number)"
+        )
     check_choice("start", start, get_args(Start))
     check_float_dtype("accumulator_dtype", accumulator_dtype)
 
@@ -107,7 +109,7 @@ def lfilter(
         steady = xp.cumsum((numerator - gain * denominator)[:0:-1])[::-1]
 
     def init_fn(params: optax.Params) -> Any:
-        # Trees, not an axis: so every leaf fits the sharding and the partition metadata of its parameter.
+        # Trees instead of a new axis: each leaf then fits the sharding and the partition metadata of its parameter.
         delays = tuple(zeros(params, accumulator_dtype) for _ in range(order))
         if not traced and order:
             used = {jnp.finfo(wide_dtype(leaf)).dtype for leaf in jax.tree.leaves(delays[0])}
@@ -136,7 +138,7 @@ def lfilter(
             # y = b_0 g + z_1, then z_k <- b_k g - a_k y + z_{k+1}
             total = [b[k] * g + z_k for k, z_k in enumerate([*z, jnp.zeros_like(g)])]
             y = total[0]
-            # Beyond the last a_k there is no feedback, not one of 0 times y: a non-finite y would stay for ever.
+            # Skip the feedback beyond the last a_k: 0 times a non-finite y would never leave the memory.
             z = [total_k - a[k] * y if k < len(a_array) else total_k for k, total_k in enumerate(total)]
             return y, *(z_k.astype(delay.dtype) for z_k, delay in zip(z[1:], delays, strict=True))
 
@@ -154,35 +156,35 @@ def sosfilt(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Linear filter of the gradients in second-order sections, with the meaning of `scipy.signal.sosfilt`.
 
-    Each row :math:`b_0, b_1, b_2, a_0, a_1, a_2` of `sos` is a filter of order 2, and the output of one is the input of
-    the next:
+    Each row :math:`b_0, b_1, b_2, a_0, a_1, a_2` of `sos` is a filter of order 2. The output of each section is the
+    input of the next:
 
     .. math::
         a_0 y_t = b_0 g_t + b_1 g_{t-1} + b_2 g_{t-2} - a_1 y_{t-1} - a_2 y_{t-2}
 
-    This is the form for any design of `scipy.signal` (`butter`, `bessel`, `cheby1`, `ellip`, ... with `output="sos"`).
-    The coefficients are kept relative to those of a double pole at 1, so float32 holds high orders and low cutoffs that
-    were designed in float64: order 8 to 3e-6 of the largest output at a cutoff of 0.001, to 4e-5 at 0.0001. There are
-    2 arrays per section and parameter.
+    Use it for any design of `scipy.signal` (`butter`, `bessel`, `cheby1`, `ellip`, ... with `output="sos"`). The
+    coefficients are stored relative to a double pole at 1. Designs of high order and low cutoff made in float64
+    therefore stay accurate in float32. At order 8, the error relative to the largest output is 3e-6 for a cutoff of
+    0.001, and 4e-5 for 0.0001. The filter stores 2 arrays per section and parameter.
 
     Args:
-      sos: Sections, an array of shape (sections, 6), which may be traced. Pass designs as NumPy gives them, in float64:
-        a traced float32 array has lost what tells a low cutoff from none, and cannot be checked.
-      start: What the filter has seen before the first gradient. `"zero"`: zeros. `"gradient"`: that gradient for
-        ever, so that the response to it is steady (`scipy.signal.sosfilt_zi` times the first gradient).
-      accumulator_dtype: Dtype of the filter's memory. None keeps the parameters' dtype, but at least float32. For
-        complex parameters, the complex dtype of that width, at least complex64.
+      sos: Sections, an array of shape (sections, 6), which may be traced. Pass designs in float64, as SciPy returns
+        them: rounding to float32 loses low cutoffs, and a traced array is not checked.
+      start: Input of the filter before the first gradient. `"zero"`: zeros. `"gradient"`: the first gradient at every
+        step, which makes the response to it steady (`scipy.signal.sosfilt_zi` times the first gradient).
+      accumulator_dtype: Dtype of the memory of the filter. None uses the parameters' dtype, but at least float32. The
+        memory for complex parameters has the complex dtype of that width, at least complex64.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
+      An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Its state
       is a `SosfiltState`.
 
     Raises:
       ValueError: `sos` is not of shape (sections, 6) or not finite, an `a_0` is 0, `start` is unknown, or the `a` of a
-        section sum to 0 with `start="gradient"` (such a filter has no steady state). Or `sos` is in float32, and was
-        rounded so that the response of a section can have changed by more than 1 %.
-      TypeError: `sos` holds something else than real numbers of at least 32 bits, or `accumulator_dtype` is no
-        floating-point dtype.
+        section sum to 0 with `start="gradient"` (such a filter has no steady state). Or `sos` has dtype float32, and
+        rounding to it can have changed the response of a section by more than 1 %.
+      TypeError: `sos` does not consist of real numbers of at least 32 bits, or `accumulator_dtype` is not a
+        floating-point dtype of 8 to 64 bits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -207,15 +209,16 @@ def sosfilt(
     array = array / array[:, 3:4]
     if not traced and jnp.finfo(dtype).bits < 64:
         for section in array:
-            _check_rounding(section[:3], section[3:], {dtype}, "pass the design as NumPy gives it, in float64")
+            _check_rounding(section[:3], section[3:], {dtype}, "pass the design in float64, as SciPy returns it")
     xp = jnp if traced else np
 
-    # With d = z - 1 a section is (b_0 d^2 + b_1' d + b_2') / (d^2 + a_1' d + a_2'): rounding acts on distances from 1.
+    # With d = z - 1, a section is (b_0 d^2 + b_1' d + b_2') / (d^2 + a_1' d + a_2'). Rounding then acts on distances
+    # from 1.
     b0, b1, b2, _, a1, a2 = array.T
     numerators = xp.stack([b0, 2 * b0 + b1, b0 + b1 + b2], axis=1)
     denominators = xp.stack([xp.ones_like(a1), 2 + a1, 1 + a1 + a2], axis=1)
     if not traced and numerators.any(axis=1).all():
-        # Share out the gain: SciPy puts all of it in the first section, whose output underflows at low cutoffs.
+        # Distribute the gain. SciPy puts all of it into the first section, and its output underflows at low cutoffs.
         gain = abs(numerators).max(axis=1, keepdims=True)
         numerators = numerators * (np.exp(np.log(gain).mean()) / gain)
     steady = xp.zeros((len(array), 2))
@@ -226,7 +229,7 @@ def sosfilt(
                 "no steady state, use start='zero'"
             )
         gains = numerators[:, 2] / denominators[:, 2]
-        inputs = xp.cumprod(xp.concatenate([xp.ones(1), gains[:-1]]))  # of the sections, per unit of gradient
+        inputs = xp.cumprod(xp.concatenate([xp.ones(1), gains[:-1]]))  # input of each section, per unit of gradient
         steady = inputs[:, None] * (gains[:, None] * denominators - numerators)[:, :2]
 
     def init_fn(params: optax.Params) -> Any:
@@ -262,10 +265,10 @@ def sosfilt(
 
 
 def _check_rounding(b: Any, a: Any, dtypes: set[Any], cure: str) -> None:
-    """Raise if rounding the coefficients to one of `dtypes` can change the response by more than 1 %."""
+    """Raise if rounding the coefficients to one of `dtypes` can change the response by more than LARGEST_CHANGE."""
     dtype = max(dtypes, key=lambda dtype: jnp.finfo(dtype).eps)
     change = _rounding_change(b, a, dtype)
-    if not change <= LARGEST_CHANGE:  # NaN is refused too
+    if not change <= LARGEST_CHANGE:  # also raises for NaN
         raise ValueError(
             f"b and a, rounded to {dtype}, must change the response by at most {LARGEST_CHANGE} of its largest value, "
             f"got b = {b.tolist()}, a = {a.tolist()} (over a[0]), which can change it by {change:.2g}; {cure}"
@@ -273,16 +276,16 @@ def _check_rounding(b: Any, a: Any, dtypes: set[Any], cure: str) -> None:
 
 
 def _rounding_change(b: Any, a: Any, dtype: Any) -> float:
-    r"""Bound of the change of the response B / A, at any frequency, over its largest value.
+    r"""Return a bound of the change of the response B / A at any frequency, relative to its largest value.
 
-    Rounding changes each coefficient by a factor of 1 + u at most, with u half the epsilon of `dtype`. So on the unit
-    circle |dB| <= u sum |b|, |dA| <= u sum |a|, and to first order |d(B / A)| <= (|dB| + |B / A| |dA|) / |A|. If the
-    bound is below 1, then |dA| < |A|, and by Rouché's theorem no pole has crossed the circle. |A| is sampled.
+    Rounding changes each coefficient by a factor of at most 1 + u, with u half the epsilon of `dtype`. On the unit
+    circle, |dB| <= u sum |b| and |dA| <= u sum |a|, and to first order |d(B / A)| <= (|dB| + |B / A| |dA|) / |A|. If
+    this bound is below 1, then |dA| < |A|, and by Rouché's theorem no pole crosses the circle. |A| is sampled.
     """
-    # An integrator: rounding leaves a root at exactly 1 where it is, so divide it out.
+    # An integrator: divide out a root that is exactly 1 before and after rounding.
     while len(a) > 1 and math.fsum(a) == 0 and math.fsum(a.astype(dtype).astype(np.float64)) == 0:
         a = np.cumsum(a)[:-1]
-    # |A| is smallest near the angles of its roots, over a range of angles as wide as they are far from the circle.
+    # |A| is smallest near the angle of a root, in a range of angles as wide as the distance of the root to the circle.
     roots = np.roots(a)
     near = np.angle(roots) + np.outer(np.linspace(-3, 3, 25), abs(1 - abs(roots)))
     z = np.exp(-1j * np.concatenate([np.linspace(0, np.pi, 129), near.ravel()]))
@@ -293,17 +296,17 @@ def _rounding_change(b: Any, a: Any, dtype: Any) -> float:
 
 
 def _check_delays(delays: Sequence[optax.Updates], expected: int, updates: optax.Updates) -> None:
-    """Raise unless there are the `expected` number of `delays`, each like the `updates`."""
+    """Raise unless there are `expected` delays, each with the structure and shapes of `updates`."""
     if len(delays) != expected:
         raise ValueError(
-            f"state must have {expected} delays, got {len(delays)}; it is that of other coefficients, init it again"
+            f"state must have {expected} delays, got {len(delays)}; call init again for other coefficients"
         )
     for delay in delays:
         check_updates(updates, delay)
 
 
 def _coefficients(name: str, values: Any, shape: tuple[int | None, ...] = (None,)) -> tuple[Any, np.dtype]:
-    """`values` as a float array, of JAX if any of them is traced, else of NumPy in float64; and the dtype they had."""
+    """Return `values` as a float array (of JAX if one is traced, else of NumPy in float64) and their original dtype."""
     example = "(1.0,)" if len(shape) == 1 else 'scipy.signal.butter(4, 0.02, output="sos")'
     kind = "one or more finite real numbers" if len(shape) == 1 else "finite real numbers of shape (sections, 6)"
     message = f"{name} must be {kind}, got {values!r}; pass e.g. {name}={example}"

@@ -1,4 +1,4 @@
-"""The windowed moving average as a low-pass filter, in O(1) per step."""
+"""The windowed moving average as a low-pass filter, at O(1) cost per step."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,12 +16,12 @@ Reduce = Literal["mean", "sum"]
 class MovingAverageState(NamedTuple):
     """State of `moving_average`. A slot of the ring buffer holds the sum of `stride` successive gradients."""
 
-    # Ring buffer of the window and the slot that left it: (window_size // stride + 1, *shape), or (*shape, ...).
-    # Narrower than 32 bits it is of unsigned integers with the bits of `buffer_dtype`.
+    # Ring buffer of the window and of the slot that has just left it: (window_size // stride + 1, *shape), or with the
+    # slots on the last axis. For a buffer_dtype below 32 bits: unsigned integers with the bits of that dtype.
     ring: optax.Updates
     window: optax.Updates  # sum of the window, like params
-    fresh: optax.Updates  # sum since slot 1 of the ring was begun, like params
-    partial: optax.Updates | None  # sum of the gradients in the slot that is being filled; None for stride 1
+    fresh: optax.Updates  # sum of the gradients since slot 1 of the ring was begun, like params
+    partial: optax.Updates | None  # sum of the gradients in the unfinished slot, like params; None for stride 1
     position: jax.Array  # () int32 in [0, window_size + stride), the place of the next gradient in the ring
     fill: jax.Array  # () int32, gradients seen so far, saturating at window_size
 
@@ -40,36 +40,39 @@ def moving_average(
     .. math::
         y_t = \frac{1}{w} \sum_{k=0}^{w-1} g_{t-k}
 
-    The cost per step does not depend on the window: one slot of a ring buffer (the ring) is written, one is read, and
-    two running sums are kept. One of them starts anew in every turn of the ring and at its end replaces the other, so
-    rounding errors (and non-finite gradients) are forgotten after two windows at most. After a gradient of size S has
-    left the window, the mean is off by about eps S / 2 at most, for one window more: in float32 by 0.6 for S = 1e7.
+    The cost per step does not depend on the window size. Each step writes one slot of a ring buffer (the ring), reads
+    one slot, and updates two running sums. One sum restarts with each turn of the ring, and replaces the other sum at
+    the end of the turn. Rounding errors and non-finite gradients therefore last for at most two windows. After a
+    gradient of size S has left the window, the error of the mean is at most about eps S / 2 for one more window. In
+    float32 with S = 1e7, this is 0.6.
 
     Args:
       window_size: Number w of gradients in the window, a positive int. 1 passes the gradients through; the paper uses
         100.
-      reduce: `"mean"`, or `"sum"` for the sum of the window (`filter_type="sum"` of the authors' code).
-      warmup: True gives zero until w gradients are there; False reduces over those that are.
-      stride: Sum so many successive gradients in one slot of the ring, which divides its memory by as much; must
-        divide `window_size`. A slot leaves the window as a whole, so the window then really holds between
-        w - stride + 1 and w gradients; the mean is over those that it holds. None is 1, the exact window.
-      buffer_dtype: Dtype of the ring. None keeps the parameters' dtype, but at least float32. A narrower one rounds
-        every gradient (or slot) once; the sums stay in at least float32 and never drift. Prefer bfloat16: float16 makes
-        0 of what is below 3e-8 and infinity of a slot above 65,504. The state then holds the bits, as unsigned
-        integers, through which no derivative passes. For complex parameters, the complex dtype of that width, at least
+      reduce: `"mean"`, or `"sum"` for the sum over the window (`filter_type="sum"` in the authors' code).
+      warmup: True returns zeros for the first w - 1 gradients; False reduces over the gradients seen so far.
+      stride: Number of successive gradients that share one slot of the ring, which divides the memory of the ring by
+        `stride`. It must divide `window_size`. All gradients of a slot leave the window together. The window therefore
+        contains between w - stride + 1 and w gradients, and the mean is over these. None means 1, the exact window.
+      buffer_dtype: Dtype of the ring. None uses the parameters' dtype, but at least float32. A narrower dtype rounds
+        each slot once; the sums stay in at least float32 and do not drift. Prefer bfloat16: float16 rounds values below
+        3e-8 to 0, and slots above 65,504 to infinity. The state stores a dtype below 32 bits as unsigned integers, and
+        the derivative through these is 0. The ring of complex parameters has the complex dtype of that width, at least
         complex64.
-      window_axis: Where the ring has its window axis: 0, the first and fast one, or -1, the last one. Parameters with
-        Flax partition metadata need -1: the metadata names leading axes, and would shard the window at 0. None is 0.
+      window_axis: Axis of the slots in the ring: 0 (the first axis, the faster choice) or -1 (the last axis).
+        Parameters with Flax partition metadata need -1, because the metadata names the leading axes, and with 0 would
+        shard the slots. None means 0.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` whose updates have the shapes and dtypes of the gradients. Its state
-      is a `MovingAverageState`, window_size / stride + 3 arrays per parameter (and one more with a stride). Donate it
-      under jit, or XLA copies the ring at each step.
+      An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Its state
+      is a `MovingAverageState`: window_size / stride + 3 arrays per parameter, and one more if `stride` is above 1.
+      Donate the state under jit, or XLA copies the ring at each step.
 
     Raises:
       ValueError: `window_size` or `stride` is not positive, their sum is not below 2**31, `stride` does not divide
-        `window_size`, `warmup` is no bool, or `reduce` or `window_axis` is unknown.
-      TypeError: `window_size` or `stride` is no int, or `buffer_dtype` no floating-point dtype of 8 to 64 bits.
+        `window_size`, `warmup` is not a bool, or `reduce` or `window_axis` is unknown.
+      TypeError: `window_size` or `stride` is not an int, or `buffer_dtype` is not a floating-point dtype of 8 to 64
+        bits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -103,21 +106,21 @@ def moving_average(
     check_float_dtype("buffer_dtype", buffer_dtype)
 
     axis = window_axis or 0
-    slots = w // s  # of the window; the ring has one more
-    # To update one slot, XLA's CPU compiler converts a whole bfloat16 array to float32 and back. It does not do that to
-    # integers, so a narrow ring holds bits.
+    slots = w // s  # in the window; the ring has one more
+    # To update one slot of a bfloat16 array, XLA's CPU compiler converts the whole array to float32 and back. It does
+    # not convert integers, and therefore a narrow ring stores the bits of its dtype as integers.
     slot_dtype = ring_dtype = None if buffer_dtype is None else jnp.dtype(buffer_dtype)
     if slot_dtype is not None and slot_dtype.itemsize < 4:
         ring_dtype = jnp.dtype(f"uint{8 * slot_dtype.itemsize}")
 
     def to_slot(total: jax.Array, ring: jax.Array) -> jax.Array:
-        """A sum as the ring holds it."""
+        """Convert the sum of a slot to the form stored in the ring."""
         if jnp.issubdtype(ring.dtype, jnp.unsignedinteger):
             return lax.bitcast_convert_type(total.astype(slot_dtype), ring.dtype)
         return total.astype(ring.dtype)
 
     def from_slot(slot: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """What the ring holds as it is summed."""
+        """Convert a slot of the ring to a sum of dtype `dtype`."""
         if slot_dtype is not None and jnp.issubdtype(slot.dtype, jnp.unsignedinteger):
             slot = lax.bitcast_convert_type(slot, slot_dtype)
         return slot.astype(dtype)
@@ -139,12 +142,12 @@ def moving_average(
         check_state(state, MovingAverageState)
         check_updates(updates, state.window)
         if (state.partial is None) != (s == 1):
-            raise ValueError(f"state must be that of stride={s}, got that of another stride; init the state again")
+            raise ValueError(f"state must come from stride={s}, got the state of another stride; call init again")
         place = jnp.asarray(state.position)
         slot, phase = place // s, place % s
         slot_begins, slot_ends = phase == 0, phase == s - 1
-        # A turn of the ring begins with slot 1. So in the last slot `fresh` is the sum of the window, without rounding
-        # errors from before. With a window of one slot it is so at every step.
+        # A turn of the ring begins with slot 1. In its last slot, `fresh` is therefore the sum of the window, without
+        # the rounding errors of earlier turns. If the window has one slot, this is true at every step.
         turn_begins = slot_begins & (slot <= 1)
         turn_ends = (slot == slots) | (slots == 1)
         fill = jnp.minimum(state.fill + 1, w)
@@ -159,23 +162,23 @@ def moving_average(
             if ring.shape != (*window.shape[:ring_axis], slots + 1, *window.shape[ring_axis:]):
                 raise ValueError(
                     f"state must have a ring of {slots + 1} slots on axis {axis}, got shape {ring.shape} for a "
-                    f"parameter of shape {window.shape}; it is that of another moving average, init it again"
+                    f"parameter of shape {window.shape}; call init again, or pass the state of this moving average"
                 )
             g = jnp.asarray(g, window.dtype)
             total = partial[0] + g if partial else g
             stored = to_slot(total, ring)
-            # Add the slot as the ring holds it, rounded: that is what is subtracted later.
+            # Add the value stored in the ring, which may be rounded: the same value is subtracted later.
             added = from_slot(stored, window.dtype)
             if partial:
                 added = jnp.where(slot_ends, added - partial[0], g)
 
-            # Write first, then read: XLA updates an array in place only if nothing reads its old value. So the ring has
-            # one slot more, for the gradients that leave the window.
+            # Write first, then read: XLA updates an array in place only if nothing reads its old value. This is why the
+            # ring has one more slot, for the gradients that leave the window.
             ring = lax.dynamic_update_index_in_dim(ring, stored, slot, ring_axis)
             leaving = lax.dynamic_index_in_dim(ring, (slot + 1) % (slots + 1), ring_axis, keepdims=False)
             removed = jnp.where(slot_begins, from_slot(leaving, window.dtype), 0)
             fresh = jnp.where(turn_begins, 0, fresh) + added
-            # The difference first: one rounding at the size of the window, not two. It matters after a spike.
+            # Subtract first: one rounding at the size of `window` instead of two, which matters after a spike.
             window = jnp.where(turn_ends, fresh, window + (added - removed))
 
             slow = scale.astype(window.dtype) * window

@@ -1,4 +1,4 @@
-"""The response of a gradient transformation, measured."""
+"""Measurements of the response of a gradient transformation."""
 
 from typing import Any
 
@@ -15,25 +15,25 @@ LENGTH = 10_000
 
 
 def impulse_response(tx: optax.GradientTransformation, length: int, *, settle: int | None = None) -> jax.Array:
-    """Impulse response of a linear gradient transformation, measured.
+    """Measure the impulse response of a linear gradient transformation.
 
-    A scalar parameter is fed zeros, then a single gradient of 1, then zeros again. Its updates from the 1 on are the
-    response. It describes `tx` fully if `tx` is linear and, its start being over, does not change over the steps:
-    filters, `amplify` and SGD (with momentum, Nesterov's too) are so; the sign and learning rate of an optimizer are
-    part of it.
+    The gradients of a scalar parameter are zeros, then a single 1, then zeros again. The updates from the 1 on are the
+    response. It describes `tx` completely if `tx` is linear and, after its start, does not change over the steps.
+    Examples are filters, `amplify`, and SGD with or without momentum or Nesterov momentum. The response of an optimizer
+    includes its sign and learning rate.
 
     Args:
       tx: The gradient transformation.
       length: Number of steps to measure, a positive int.
-      settle: Number of zero gradients before the impulse, an int of at least 0. So many steps are to be enough for the
-        start of a filter to be over: one for `start="gradient"`, `window_size` for `warmup`, some time constants for
-        `start="debiased"`. None is 10,000, too few for a longer window; 0 shows the start instead.
+      settle: Number of zero gradients before the impulse, an int of at least 0. The start of a filter must end within
+        these steps. `start="gradient"` needs one step, `warmup` needs `window_size`, and `start="debiased"` needs a few
+        time constants. None means 10,000; pass more for a longer window. 0 measures the start itself.
 
     Returns:
       An array of shape (length,), in the default float dtype.
 
     Raises:
-      TypeError: `tx` is no gradient transformation, or `length` or `settle` no int.
+      TypeError: `tx` is not a gradient transformation, or `length` or `settle` is not an int.
       ValueError: `length` is not positive or `settle` is negative.
 
     Example:
@@ -64,26 +64,26 @@ def frequency_response(
     frequencies: jax.typing.ArrayLike | None = None,
     settle: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Frequency response of a linear gradient transformation, measured.
+    r"""Measure the frequency response of a linear gradient transformation.
 
     .. math::
         H(f) = \sum_{k=0}^{n-1} h_k e^{-2 \pi i f k}
 
-    with h the impulse response over n = `length` steps, which should have died out by then.
+    with h the impulse response, which must be close to 0 after n = `length` steps.
 
     Args:
       tx: The gradient transformation.
       length: Number n of steps of the impulse response to measure, a positive int.
-      frequencies: 1-D array of frequencies f in cycles per step, of which 0.5 is the fastest there is. None takes the
-        n // 2 + 1 frequencies of a real Fourier transform, from 0 to 0.5.
+      frequencies: 1-D array of frequencies f in cycles per step, up to 0.5. None means the n // 2 + 1 frequencies of a
+        real Fourier transform, from 0 to 0.5.
       settle: Number of zero gradients before the impulse; see `impulse_response`.
 
     Returns:
       The frequencies, in cycles per step, and the complex response at each: two 1-D arrays of the same length.
 
     Raises:
-      TypeError, ValueError: As `impulse_response` does; and if `frequencies` holds something else than real numbers
-        (TypeError) or is not 1-D (ValueError).
+      TypeError: `frequencies` does not consist of real numbers; and as in `impulse_response`.
+      ValueError: `frequencies` is not 1-D; and as in `impulse_response`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,7 +91,7 @@ def frequency_response(
       >>> f, response = frequency_response(moving_average(2), 4)
       >>> print(f)
       [0.   0.25 0.5 ]
-      >>> print(jnp.abs(response).round(3))  # passes a constant, stops what alternates
+      >>> print(jnp.abs(response).round(3))  # 1 for a constant, 0 for alternating gradients
       [1.    0.707 0.   ]
     """
     h = impulse_response(tx, length, settle=settle)
@@ -102,25 +102,25 @@ def frequency_response(
 
 
 def dc_gain(tx: optax.GradientTransformation, length: int | None = None, *, settle: int | None = None) -> jax.Array:
-    r"""Gain of a constant gradient, measured.
+    r"""Measure the gain of a constant gradient.
 
     .. math::
         Q(1) = \sum_{k=0}^{n-1} h_k
 
-    with h the impulse response over n = `length` steps, which must have died out by then: after the window of a moving
-    average, or some ten time constants of an average or filter.
+    with h the impulse response, which must be close to 0 after n = `length` steps. A moving average needs the length of
+    its window; an EMA or another filter needs about ten time constants.
 
     Args:
       tx: The gradient transformation; see `impulse_response`.
-      length: Number n of steps of the impulse response to measure, a positive int. None is 10,000, enough for an EMA
-        with `alpha` up to 0.999.
+      length: Number n of steps of the impulse response to measure, a positive int. None means 10,000, enough for an
+        EMA with `alpha` up to 0.999.
       settle: Number of zero gradients before the impulse; see `impulse_response`.
 
     Returns:
       A scalar array, in the default float dtype.
 
     Raises:
-      TypeError, ValueError: As `impulse_response` does.
+      TypeError, ValueError: As in `impulse_response`.
 
     Example:
       >>> from grokfast_jax import dc_gain, ema, grokfast_ma
@@ -131,14 +131,15 @@ def dc_gain(tx: optax.GradientTransformation, length: int | None = None, *, sett
 
 
 def mean_age(tx: optax.GradientTransformation, length: int | None = None, *, settle: int | None = None) -> jax.Array:
-    r"""Mean age, in steps, of the gradients in the update, measured.
+    r"""Measure the mean age of the gradients in an update, in steps.
 
     .. math::
         \frac{\sum_{k=0}^{n-1} k h_k}{\sum_{k=0}^{n-1} h_k}
 
-    with h the impulse response over n = `length` steps, which must have died out by then, as for `dc_gain`. It is the
-    group delay at frequency 0: a slow trend comes out so many steps late. An EMA has :math:`\alpha / (1 - \alpha)`, a
-    moving average of w gradients :math:`(w - 1) / 2`, and ages in a chain add up.
+    with h the impulse response, which must be close to 0 after n = `length` steps, as for `dc_gain`. The mean age is
+    the group delay at frequency 0: the number of steps by which the output lags a slow trend. It is
+    :math:`\alpha / (1 - \alpha)` for an EMA and :math:`(w - 1) / 2` for a moving average of w gradients. The ages of
+    filters in a chain add up.
 
     Args:
       tx: The gradient transformation; see `impulse_response`.
@@ -146,11 +147,11 @@ def mean_age(tx: optax.GradientTransformation, length: int | None = None, *, set
       settle: Number of zero gradients before the impulse; see `impulse_response`.
 
     Returns:
-      A scalar array, in the default float dtype. NaN if the gain of a constant is 0 to within the rounding of its sum,
-      n eps :math:`\sum |h_k|`: what stops a constant has no mean age.
+      A scalar array, in the default float dtype. NaN if the gain of a constant is 0, up to a rounding error of
+      n eps :math:`\sum |h_k|`: the mean age is then undefined.
 
     Raises:
-      TypeError, ValueError: As `impulse_response` does.
+      TypeError, ValueError: As in `impulse_response`.
 
     Example:
       >>> from grokfast_jax import mean_age, moving_average
@@ -171,20 +172,21 @@ def stability_limit(
     decay: jax.typing.ArrayLike = 0.0,
     settle: int | None = None,
 ) -> jax.Array:
-    r"""Learning rate times curvature up to which gradient descent is stable, measured.
+    r"""Measure the largest product of learning rate and curvature at which gradient descent is stable.
 
     .. math::
         x_{t+1} = (1 - d) x_t - s \sum_{k=0}^{n-1} h_k x_{t-k}
 
-    is descent through `tx` on a parabola, with s the product of learning rate and curvature, d = `decay`, and h the
-    impulse response over n = `length` steps, which must have died out by then, as for `dc_gain`. It converges for s up
-    to the smallest positive one at which a root of :math:`z - 1 + d + s H(z)` is on the unit circle, which is found on
-    a grid of 16 n frequencies.
+    is gradient descent with `tx` on a parabola, with s the product of learning rate and curvature, d = `decay`, and h
+    the impulse response, which must be close to 0 after n = `length` steps, as for `dc_gain`. Descent converges for s
+    below the smallest positive value at which a root of :math:`z - 1 + d + s H(z)` is on the unit circle. A grid of
+    16 n frequencies locates this value.
 
-    Without decay the gradients themselves have the limit 2, an EMA :math:`2 (1 + \alpha) / (1 - \alpha)`, and a moving
-    average of w gradients :math:`2 w \sin^2(\pi / 2w)`. So an EMA bears a larger learning rate than no filter, and a
-    window a smaller one. An optimizer that is blind to the scale of its input divides by the gain, so compare limits
-    times `dc_gain`. Adam's first moment is a filter, too: `optax.chain(tx, ema(0.9))`.
+    Without decay, the limit is 2 for the gradients themselves, :math:`2 (1 + \alpha) / (1 - \alpha)` for an EMA, and
+    :math:`2 w \sin^2(\pi / 2w)` for a moving average of w gradients. An EMA therefore tolerates a larger learning rate
+    than unfiltered gradients, and a moving average of more than two gradients a smaller one. For an optimizer that is
+    invariant to the scale of the gradients, compare limits times `dc_gain`. Adam's first moment is a filter too:
+    measure `optax.chain(tx, ema(0.9))`.
 
     Args:
       tx: The gradient transformation, without learning rate and sign; see `impulse_response`.
@@ -193,44 +195,44 @@ def stability_limit(
       settle: Number of zero gradients before the impulse; see `impulse_response`.
 
     Returns:
-      A scalar array, in the default float dtype. Without decay it is 0 if the gain of a constant is not positive, but
-      for rounding: no s is stable then.
+      A scalar array, in the default float dtype. Without decay, it is 0 if the gain of a constant is not above rounding
+      error: descent is then unstable for every positive s.
 
     Raises:
-      TypeError: `decay` is no real scalar; and as `impulse_response` does.
-      ValueError: `decay` is not in [0, 1); and as `impulse_response` does.
+      TypeError: `decay` is not a real number; and as in `impulse_response`.
+      ValueError: `decay` is not a scalar in [0, 1); and as in `impulse_response`.
 
     Example:
       >>> from grokfast_jax import ema, moving_average, stability_limit
-      >>> for lowpass in ema(0.8), moving_average(9):  # of one mean age
+      >>> for lowpass in ema(0.8), moving_average(9):  # both have a mean age of 4 steps
       ...     print(f"{stability_limit(lowpass):.2f}")
       18.00
       0.54
     """
-    cure = "pass learning rate times weight decay, or leave it out"
+    cure = "pass learning rate times weight decay, or omit decay"
     check_number("decay", decay, allowed="a number in [0, 1)", cure=cure, low=0, high=1, schedule=False)
     h = impulse_response(tx, LENGTH if length is None else length, settle=settle)
     points = 16 * h.size
     angle = 2 * np.pi * np.arange(1, points // 2 + 1) / points
     decay = jnp.asarray(decay, h.dtype)
     real, imag = (jnp.asarray(part, h.dtype) for part in (1 - np.cos(angle), -np.sin(angle)))
-    loop = jnp.fft.rfft(h, points)[1:] / lax.complex(real - decay, imag)  # 1 / s, where it is real
+    loop = jnp.fft.rfft(h, points)[1:] / lax.complex(real - decay, imag)  # 1 / s where it is real
     real, imag = loop.real, loop.imag
     crosses = (imag[:-1] > 0) != (imag[1:] > 0)
     along = jnp.where(crosses, imag[:-1] / jnp.where(crosses, imag[:-1] - imag[1:], 1), 0)
     at = jnp.where(crosses, real[:-1] + along * (real[1:] - real[:-1]), 0)
     slowest = jnp.where(decay > 0, -h.sum() / decay, jnp.where(h.sum() > _rounding(h), 0, jnp.inf))
-    # At the slowest and at the fastest frequency it is real.
+    # `loop` is real at the lowest and at the highest frequency.
     return 1 / jnp.maximum(jnp.maximum(at.max(), real[-1]), slowest)
 
 
 def _rounding(h: jax.Array) -> jax.Array:
-    """What rounding may add to the sum of a response."""
+    """Return a bound of the rounding error of the sum of `h`."""
     return h.size * jnp.finfo(h.dtype).eps * jnp.abs(h).sum()
 
 
 def _frequencies(values: Any) -> np.ndarray:
-    """`values` as a 1-D array of NumPy in float64."""
+    """Return `values` as a 1-D NumPy array in float64."""
     message = "frequencies must be a 1-D array of real numbers, got {}; pass e.g. jnp.linspace(0, 0.5, 100)"
     try:
         f = np.asarray(values, np.float64)

@@ -1,4 +1,4 @@
-"""Bad arguments fail at construction, and the message names the argument, what is allowed, the value and the cure."""
+"""Bad arguments fail at construction. The message gives the name, the allowed values, the value and the cure."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ BAD = [
     (
         lambda: gf.grokfast_ma(optax.constant_schedule(100)),
         TypeError,
-        r"window_size must be .*; window_size cannot change during training, pass one int",
+        r"window_size must be .*; window_size cannot change during training; pass one int",
     ),
     (lambda: gf.moving_average(True), TypeError, r"window_size must be a positive int, got True; "),
     (lambda: gf.moving_average(jnp.array(3)), TypeError, r"window_size must be .*static_args=\(\"window_size\",\)"),
@@ -126,7 +126,7 @@ BAD = [
     (lambda: gf.lfilter(np.ones(2, np.float16)), TypeError, r"b must have a dtype of at least 32 bits, got "),
     (lambda: gf.lfilter([1.0], jnp.ones(2, jnp.bfloat16)), TypeError, r"a must have a dtype of at least 32 bits, got "),
     (lambda: gf.sosfilt(jnp.ones((1, 6), jnp.bfloat16)), TypeError, r"sos must have a dtype of at least 32 bits, got "),
-    (lambda: gf.parallel(), ValueError, r"branches must be one or more pairs .*, got none; pass at least one"),
+    (lambda: gf.parallel(), ValueError, r"branches must be one or more pairs .*, got \(\); pass at least one"),
     (lambda: gf.parallel(gf.ema(0.9)), TypeError, r"branches\[0\] must be a pair \(weight, transformation\), got Grad"),
     (lambda: gf.parallel((1.0, gf.ema(0.9)), 2.0), TypeError, r"branches\[1\] must be a pair .* got 2.0; pass e.g."),
     (lambda: gf.parallel((gf.ema(0.9), 1.0)), TypeError, r"branches\[0\]\[1\] must be an optax.Grad.* got 1.0; pass"),
@@ -203,7 +203,7 @@ def test_tracers_and_schedules_pass():
         tx = gf.amplify(gf.ema(alpha), lamb, fast=fast, normalize=True)
         return tx.update(g, tx.init(g))[0]
 
-    # Out of range, but unknown when the transformation is made.
+    # Out of range, but not known at construction.
     np.testing.assert_allclose(out(1.5, 3.0, 1.0, jnp.ones(2)), 1.0)
     gf.amplify(gf.ema(optax.constant_schedule(2.0)), optax.constant_schedule(float("nan")))
 

@@ -1,4 +1,4 @@
-"""Inside the wrappers of optax: what the library leaves to composition works, and does what the README says."""
+"""Filters inside the wrappers of optax: masks, accumulation, injection and schedules work by composition."""
 
 import chex
 import jax
@@ -91,7 +91,7 @@ def test_inject_hyperparams_on_every_factory():
         )
 
 
-def test_window_size_under_inject_hyperparams_tells_the_cure():
+def test_window_size_under_inject_hyperparams_names_the_cure():
     tx = optax.inject_hyperparams(gf.grokfast_ma)(window_size=3)
     with pytest.raises(TypeError, match=r'window_size must .*static_args=\("window_size",\)'):
         tx.init(parameters())
@@ -137,7 +137,7 @@ def test_apply_if_finite_keeps_the_average_from_a_bad_step(make):
 
 
 def test_coupled_weight_decay_as_in_the_paper():
-    """PyTorch's Adam(weight_decay=...) adds the decay to the gradient it is given, here the filtered one."""
+    """PyTorch's Adam(weight_decay=...) adds the decay to its input, here the filtered gradient."""
     grads = gradients()
     tx = optax.chain(
         gf.grokfast_ema(0.9, 2.0),

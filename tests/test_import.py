@@ -1,4 +1,4 @@
-"""What importing the library costs."""
+"""Importing the library loads only the library, jax and optax."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
-def test_importing_loads_nothing_beyond_jax_and_optax_but_the_library():
+def test_importing_loads_only_the_library_beyond_jax_and_optax():
     loaded = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True).stdout.split()
     assert "grokfast_jax" in loaded
     assert all(name.partition(".")[0] == "grokfast_jax" for name in loaded)

@@ -1,4 +1,4 @@
-"""Known optimizers are filters in one of three places: exact oracles, in float64."""
+"""Known optimizers are filters in one of three places: exact oracles in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_nadam():
     ("momentum", "nesterov"), [(optax_nesterov(0.95), True), (debiased(0.95), False), (optax.identity(), None)]
 )
 def test_muon(momentum, nesterov):
-    """With beta=0 Muon has no momentum of its own, so that any filter can take its place."""
+    """With beta=0, Muon has no momentum, and any filter can replace it."""
     without = optax.contrib.scale_by_muon(beta=0.0)
     oracle = without if nesterov is None else optax.contrib.scale_by_muon(beta=0.95, nesterov=nesterov)
     assert_same(optax.chain(momentum, without), oracle, gradients()["w"])
@@ -92,9 +92,9 @@ def test_muon(momentum, nesterov):
 def test_muon_as_its_authors_wrote_it():
     """Their buffer starts at 0 and has no bias correction: buf.lerp_(g, 1 - beta), then g.lerp_(buf, beta).
 
-    optax corrects the biases of the two parts apart, so that early steps mix them a little differently; what is common
-    to both parts is lost in the orthogonalisation. The form with a debiased average has a gain of 1 from the first step
-    on, and differs from both at early steps alone.
+    optax corrects the bias of each part separately, and early steps therefore mix the parts slightly differently. The
+    orthogonalisation removes a common factor of both parts. With a debiased average, the gain is 1 from the first step
+    on; this form differs from the other two only in early steps.
     """
     beta = 0.95
     g = gradients()["w"]
@@ -115,7 +115,7 @@ def test_muon_as_its_authors_wrote_it():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_with_momentum(nesterov):
-    """A running sum that decays: the zero-start average over 1 - b; Nesterov's adds the gradient once more."""
+    """Momentum is the zero-start average divided by 1 - b; Nesterov momentum adds the gradient once more."""
     b = 0.9
     gain = 1 / (1 - b)
     average = gf.ema(b, start="zero")
@@ -127,7 +127,7 @@ def test_sgd_with_momentum(nesterov):
 
 
 def test_the_preconditioner_sees_raw_gradients_in_one_place_and_filtered_ones_in_the_other():
-    """A spike of the gradient is divided by its own size in one place; in the other the filter has spread it before."""
+    """Inside Adam, a spike of the gradient is divided by its own size. Before Adam, the filter has spread it."""
     g = jnp.ones((STEPS, 1)).at[30].set(100.0)
     inside = run(gf.scale_by_filtered_adam(gf.moving_average(10, warmup=False), b2=0.5), g)
     before = run(optax.chain(gf.moving_average(10, warmup=False), gf.scale_by_filtered_adam(gf.ema(0.0), b2=0.5)), g)

@@ -1,4 +1,4 @@
-"""Narrow parameters and gradients: the averages stay wide, and an overflow does not reach them."""
+"""Narrow parameters and gradients: averages stay wide, and an overflow does not reach them."""
 
 import re
 
@@ -27,8 +27,7 @@ def tx(request):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_gradients_are_averaged_as_wide_ones(dtype, tx):
-    """State and output are, bit for bit, those of a filter which is given the same numbers in float32, the output being
-    rounded to the dtype of the gradients once."""
+    """The state equals, bit for bit, the state for the same gradients in float32; the output is rounded once."""
     grads = jnp.asarray(1 + 0.01 * np.random.default_rng(0).normal(size=(60, 3)), dtype)
     run = lambda grads: lax.scan(lambda state, g: tx.update(g, state)[::-1], tx.init(grads[0]), grads)
     state, out = jax.jit(run)(grads)
@@ -78,7 +77,7 @@ NARROWED = {
 
 @pytest.mark.parametrize("name", NARROWED)
 def test_injected_hyperparameters_are_not_rounded_to_narrow_parameters(name, lenient):
-    """optax gives injected numbers the dtype of the parameters, in which 0.999 is 1: refused, with the cure."""
+    """optax casts injected numbers to the dtype of the parameters, which rounds 0.999 to 1: an error names the cure."""
     factory, arguments = NARROWED[name]
     params, g = jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
     tx = optax.inject_hyperparams(factory)(**arguments)
@@ -98,7 +97,7 @@ def test_injected_hyperparameters_are_not_rounded_to_narrow_parameters(name, len
     chex.assert_trees_all_close(state.inner_state, expected_state, rtol=1e-4)
 
 
-def test_a_schedule_of_narrow_numbers_is_refused():
+def test_a_schedule_of_narrow_numbers_raises():
     narrow = lambda step: jnp.asarray(0.999, jnp.bfloat16)
     for name, tx in (
         ("alpha", gf.ema(narrow)),
@@ -111,7 +110,7 @@ def test_a_schedule_of_narrow_numbers_is_refused():
 
 
 def test_bfloat16_training_accumulates_in_float32(tx, lenient):
-    """bfloat16 parameters under AdamW: dtypes stay, and the average is that of the gradients that were there."""
+    """bfloat16 parameters under AdamW: dtypes do not change, and the average is over the gradients that occurred."""
     chain = optax.chain(tx, optax.adamw(1e-2, mu_dtype=jnp.float32))
     target = jnp.asarray(np.random.default_rng(0).normal(size=(4,)), jnp.bfloat16)
 
@@ -131,7 +130,7 @@ def test_bfloat16_training_accumulates_in_float32(tx, lenient):
 
 
 def test_an_overflow_in_float16_leaves_the_filter_untouched(tx, lenient):
-    """Dynamic loss scaling: steps that overflow change nothing but the scale; the others are those of float32."""
+    """Dynamic loss scaling: a step that overflows changes only the scale; the other steps equal steps in float32."""
     chain = optax.apply_if_finite(optax.chain(tx, optax.adamw(1e-3)), max_consecutive_errors=1_000_000)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(30, 5)), jnp.float16)
 
@@ -161,8 +160,8 @@ def test_an_overflow_in_float16_leaves_the_filter_untouched(tx, lenient):
     chex.assert_trees_all_close(state.inner_state[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_without_the_guard_an_overflow_stays_in_an_average():
-    """Why the guard goes around the whole chain: inside it, the filter has taken the overflow already."""
+def test_an_overflow_stays_in_an_average_without_apply_if_finite():
+    """`apply_if_finite` must wrap the whole chain: after the filter, it is too late."""
     guarded_too_late = optax.chain(gf.grokfast_ema(), optax.apply_if_finite(optax.sgd(1.0), 10))
     state = guarded_too_late.init(jnp.ones(2))
     for g in (1.0, jnp.inf, 1.0):

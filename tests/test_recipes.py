@@ -1,4 +1,4 @@
-"""The code of docs/recipes.md runs as it stands there, and does what the text says."""
+"""The code blocks of docs/recipes.md run unchanged, and do what the text says."""
 
 import re
 from pathlib import Path
@@ -23,11 +23,14 @@ CHECKS = {}
 
 
 def check(block):
-    """Register a function as the check of a block, of whose names it is given the dictionary."""
+    """Register a function as the check of a block; its argument is the dictionary of the names of the block."""
     return lambda function: CHECKS.setdefault(block, function)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+SLOW = {"In place of Muon's momentum"}
+
+
+@pytest.mark.parametrize("block", [pytest.param(b, marks=[pytest.mark.slow] * (b in SLOW)) for b in BLOCKS])
 def test_block(block):
     names = {}
     exec(BLOCKS[block], names)
@@ -223,7 +226,7 @@ def _(names):
     assert state.total_notfinite == history.count(False)
     assert state.inner_state[0].lowpass.ema_step == history.count(True)
     assert state.inner_state[0].lowpass.slow["w"].dtype == jnp.float32
-    # The average is that of the unscaled gradients of the good steps: 2 w, which falls from 4.
+    # The average is over the unscaled gradients of the finite steps: 2 w, which falls from 4.
     assert jnp.all((state.inner_state[0].lowpass.slow["w"] < 4) & (state.inner_state[0].lowpass.slow["w"] > 3))
 
 

@@ -1,4 +1,4 @@
-"""On several devices: states are sharded as their parameters, and the filters communicate nothing."""
+"""On several devices: states are sharded like their parameters, and the filters do not communicate."""
 
 import functools
 import re
@@ -58,7 +58,7 @@ def put(tree, mesh, specs):
 
 
 def make_step(tx, gather=lambda params: params):
-    """A training step; `gather` makes the parameters whole where explicit axes ask for it."""
+    """Return a training step; `gather` replicates the parameters, which explicit axes require."""
 
     def loss(params, x):
         p = gather(params)
@@ -73,8 +73,8 @@ def make_step(tx, gather=lambda params: params):
 
 
 @functools.cache
-def alone():
-    """Parameters and state after training with all filters on one device."""
+def trained_on_one_device():
+    """Return parameters and state after training with all filters on one device."""
     params = jax.tree.map(jnp.asarray, parameters())
     state, step = ALL.init(params), jax.jit(make_step(ALL))
     for x in batches():
@@ -83,7 +83,7 @@ def alone():
 
 
 def collectives(compiled):
-    """How often each collective is called on each shape."""
+    """Count the calls of each collective for each shape."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
     return Counter(re.findall(rf"= (.*?) (({kinds})(?:-start)?)\(", compiled.as_text()))
 
@@ -93,7 +93,15 @@ def test_collectives_are_counted(mesh):
     assert sum(collectives(total).values()) == 1
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize(
+    ("mesh", "name"),
+    [
+        *(("auto", name) for name in FILTERS),
+        ("explicit", "parallel"),
+        *(pytest.param("explicit", name, marks=pytest.mark.slow) for name in FILTERS if name != "parallel"),
+    ],
+    indirect=["mesh"],
+)
 def test_state_is_sharded_as_the_parameters(name, mesh):
     tx, specs = FILTERS[name], {"up": P("data"), "down": P("model", "data"), "bias": P("model")}
     params = put(parameters(), mesh, specs)
@@ -108,11 +116,11 @@ def test_state_is_sharded_as_the_parameters(name, mesh):
             assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, P(*spec)), leaf.ndim), path
             checked += 1
     assert checked >= 3
-    # As optax tests its own: eager and compiled, before and after, the types (explicit axes are part of them) agree.
+    # As in the tests of optax: types, which include explicit axes, agree between eager and compiled, before and after.
     types = lambda tree: jax.tree.map(jax.typeof, tree)
     assert types(jax.jit(tx.init)(params)) == types(state)
     assert types(jax.jit(tx.update)(params, state)[1]) == types(state)
-    # Alone, an update moves nothing between devices and leaves everything where it is.
+    # An update on its own moves nothing between devices, and keeps every sharding.
     update = jax.jit(tx.update).lower(params, state).compile()
     assert not collectives(update)
     updates, new_state = update(params, state)
@@ -121,7 +129,16 @@ def test_state_is_sharded_as_the_parameters(name, mesh):
             assert after.sharding.is_equivalent_to(before.sharding, before.ndim)
 
 
-@pytest.mark.parametrize("specs", SPECS)
+@pytest.mark.parametrize(
+    ("mesh", "specs"),
+    [
+        ("auto", "FSDP"),
+        ("explicit", "tensor parallel"),
+        pytest.param("auto", "tensor parallel", marks=pytest.mark.slow),
+        pytest.param("explicit", "FSDP", marks=pytest.mark.slow),
+    ],
+    indirect=["mesh"],
+)
 def test_training_communicates_no_more_and_gives_the_same(specs, mesh):
     explicit = mesh.axis_types[0] == AxisType.Explicit
     whole = lambda params: jax.tree.map(lambda p: jax.sharding.reshard(p, P()), params)
@@ -137,5 +154,5 @@ def test_training_communicates_no_more_and_gives_the_same(specs, mesh):
     state = ALL.init(params)
     for x in batches():
         params, state = compiled["filtered"](params, state, put(x, mesh, P("data")))
-    for actual, want in zip((params, state), alone(), strict=True):
+    for actual, want in zip((params, state), trained_on_one_device(), strict=True):
         chex.assert_trees_all_close(jax.tree.map(np.asarray, actual), want, rtol=1e-4, atol=1e-5)
