@@ -14,7 +14,7 @@ from examples.harness import plots
 from examples.harness.errors import UserError
 
 from . import paper
-from .cost import choices, step_cost, tasks, throughput, vs_torch
+from .cost import choices, compiled, step_cost, tasks, throughput, vs_torch
 from .study import board, circuits, edge, memory, noise, raised, region, spectra, trajectories, windows
 from .study import pictures as study_pictures
 from .study import tables as study_tables
@@ -27,6 +27,11 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vs_torch": vs_torch.table,
     "throughput": throughput.table,
     "choices": choices.table,
+}
+COMPILED: dict[str, Callable[[dict[str, Any]], str]] = {  # of one file of results
+    "compiled": compiled.table,
+    "pod": compiled.pod_table,
+    "filter_memory": compiled.memory_table,
 }
 
 
@@ -138,6 +143,11 @@ def tables(results: Path, study: Path) -> dict[str, str]:
         path = results / f"{name}.json"
         missing = f"Not measured yet: {path.name} is missing.\n"
         made[name] = table(json.loads(path.read_text())) if path.exists() else missing
+    path = results / compiled.OUT.name
+    missing = f"Not measured yet: {path.name} is missing.\n"
+    made |= {
+        name: table(json.loads(path.read_text())) if path.exists() else missing for name, table in COMPILED.items()
+    }
     runs = Results.load(study)
     made |= study_tables.tables(runs) | paper.tables(results, runs)
     made["board"] = board.table(results / "board.jsonl", runs, results / board.TIMES.name)
