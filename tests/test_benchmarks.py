@@ -14,7 +14,7 @@ import pytest
 from jax import lax
 
 from benchmarks import report, run_command, switch_on
-from benchmarks.cost import choices, step_cost, tasks, throughput, vs_torch
+from benchmarks.cost import choices, compiled, step_cost, tasks, throughput, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
 from benchmarks.study import __main__ as study
 from benchmarks.study import board, circuits, edge, memory, noise, raised, region, spectra, trajectories
@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("lenient")
         throughput,
         vs_torch,
         choices,
+        compiled,
         study,
         board,
         circuits,

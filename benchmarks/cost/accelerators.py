@@ -133,6 +133,11 @@ def collectives(program: jax.stages.Compiled) -> list[str]:
     return COLLECTIVE.findall(program.as_text() or "")
 
 
+def scatters(program: jax.stages.Compiled) -> int:
+    """The number of scatters in a program; a TPU's are loops. One that became an update of a slice does not count."""
+    return len(re.findall(r' scatter\(| while\(.*/scatter"', program.as_text() or ""))
+
+
 def rounded_products(program: jax.stages.Compiled) -> list[str]:
     """The lines with matrix products that round float32 operands: to bfloat16 on a TPU, to TF32 on a GPU."""
     lines = (line for line in (program.as_text() or "").splitlines() if PRODUCT.search(line))
@@ -167,7 +172,7 @@ class Program:
                 )
 
     def kernels(self) -> list[str]:
-        """Names of the kernels over whole arrays; those of a loop once for each turn, if the program has their number."""
+        """Names of the kernels over whole arrays; those of a loop once per turn, if the program has their number."""
         return [i.name for i, _ in self._executed() if not _is_move(i.opcode)]
 
     def moves(self) -> list[str]:
@@ -177,10 +182,6 @@ class Program:
     def bytes(self) -> int:
         """Bytes that the kernels and copies of whole arrays read from and write to the main memory."""
         return sum(self._bytes(instruction, within) for instruction, within in self._executed())
-
-    def opcodes(self) -> set[str]:
-        """Every kind of instruction in the program, also within fusions."""
-        return {i.opcode for computation in self.computations.values() for i in computation.values()}
 
     def _executed(self, computation: str | None = None) -> Iterator[tuple[Instruction, dict[str, Instruction]]]:
         """What is executed on whole arrays, and the computation that it belongs to."""

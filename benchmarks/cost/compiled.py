@@ -26,6 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
+from jax.experimental.layout import Format, Layout
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from scipy.signal import butter
+
 from benchmarks import RESULTS, run_command
 from examples.harness.tables import markdown
 from grokfast_jax import (
@@ -39,11 +45,6 @@ from grokfast_jax import (
     scale_by_filtered_adam,
     sosfilt,
 )
-from jax import lax
-from jax.experimental.layout import Format, Layout
-from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
-from jax.sharding import PartitionSpec as P
-from scipy.signal import butter
 
 from .accelerators import (
     CHIPS,
@@ -54,6 +55,7 @@ from .accelerators import (
     memory_of,
     placed,
     rounded_products,
+    scatters,
     update_step,
 )
 from .timing import write
@@ -281,7 +283,7 @@ def seeds(chip: str, side: int = 256) -> dict[str, float]:
     ring = (WINDOW + 1) * nbytes(params)
     program = Program(executable, ring // 4)
     return {
-        "scatters": sum(opcode == "scatter" for opcode in program.opcodes()),
+        "scatters": scatters(executable),
         "ring_copies": len(program.moves()),
         "ring_gigabytes": round(ring / 1e9, 3),
         "temporary_gigabytes": round(memory_of(executable).temp_size_in_bytes / 1e9, 3),
