@@ -11,22 +11,26 @@ from typing import Any
 from benchmarks import RESULTS
 from examples.harness import plots
 
-from .cost import step_cost, tasks, vs_torch
+from .cost import compiled, step_cost, tasks, vs_torch
 from .study import find_study, study_names
 from .views import MISSING
 
-COSTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "step_cost": step_cost.table,
-    "tasks": tasks.table,
-    "vs_torch": vs_torch.table,
+# By name: the file of results, and the function that makes the table
+COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "compiled": ("compiled.json", compiled.table),
+    "pod": ("compiled.json", compiled.pod_table),
+    "filter_memory": ("compiled.json", compiled.memory_table),
+    "step_cost": ("step_cost.json", step_cost.table),
+    "tasks": ("tasks.json", tasks.table),
+    "vs_torch": ("vs_torch.json", vs_torch.table),
 }
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """All tables by name."""
     made = {}
-    for name, table in COSTS.items():
-        path = results / f"{name}.json"
+    for name, (file, table) in COSTS.items():
+        path = results / file
         made[name] = table(json.loads(path.read_text())) if path.exists() else MISSING
     for name in study_names():
         made |= find_study(name).made_tables(results)

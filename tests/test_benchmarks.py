@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import DOCS, __main__, report, run_command
-from benchmarks.cost import step_cost, tasks, vs_torch
+from benchmarks.cost import compiled, step_cost, tasks, vs_torch
 from benchmarks.cost.timing import in_turn, in_words, ratios, spread
 from benchmarks.study import find_study, study_names
 from benchmarks.views import MISSING
@@ -22,7 +22,7 @@ from examples.harness.train import program
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
-@pytest.mark.parametrize("module", [step_cost, tasks, vs_torch])
+@pytest.mark.parametrize("module", [compiled, step_cost, tasks, vs_torch])
 def test_a_command_explains_all_its_flags(module, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["", "--help"])
     with pytest.raises(SystemExit) as stopped:

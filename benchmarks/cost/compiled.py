@@ -1,0 +1,433 @@
+"""Optimizer updates, compiled for TPUs and an H100 that are not here: `python -m benchmarks.cost.compiled`.
+
+Everything is read from programs that XLA compiled for the device. Nothing is executed or timed. The packages are
+those of `tests/accelerators.txt`. Each update is of one matrix that is too large for the memory on a chip, with
+parameters and state donated. Counted are
+
+- kernels over whole arrays, and separate copies of whole arrays;
+- bytes per parameter that these read from and write to the main memory;
+- the least bytes per parameter: gradient read once, parameter and state read and written once, and of a ring buffer one
+  slot read and one written;
+- bytes per parameter of the state, and of temporary arrays.
+
+Then the update of a model of 8 billion parameters on 256 chips, and 64 seeds in one vmapped program.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.experimental.layout import Format, Layout
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from scipy.signal import butter
+
+from benchmarks import RESULTS, run_command
+from examples.harness.tables import markdown
+from grokfast_jax import (
+    amplify,
+    ema,
+    grokfast_ema,
+    grokfast_ma,
+    lfilter,
+    moving_average,
+    parallel,
+    scale_by_filtered_adam,
+    sosfilt,
+)
+
+from .accelerators import (
+    CHIPS,
+    Program,
+    collectives,
+    compiled,
+    devices,
+    memory_of,
+    placed,
+    rounded_products,
+    scatters,
+    update_step,
+)
+from .timing import write
+
+OUT = RESULTS / "compiled.json"
+SIDE = 8192  # of the matrix
+WINDOW = 100
+# The ring buffer of a window of 100 is larger than the memory of most chips, so programs are compiled with a smaller
+# one. Kernels and bytes are those of any window. The bytes of state are those of a window of 100.
+COMPILED_WINDOW = 10
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+POD = "v5e:16x16"
+POD_MESH = {"fsdp": 32, "tp": 8}
+V5E_MEMORY = 16 * 2**30
+SEEDS = 64
+SIZES = {"124 M": 124e6, "1 B": 1e9, "8 B": 8e9}  # parameters, in the table of the filters' memory
+
+
+def before_adamw(lowpass: optax.GradientTransformation) -> optax.GradientTransformation:
+    """AdamW with a filter before it."""
+    return optax.chain(lowpass, optax.adamw(1e-3))
+
+
+def in_adamw(lowpass: optax.GradientTransformation) -> optax.GradientTransformation:
+    """AdamW with a filter in place of its first moment."""
+    scaled = scale_by_filtered_adam(lowpass)
+    return optax.chain(scaled, optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(1e-3))
+
+
+def sections(order: int) -> optax.GradientTransformation:
+    """A Butterworth low-pass filter."""
+    design: Any = butter(order, 0.02, output="sos")
+    return amplify(sosfilt(design), 2.0)
+
+
+OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {  # of the window
+    "AdamW": lambda window: optax.adamw(1e-3),
+    "NAdamW": lambda window: optax.nadamw(1e-3),
+    "AdEMAMix": lambda window: optax.contrib.ademamix(1e-3),
+    "Muon": lambda window: optax.contrib.muon(1e-3),
+    "EMA": lambda window: before_adamw(grokfast_ema()),
+    "MA": lambda window: before_adamw(grokfast_ma(window)),
+    "MA, bfloat16 buffer": lambda window: before_adamw(grokfast_ma(window, buffer_dtype="bfloat16")),
+    "MA, float8 buffer": lambda window: before_adamw(grokfast_ma(window, buffer_dtype="float8_e4m3fn")),
+    "MA, stride 10": lambda window: before_adamw(grokfast_ma(100, stride=10)),
+    "MA, stride 10, bfloat16 buffer": lambda window: before_adamw(grokfast_ma(100, stride=10, buffer_dtype="bfloat16")),
+    "MA, window axis -1": lambda window: before_adamw(grokfast_ma(window, window_axis=-1)),
+    "lfilter, order 1": lambda window: before_adamw(amplify(lfilter([0.02], [1.0, -0.98]), 2.0)),
+    "lfilter, order 2": lambda window: before_adamw(amplify(lfilter([0.01, 0.01], [1.0, -1.8, 0.82]), 2.0)),
+    "sosfilt, order 2": lambda window: before_adamw(sections(2)),
+    "sosfilt, order 4": lambda window: before_adamw(sections(4)),
+    "sosfilt, order 6": lambda window: before_adamw(sections(6)),
+    "EMA in AdamW": lambda window: in_adamw(ema(0.9, start="debiased")),
+    "gradient + 2 EMA in AdamW": lambda window: in_adamw(parallel((1.0, optax.identity()), (2.0, ema(0.98)))),
+    "MA in AdamW": lambda window: in_adamw(moving_average(window)),
+}
+SHOWN = (  # in the tables for people
+    "AdamW",
+    "AdEMAMix",
+    "EMA",
+    "MA",
+    "MA, stride 10, bfloat16 buffer",
+    "lfilter, order 2",
+    "sosfilt, order 2",
+    "sosfilt, order 4",
+    "sosfilt, order 6",
+    "EMA in AdamW",
+    "MA in AdamW",
+    "Muon",
+)
+POD_OPTIMIZERS = {
+    "AdamW": optax.adamw(1e-3),
+    "EMA": before_adamw(grokfast_ema()),
+    "MA": before_adamw(grokfast_ma(WINDOW)),
+    "MA, stride 10, bfloat16 buffer": before_adamw(grokfast_ma(WINDOW, stride=10, buffer_dtype="bfloat16")),
+}
+FILTERS = {  # alone, for the table of their memory
+    "EMA": grokfast_ema(),
+    "MA": grokfast_ma(WINDOW),
+    "MA, stride 10": grokfast_ma(WINDOW, stride=10),
+    "MA, stride 10, bfloat16 buffer": grokfast_ma(WINDOW, stride=10, buffer_dtype="bfloat16"),
+}
+
+
+def matrix(dtype: jax.typing.DTypeLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Parameters: one large matrix."""
+    return {"w": jax.ShapeDtypeStruct((SIDE, SIDE), dtype)}
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of the arrays of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def least_bytes(params: Any, state: Any) -> int:
+    """Bytes that an update must move: gradient read, parameters and state read and written, one slot of a ring."""
+    size = max(leaf.size for leaf in jax.tree.leaves(params))
+    slots = lambda leaf: max(leaf.size // size, 1)
+    return 3 * nbytes(params) + sum(2 * nbytes(leaf) // slots(leaf) for leaf in jax.tree.leaves(state))
+
+
+def state_and_least(label: str, dtype: jax.typing.DTypeLike) -> dict[str, float]:
+    """Bytes per parameter of the state with the full window, and the least bytes that an update moves."""
+    params = matrix(dtype)
+    state = jax.eval_shape(OPTIMIZERS[label](WINDOW).init, params)
+    return {"state": round(nbytes(state) / SIDE**2, 2), "least": round(least_bytes(params, state) / SIDE**2, 2)}
+
+
+def update(chip: str, label: str, dtype: jax.typing.DTypeLike) -> dict[str, float]:
+    """What the update of a matrix is compiled to for a chip."""
+    tx, params = OPTIMIZERS[label](COMPILED_WINDOW), matrix(dtype)
+    arguments = placed((params, jax.eval_shape(tx.init, params), params), SingleDeviceSharding(devices(chip)[0]))
+    return description(compiled(update_step(tx), *arguments, donate=(0, 1)), SIDE**2)
+
+
+def description(executable: jax.stages.Compiled, size: int) -> dict[str, float]:
+    """Kernels and copies of a program over arrays of `size` elements; bytes that it moves and needs, per element."""
+    program = Program(executable, size)
+    return {
+        "kernels": len(program.kernels()),
+        "copies": len(program.moves()),
+        "bytes": round(program.bytes() / size, 2),
+        "temporary": round(memory_of(executable).temp_size_in_bytes / size, 2),
+    }
+
+
+def odd_rows(chip: str, layout: Layout | None) -> dict[str, float]:
+    """The moving average over a matrix of 99 rows, which no tile of a TPU divides; None is the default layout."""
+    tx, params = before_adamw(grokfast_ma(WINDOW)), {"w": jax.ShapeDtypeStruct((99, SIDE), jnp.float32)}
+    arguments = (params, jax.eval_shape(tx.init, params), params)
+    sharding = SingleDeviceSharding(devices(chip)[0])
+    place = sharding if layout is None else Format(layout, sharding)
+    jitted = jax.jit(update_step(tx), donate_argnums=(0, 1), in_shardings=place, out_shardings=place)
+    lowered = jitted.trace(*arguments).lower(lowering_platforms=(CHIPS[chip].platform,))
+    return description(lowered.compile(), 99 * SIDE)
+
+
+def llama(vocabulary: int = 128_256, hidden: int = 14_336) -> dict[str, tuple[tuple[int, ...], P]]:
+    """Shapes and shardings of a model like Llama 3 8B, whose 32 layers are stacked."""
+    layers, width, key_value = 32, 4096, 1024
+    return {
+        "embedding": ((vocabulary, width), P("tp", "fsdp")),
+        "query": ((layers, width, width), P(None, "fsdp", "tp")),
+        "key": ((layers, width, key_value), P(None, "fsdp", "tp")),
+        "value": ((layers, width, key_value), P(None, "fsdp", "tp")),
+        "output": ((layers, width, width), P(None, "tp", "fsdp")),
+        "gate": ((layers, width, hidden), P(None, "fsdp", "tp")),
+        "up": ((layers, width, hidden), P(None, "fsdp", "tp")),
+        "down": ((layers, hidden, width), P(None, "tp", "fsdp")),
+        "norms": ((layers, 2, width), P()),
+        "final_norm": ((width,), P()),
+        "head": ((width, vocabulary), P("fsdp", "tp")),
+    }
+
+
+def uneven() -> dict[str, tuple[tuple[int, ...], P]]:
+    """Shapes that the mesh does not divide evenly, so that each array is sharded where it can be, or not at all."""
+    return {
+        "embedding": ((50_257, 1600), P(None, "fsdp")),
+        "both": ((1600, 6400), P(None, ("fsdp", "tp"))),
+        "one": ((1600, 4808), P("fsdp", "tp")),
+        "odd": ((1601, 4801), P()),
+        "vector": ((25, 64), P(None, "tp")),
+        "scalar": ((), P()),
+    }
+
+
+def pod_mesh(axis_type: AxisType) -> Mesh:
+    """A mesh of the 256 chips of a v5e pod."""
+    grid = np.array(devices("TPU v5e", POD)).reshape(*POD_MESH.values())
+    return Mesh(grid, tuple(POD_MESH), axis_types=(axis_type,) * len(POD_MESH))
+
+
+def sharded_arguments(
+    tx: optax.GradientTransformation, tree: dict[str, tuple[tuple[int, ...], P]], mesh: Mesh
+) -> tuple[Any, Any, Any]:
+    """Parameters, state and gradients in float32; the state is sharded as the parameters, a ring's slots are whole."""
+    struct = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    params = {name: struct(shape, jnp.float32, spec) for name, (shape, spec) in tree.items()}
+
+    def place(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        shape, spec = tree.get(getattr(path[-1], "key", ""), ((), P()))
+        return struct(leaf.shape, leaf.dtype, P(*(None,) * (leaf.ndim - len(shape)), *spec))
+
+    state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+    return params, state, params
+
+
+def pod_update(tx: optax.GradientTransformation, tree: Any, axis_type: AxisType) -> dict[str, Any]:
+    """What the update of a sharded tree is compiled to: collectives and bytes per chip."""
+    mesh = pod_mesh(axis_type)
+    with jax.set_mesh(mesh):
+        arguments = sharded_arguments(tx, tree, mesh)
+        executable = compiled(update_step(tx), *arguments, donate=(0, 1))
+    memory = memory_of(executable)
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(arguments[0])),
+        "collectives": len(collectives(executable)),
+        "gigabytes": round(memory.argument_size_in_bytes / 1e9, 3),
+        "temporary_gigabytes": round(memory.temp_size_in_bytes / 1e9, 3),
+    }
+
+
+def seeds_program(tx: optax.GradientTransformation, steps: int = 200) -> Callable[[Any], Any]:
+    """Many runs, from `init` to the last of a scan of updates, vmapped over their parameters."""
+
+    def run(params: Any) -> Any:
+        def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+            params, state = carry
+            grads = jax.tree.map(jnp.sin, params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return lax.scan(step, (params, tx.init(params)), None, length=steps)[0][0]
+
+    return jax.vmap(run)
+
+
+def seeds(chip: str, side: int = 256) -> dict[str, float]:
+    """What 64 runs with the moving average are compiled to as one program."""
+    params = {"w": jax.ShapeDtypeStruct((SEEDS, side, side), jnp.float32)}
+    executable = compiled(
+        seeds_program(before_adamw(grokfast_ma(WINDOW))), placed(params, SingleDeviceSharding(devices(chip)[0]))
+    )
+    ring = (WINDOW + 1) * nbytes(params)
+    program = Program(executable, ring // 4)
+    return {
+        "scatters": scatters(executable),
+        "ring_copies": len(program.moves()),
+        "ring_gigabytes": round(ring / 1e9, 3),
+        "temporary_gigabytes": round(memory_of(executable).temp_size_in_bytes / 1e9, 3),
+    }
+
+
+def whole_program(chip: str, jitted: jax.stages.Wrapped, *arguments: Any) -> dict[str, float]:
+    """What a jitted function is compiled to for a chip: memory, and matrix products that are not in float32.
+
+    Arguments may be arrays, numbers or `jax.ShapeDtypeStruct`.
+    """
+    traced = jitted.trace(*placed(arguments, SingleDeviceSharding(devices(chip)[0])))
+    executable = traced.lower(lowering_platforms=(CHIPS[chip].platform,)).compile()
+    memory = memory_of(executable)
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "gigabytes": round((memory.argument_size_in_bytes + results + memory.temp_size_in_bytes) / 1e9, 3),
+        "rounded_products": len(rounded_products(executable)),
+    }
+
+
+def measure_chip(chip: str) -> dict[str, Any]:
+    """Everything about one chip."""
+    result: dict[str, Any] = {
+        name: {label: update(chip, label, dtype) for label in OPTIMIZERS} for name, dtype in DTYPES.items()
+    }
+    layouts = {"default layout": None, "layout chosen by XLA": Layout.AUTO}
+    odd = {name: odd_rows(chip, layout) for name, layout in layouts.items()}
+    return result | {"odd_rows": odd, "seeds": seeds(chip)}
+
+
+def measure_pod(chip: str) -> dict[str, Any]:
+    """The sharded updates."""
+    rows: dict[str, Any] = {}
+    for name, axis_type in (("auto", AxisType.Auto), ("explicit", AxisType.Explicit)):
+        for tree_name, tree in (("llama", llama()), ("uneven", uneven())):
+            rows[f"{tree_name}, {name} axes"] = {
+                label: pod_update(tx, tree, axis_type) for label, tx in POD_OPTIMIZERS.items()
+            }
+    return rows
+
+
+def alone(function: Callable[[str], dict[str, Any]], chips: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The results of `function`, of each chip in a process of its own."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        return dict(zip(chips, pool.map(function, chips), strict=True))
+
+
+def common(values: dict[str, float], suffix: str = "") -> str:
+    """A number that most chips share, and the chips that differ."""
+    (usual, _), *others = Counter(values.values()).most_common()
+    parts = [f"{usual:g}{suffix}"]
+    for value, _ in others:
+        parts.append(f"{value:g} on {', '.join(chip for chip, v in values.items() if v == value)}")
+    return "; ".join(parts)
+
+
+def dtype_table(result: dict[str, Any], dtype: str) -> str:
+    """One row for each optimizer, for parameters of a dtype."""
+    rows = []
+    for label in SHOWN:
+        by_chip = {chip: found[dtype][label] for chip, found in result["chips"].items()}
+        shared = result["state"][dtype][label]
+        column = lambda key, by_chip=by_chip: common({chip: round(row[key], 1) for chip, row in by_chip.items()})
+        rows.append(
+            {
+                "optimizer": label,
+                "kernels": column("kernels"),
+                "bytes moved": column("bytes"),
+                "least bytes": f"{shared['least']:g}" if label != "Muon" else "",
+                "temporary bytes": column("temporary"),
+                "state bytes": f"{shared['state']:g}",
+            }
+        )
+    return markdown(rows)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The updates as Markdown."""
+    versions = result["versions"]
+    return (
+        f"Compiled for {', '.join(result['chips'])}, not run; jax {versions['jax']}, libtpu {versions['libtpu']}. "
+        f"Bytes are per parameter of a matrix of {SIDE:,} × {SIDE:,}; `MA` has a window of {WINDOW}. "
+        f"Parameters in float32:\n\n{dtype_table(result, 'float32')}\nParameters in bfloat16:\n\n"
+        f"{dtype_table(result, 'bfloat16')}"
+    )
+
+
+def pod_table(result: dict[str, Any]) -> str:
+    """The sharded updates as Markdown."""
+    rows = []
+    for label, row in result["pod"]["llama, auto axes"].items():
+        rows.append(
+            {
+                "optimizer": label,
+                "GB per chip": f"{row['gigabytes']:.3g}",
+                "part of a chip's memory": f"{row['gigabytes'] * 1e9 / V5E_MEMORY:.0%}",
+                "temporary GB": f"{row['temporary_gigabytes']:g}",
+                "collectives": f"{sum(rows_[label]['collectives'] for rows_ in result['pod'].values())}",
+            }
+        )
+    count = result["pod"]["llama, auto axes"]["AdamW"]["parameters"]
+    return (
+        f"Compiled for {POD}, 256 TPU v5e of 16 GiB each, {count / 1e9:.2f} billion parameters in float32, divided "
+        f"over {' × '.join(f'{size} ({name})' for name, size in POD_MESH.items())}. Parameters, gradients and "
+        f"state:\n\n"
+        f"{markdown(rows)}"
+    )
+
+
+def memory_table(result: dict[str, Any]) -> str:
+    """Gigabytes of the filters' state by the number of parameters, as Markdown."""
+    rows = []
+    for label, per_parameter in result["filter_state"].items():
+        total = {name: count * per_parameter / 1e9 for name, count in SIZES.items()}
+        cells = {f"{name} parameters": f"{gb:,.0f} GB" if gb >= 100 else f"{gb:.3g} GB" for name, gb in total.items()}
+        rows.append({"filter": label, "bytes per parameter": f"{per_parameter:g}"} | cells)
+    return markdown(rows)
+
+
+def main(chips: tuple[str, ...] = tuple(CHIPS), out: Path = OUT) -> None:
+    """Compile every optimizer's update for every chip.
+
+    Args:
+      chips: Names of the chips.
+      out: File for the results.
+    """
+    packages = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12", "optax")
+    result = {
+        "versions": {name: version(name) for name in packages},
+        "state": {
+            name: {label: state_and_least(label, dtype) for label in OPTIMIZERS} for name, dtype in DTYPES.items()
+        },
+        "filter_state": {
+            label: round(nbytes(jax.eval_shape(tx.init, matrix(jnp.float32))) / SIDE**2, 2)
+            for label, tx in FILTERS.items()
+        },
+        "chips": alone(measure_chip, chips),
+        "pod": alone(measure_pod, ["TPU v5e"])["TPU v5e"],
+    }
+    write(out, result)
+    print(table(result), pod_table(result), memory_table(result), sep="\n")
+
+
+if __name__ == "__main__":
+    run_command(main, "benchmarks.cost.compiled")
