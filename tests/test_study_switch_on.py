@@ -18,7 +18,7 @@ def curve(train_loss):
 
 
 def jumping(at, height):
-    """A loss that falls by 1 per step, but for one record 30 steps after a switch."""
+    """A loss that falls by 1 per step, and is higher in one record, 30 steps after a switch."""
     return lambda step: 10_000.0 - step + (height if step == at + 30 else 0)
 
 

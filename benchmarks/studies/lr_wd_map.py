@@ -8,6 +8,7 @@ steps, and four of them train on parity of five bits out of fifty.
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.study import Study
 from examples import parity
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
-from examples.harness.methods import Fast, Lamb, LearningRate, Method, WeightDecay, Window
+from examples.harness.methods import Method, Tx
 from examples.harness.plots import ORANGE
 from examples.harness.tables import markdown
 from grokfast_jax import grokfast_ema, grokfast_ma
@@ -33,23 +34,16 @@ SEEDS = 32
 MAX_STEPS = 4_000
 ENOUGH = 0.9  # share of the seeds that must reach 95 % for a pair to work
 RULE = {"max_steps": MAX_STEPS, "group_size": SEEDS}
-PAIR = ["lr", "weight_decay"]
 
 
-def ema_muon(
-    lr: LearningRate = 0.03, weight_decay: WeightDecay = 0.1, lamb: Lamb = 2.0, fast: Fast = 1.0
-) -> optax.GradientTransformation:
+def ema_muon(lr: float = 0.03, weight_decay: float = 0.1, lamb: float = 2.0, fast: float = 1.0) -> Tx:
     """Grokfast-EMA, debiased, before Muon."""
     return optax.chain(grokfast_ema(0.98, lamb, fast=fast, start="debiased"), parity.muon(lr, weight_decay))
 
 
 def ma_muon(
-    lr: LearningRate = 0.03,
-    weight_decay: WeightDecay = 0.1,
-    window_size: Window = 100,
-    lamb: Lamb = 5.0,
-    fast: Fast = 1.0,
-) -> optax.GradientTransformation:
+    lr: float = 0.03, weight_decay: float = 0.1, window_size: int = 100, lamb: float = 5.0, fast: float = 1.0
+) -> Tx:
     """Grokfast-MA before Muon."""
     return optax.chain(grokfast_ma(window_size, lamb, fast=fast), parity.muon(lr, weight_decay))
 
@@ -96,15 +90,15 @@ STUDY = Study("lr_wd_map", runs)
 
 def by_pair(frame: pd.DataFrame, column: str = "steps_to_95") -> dict[str, dict[str, pd.DataFrame]]:
     """By optimizer and method, the steps by pair and seed, infinite for a run that fails; of grids without a gap."""
-    steps: dict[str, dict[str, pd.DataFrame]] = {}
-    for optimizer, methods in METHODS.items():
-        pairs = list(itertools.product(*GRIDS[optimizer]))
-        for label, method in methods.items():
-            of_method = views.runs_of(frame, method, free=PAIR, **RULE)
-            if len(of_method) == len(pairs) * SEEDS:
-                table = of_method.pivot_table(column, PAIR, "seed")
-                steps.setdefault(optimizer, {})[label] = table.loc[pairs]
-    return steps
+    return {
+        optimizer: {
+            label: runs.pivot_table(column, ["lr", "weight_decay"], "seed")
+            for label, method in methods.items()
+            if len(runs := views.runs_of(frame, method, free=["lr", "weight_decay"], **RULE))
+            == math.prod(map(len, GRIDS[optimizer])) * SEEDS
+        }
+        for optimizer, methods in METHODS.items()
+    }
 
 
 def works(steps: np.ndarray) -> np.ndarray:
@@ -118,28 +112,24 @@ def region_size(steps: pd.DataFrame, control: pd.DataFrame | None = None) -> tup
     The interval is a bootstrap over the seeds, which all pairs and methods share.
     """
 
-    def working(table: pd.DataFrame, seeds: np.ndarray) -> np.ndarray:
-        return works(table.to_numpy()[:, seeds]).sum(axis=0, dtype=float)
-
     def size(seeds: np.ndarray, axis: int = -1) -> np.ndarray:
         del axis  # always the last
-        return working(steps, seeds) - (0 if control is None else working(control, seeds))
+        sizes = [
+            works(one.to_numpy()[:, seeds]).sum(axis=0, dtype=float) for one in (steps, control) if one is not None
+        ]
+        return sizes[0] - sum(sizes[1:])
 
     seeds = np.arange(steps.shape[1])
     low, high = scipy.stats.bootstrap((seeds,), size, method="percentile", rng=0).confidence_interval
     return float(size(seeds)), float(low), float(high)
 
 
-def best_pair(steps: pd.DataFrame) -> Any:
-    """The pair with the lowest median over the first half of the seeds; ties are broken by the mean."""
+def best_pair(steps: pd.DataFrame) -> tuple[Any, np.ndarray]:
+    """The pair with the lowest median (then mean) over the first half of the seeds, and its steps with the others."""
     half = steps.iloc[:, : SEEDS // 2]
     order = pd.DataFrame({"median": half.median(axis=1), "mean": half.clip(upper=MAX_STEPS).mean(axis=1)})
-    return order.sort_values(["median", "mean"]).index[0]
-
-
-def reported(steps: pd.DataFrame, pair: Any) -> np.ndarray:
-    """The steps of a pair with the seeds that did not choose it."""
-    return steps.loc[pair].to_numpy()[SEEDS // 2 :]
+    pair = order.sort_values(["median", "mean"]).index[0]
+    return pair, steps.loc[pair].to_numpy()[SEEDS // 2 :]
 
 
 @STUDY.table
@@ -147,11 +137,10 @@ def table(frame: pd.DataFrame) -> str:
     """Each method with its best pair and its region."""
     rows = []
     for optimizer, methods in by_pair(frame).items():
-        control = methods.get(next(iter(METHODS[optimizer])))
+        control = methods.get(next(iter(METHODS[optimizer]), ""))
         for label, steps in methods.items():
-            pair = best_pair(steps)
-            at_best = reported(steps, pair)
-            compared = control is not None and control is not steps
+            pair, at_best = best_pair(steps)
+            more = "" if control is None or control is steps else region_size(steps, control)
             rows.append(
                 {
                     "method": label,
@@ -159,33 +148,32 @@ def table(frame: pd.DataFrame) -> str:
                     "steps to 95 %, median (interval)": views.median_and_interval(at_best, MAX_STEPS),
                     "fail": f"{np.isinf(at_best).sum()} of {len(at_best)}",
                     "pairs that work": "{:g} ({:g} to {:g}) of {}".format(*region_size(steps), len(steps)),
-                    "more than without a filter": "{:+g} ({:+g} to {:+g})".format(*region_size(steps, control))
-                    if compared
-                    else "",
+                    "more than without a filter": more and "{:+g} ({:+g} to {:+g})".format(*more),
                     "runs that reach 95 %": f"{np.isfinite(steps.to_numpy()).mean():.0%}",
                 }
             )
-    return markdown(rows) if rows else views.MISSING
+    return markdown(rows)
 
 
 @STUDY.table
 def rates(frame: pd.DataFrame) -> str:
     """Each method at each learning rate, with the best weight decay there; a table for each optimizer."""
+
+    def cell(steps: pd.DataFrame) -> str:
+        (_, decay), at_best = best_pair(steps)
+        failed = int(np.isinf(at_best).sum())
+        median = views.format_steps(float(np.median(at_best)), MAX_STEPS)
+        text = f"{median} (decay {decay:g}" + f"; {failed} fail" * bool(failed) + ")"
+        return text if failed < len(at_best) else "all fail"
+
     tables = []
     for optimizer, methods in by_pair(frame).items():
-        rows = []
-        for lr in GRIDS[optimizer][0]:
-            row = {"learning rate": f"{lr:g}"}
-            for label, steps in methods.items():
-                at_lr = steps.xs(lr, level="lr", drop_level=False)
-                at_best = reported(at_lr, pair := best_pair(at_lr))
-                failed = int(np.isinf(at_best).sum())
-                median = views.format_steps(float(np.median(at_best)), MAX_STEPS)
-                text = f"{median} (decay {pair[1]:g}" + f"; {failed} fail" * bool(failed) + ")"
-                row[label] = text if failed < len(at_best) else "all fail"
-            rows.append(row)
-        tables.append(markdown(rows))
-    return views.joined(*tables) or views.MISSING
+        rows = [
+            {"learning rate": f"{lr:g}"} | {label: cell(steps.loc[[lr]]) for label, steps in methods.items()}
+            for lr in GRIDS[optimizer][0]
+        ]
+        tables += [markdown(rows)] * bool(methods)
+    return views.joined(*tables)
 
 
 @STUDY.table
@@ -198,25 +186,20 @@ def one_pair(frame: pd.DataFrame) -> str:
 
 @STUDY.figure(
     "A larger β1 widens the region where AdamW works; the hole of the MA nearly closes with λ 3",
-    width=13,
-    height=7,
-    rows=2,
-    columns=5,
+    **{"width": 13, "height": 7, "rows": 2, "columns": 5},
 )
-def figure(frame: pd.DataFrame, axes: Any) -> None:
+def figure(frame: pd.DataFrame, panels: Any) -> None:
     """A map per method: the share of the seeds that reach 95 % by learning rate and weight decay."""
     steps, fit_steps = by_pair(frame), by_pair(frame, "fit_steps")
-    for panels, (optimizer, methods) in zip(axes, METHODS.items(), strict=True):
-        for panel in panels[len(methods) :]:
-            panel.set_visible(False)
-        for panel, label in zip(panels, methods, strict=False):
-            if label in steps.get(optimizer, {}):
-                draw_map(panel, steps[optimizer][label], fit_steps[optimizer][label])
-            panel.set_title(label, fontsize="large")
-    figure = axes[0, 0].figure
+    for row, (optimizer, methods) in zip(panels, METHODS.items(), strict=True):
+        for axes, label in itertools.zip_longest(row, methods):
+            axes.set_visible(label is not None)
+            axes.set_title(label, fontsize="large")
+            if label in steps[optimizer]:
+                draw_map(axes, steps[optimizer][label], fit_steps[optimizer][label])
     marks = "outlined: 90 % or more; crosses: most do not fit even their training points"
-    figure.supxlabel(f"learning rate\n% of seeds that reach 95 %; {marks}", fontsize="large")
-    figure.supylabel("weight decay", fontsize="large")
+    panels[0, 0].figure.supxlabel(f"learning rate\n% of seeds that reach 95 %; {marks}", fontsize="large")
+    panels[0, 0].figure.supylabel("weight decay", fontsize="large")
 
 
 def draw_map(axes: Axes, steps: pd.DataFrame, fit_steps: pd.DataFrame) -> None:

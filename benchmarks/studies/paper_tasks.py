@@ -23,7 +23,7 @@ from benchmarks.study import Study
 from examples import modular
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Experiment, Run
-from examples.harness.methods import Lamb, LearningRate, WeightDecay, Window
+from examples.harness.methods import Tx
 from examples.harness.plots import GREY, number_steps
 from examples.harness.tables import markdown
 from examples.imdb import EXPERIMENT as IMDB
@@ -31,42 +31,30 @@ from examples.mnist import EXPERIMENT as MNIST
 from examples.qm9 import EXPERIMENT as QM9
 from grokfast_jax import grokfast_ma
 
-# Labels of the tables, and of the figures.
-TWO_BY_TWO = {
-    "baseline": "neither",
-    "filter-only": "filter",
-    "decay-only": "weight decay",
-    "paper": "filter and weight decay",
-}
-STEPS = ",.0f"
+# Methods of each task, and how the figures call them.
+NAMES = ("baseline", "filter-only", "decay-only", "paper")
+TWO_BY_TWO: dict[str, str] = dict(
+    zip(NAMES, ("neither", "filter", "weight decay", "filter and weight decay"), strict=True)
+)
+BUFFERS = [{"stride": stride, "buffer_dtype": dtype} for stride in (1, 10) for dtype in (None, "bfloat16")]
 
 
 def small_buffer_ma(
-    lr: LearningRate = 1e-3,
-    weight_decay: WeightDecay = 0.01,
-    window_size: Window = 100,
-    lamb: Lamb = 5.0,
-    stride: int = 1,
-    buffer_dtype: str | None = None,
-) -> optax.GradientTransformation:
+    lr: float = 1e-3, weight_decay: float = 0.01, lamb: float = 5.0, stride: int = 1, buffer_dtype: str | None = None
+) -> Tx:
     """The paper's Grokfast-MA before Adam; its ring buffer may be of a narrower dtype, or hold sums of gradients."""
-    lowpass = grokfast_ma(window_size, lamb, stride=stride, buffer_dtype=buffer_dtype)
+    lowpass = grokfast_ma(100, lamb, stride=stride, buffer_dtype=buffer_dtype)
     return optax.chain(lowpass, modular.adam(lr, weight_decay))
 
 
 def runs(results: Results) -> Iterator[Run]:
     """Filter and weight decay, two by two; the seed draws the split of QM9 and IMDb. Then the MA on mod 97."""
     del results
-    rules: tuple[tuple[Experiment, dict[str, Any]], ...] = (
-        (MNIST, {"seed": range(5)}),
-        (QM9, {"seed": range(5)}),
-        (IMDB, {"seed": range(3), "max_steps": 750}),
-    )
-    for experiment, rule in rules:
+    for experiment, seeds, max_steps in ((MNIST, 5, 100_000), (QM9, 5, 100_000), (IMDB, 3, 750)):
         for name in TWO_BY_TWO:
-            yield from product(experiment.task, experiment.methods[name], **rule)
-    buffers = {"buffer_dtype": [None, "bfloat16"], "stride": [1, 10]}
-    yield from product(modular.Modular(), small_buffer_ma, **buffers, seed=range(3))
+            yield from product(experiment.task, experiment.methods[name], seed=range(seeds), max_steps=max_steps)
+    for options in BUFFERS:
+        yield from product(modular.Modular(), small_buffer_ma, **options, seed=range(3))
 
 
 STUDY = Study("paper_tasks", runs)
@@ -78,12 +66,14 @@ def two_by_two(frame: pd.DataFrame, experiment: Experiment) -> dict[str, pd.Data
     return {name: views.runs_of(frame, experiment.methods[name], task=task) for name in TWO_BY_TWO}
 
 
+ACCURACY = {"best val. accuracy (%)": ("best_val_accuracy", 100, ".1f")}
+
+
 @STUDY.table
 def mnist_steps(frame: pd.DataFrame) -> str:
     """Steps to three test accuracies, and the best."""
-    columns = {f"steps to {percent} %": (f"steps_to_{percent}", 1, STEPS) for percent in (80, 85, 88)}
-    columns["best val. accuracy (%)"] = ("best_val_accuracy", 100, ".1f")
-    return views.ranges(two_by_two(frame, MNIST), columns)
+    steps = {f"steps to {percent} %": (f"steps_to_{percent}", 1, ",.0f") for percent in (80, 85, 88)}
+    return views.ranges(two_by_two(frame, MNIST), steps | ACCURACY)
 
 
 @STUDY.table
@@ -100,28 +90,24 @@ def qm9_losses(frame: pd.DataFrame) -> str:
 @STUDY.table
 def imdb_accuracies(frame: pd.DataFrame) -> str:
     """The best validation accuracy and the lowest loss."""
-    columns = {
-        "best val. accuracy (%)": ("best_val_accuracy", 100, ".1f"),
-        "lowest val. loss": ("min_val_loss", 1, ".3f"),
-    }
-    return views.ranges(two_by_two(frame, IMDB), columns)
+    return views.ranges(two_by_two(frame, IMDB), ACCURACY | {"lowest val. loss": ("min_val_loss", 1, ".3f")})
 
 
 @STUDY.table
 def buffers(frame: pd.DataFrame) -> str:
     """Steps of the MA to 95 % by dtype and stride of its buffer; its memory as a part of the full one."""
 
-    def size(**options: Any) -> int:
-        ring = optax.tree_utils.tree_get(jax.eval_shape(small_buffer_ma(**options).init, jnp.zeros(())), "ring")
-        return ring.size * ring.dtype.itemsize
+    def cells(**options: Any) -> dict[str, str]:
+        ring, full = (
+            optax.tree_utils.tree_get(jax.eval_shape(small_buffer_ma(**one).init, jnp.zeros(())), "ring")
+            for one in (options, {})
+        )
+        part = Fraction(ring.size * ring.dtype.itemsize, full.size * full.dtype.itemsize).limit_denominator(20)
+        dtype = options["buffer_dtype"] or "float32"
+        return {"buffer dtype": dtype, "stride": str(options["stride"]), "memory of the buffer": str(part)}
 
-    rows = []
-    for stride, dtype in ((1, None), (1, "bfloat16"), (10, None), (10, "bfloat16")):
-        options = {"stride": stride, "buffer_dtype": dtype}
-        part = Fraction(size(**options), size()).limit_denominator(20)
-        cells = {"buffer dtype": dtype or "float32", "stride": str(stride), "memory of the buffer": str(part)}
-        rows.append((cells, views.runs_of(frame, functools.partial(small_buffer_ma, **options))))
-    return views.ranges(rows, {"steps to 95 %": ("steps_to_95", 1, STEPS)})
+    groups = [(cells(**one), views.runs_of(frame, functools.partial(small_buffer_ma, **one))) for one in BUFFERS]
+    return views.ranges(groups, {"steps to 95 %": ("steps_to_95", 1, ",.0f")})
 
 
 def two_by_two_dots(axes: Axes, frame: pd.DataFrame, experiment: Experiment, column: str, factor: float = 1) -> None:

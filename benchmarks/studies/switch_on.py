@@ -20,30 +20,26 @@ from examples import shakespeare
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Method
+from examples.shakespeare import Shakespeare
 
 BEFORE, AFTER = 50, 100  # steps
 
-ALWAYS: dict[str, Method] = {"no filter": shakespeare.baseline, "EMA from the first step on": shakespeare.ema}
-SMALL, LARGE = (
-    shakespeare.Shakespeare(),
-    shakespeare.Shakespeare(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64),
-)
-METHODS: dict[shakespeare.Shakespeare, dict[str, Method]] = {
-    SMALL: ALWAYS
-    | {
-        "gradients tripled, no filter": shakespeare.tripled,
-        "EMA that has collected": shakespeare.late_ema,
-        "empty EMA, sum divided by 1 + λ": functools.partial(shakespeare.empty_ema, lamb=2 / 3, fast=1 / 3),
-        "empty EMA": shakespeare.empty_ema,
-    },
-    LARGE: ALWAYS
-    | {
-        f"{label} at step {step:,}": functools.partial(method, start_step=step)
-        for step in (1_000, 2_000, 5_000)
-        for label, method in (("EMA that has collected", shakespeare.late_ema), ("empty EMA", shakespeare.empty_ema))
-    },
-}
+SMALL, LARGE = Shakespeare(), Shakespeare(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64)
 MAX_STEPS = {SMALL: 1_500, LARGE: 6_000}
+METHODS: dict[Shakespeare, dict[str, Method]] = {
+    task: {"no filter": shakespeare.baseline, "EMA from the first step on": shakespeare.ema} for task in MAX_STEPS
+}
+METHODS[SMALL] |= {
+    "gradients tripled, no filter": shakespeare.tripled,
+    "EMA that has collected": shakespeare.late_ema,
+    "empty EMA, sum divided by 1 + λ": shakespeare.METHODS["empty-ema-mean"],
+    "empty EMA": shakespeare.empty_ema,
+}
+for step in (1_000, 2_000, 5_000):
+    METHODS[LARGE] |= {
+        f"EMA that has collected at step {step:,}": functools.partial(shakespeare.late_ema, start_step=step),
+        f"empty EMA at step {step:,}": functools.partial(shakespeare.empty_ema, start_step=step),
+    }
 
 
 def runs(results: Results) -> Iterator[Run]:
@@ -75,7 +71,7 @@ def with_jumps(runs: pd.DataFrame, switches: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*(f"jump_at_{step}" for step in switches), "last_val_loss"])
 
 
-def of_model(frame: pd.DataFrame, task: shakespeare.Shakespeare) -> tuple[list[int], dict[str, pd.DataFrame]]:
+def of_model(frame: pd.DataFrame, task: Shakespeare) -> tuple[list[int], dict[str, pd.DataFrame]]:
     """The steps at which filters are switched on, and the jumps of the runs of each method."""
     groups = {label: views.runs_of(frame, method, width=task.width) for label, method in METHODS[task].items()}
     switches = sorted({int(step) for runs in groups.values() for step in runs["start_step"].dropna()})
@@ -90,7 +86,7 @@ def table(frame: pd.DataFrame) -> str:
         switches, groups = of_model(frame, task)
         columns = {f"jump at step {step:,}": (f"jump_at_{step}", 1, ".3f") for step in switches}
         columns["val. loss at the end"] = ("last_val_loss", 1, ".3f")
-        tables += [views.ranges(groups, columns)] * bool(sum(map(len, groups.values())))
+        tables += [views.ranges(groups, columns)] * any(map(len, groups.values()))
     return views.joined(*tables)
 
 
