@@ -53,10 +53,11 @@ def pages(docs: Path, made: Mapping[str, str]) -> dict[Path, str]:
     """The texts of all pages that have tables, by file.
 
     Raises:
-      ValueError: A table is in no page.
+      ValueError: A table with results is in no page.
     """
     written = {path: path.read_text() for path in sorted(docs.rglob("*.md"))}
-    if lost := [name for name in made if not any(f"<!-- {name} -->\n" in text for text in written.values())]:
+    measured = [name for name, table in made.items() if table != MISSING]
+    if lost := [name for name in measured if not any(f"<!-- {name} -->\n" in text for text in written.values())]:
         raise ValueError(f"no page in {docs} has the marks of {', '.join(lost)}; write <!-- {lost[0]} --> in one")
     return {path: fill(text, made) for path, text in written.items() if "<!-- end of " in text}
 
