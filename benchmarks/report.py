@@ -20,6 +20,7 @@ COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "compiled": ("compiled.json", compiled.table),
     "pod": ("compiled.json", compiled.pod_table),
     "filter_memory": ("compiled.json", compiled.memory_table),
+    "programs": ("compiled.json", compiled.programs_table),
     "step_cost": ("step_cost.json", step_cost.table),
     "tasks": ("tasks.json", tasks.table),
     "vs_torch": ("vs_torch.json", vs_torch.table),

@@ -10,9 +10,11 @@ parameters and state donated. Counted are
   slot read and one written;
 - bytes per parameter of the state, and of temporary arrays.
 
-Then the update of a model of 8 billion parameters on 256 chips, and 64 seeds in one vmapped program.
+Then the update of a model of 8 billion parameters on 256 chips, 64 seeds in one vmapped program, and the whole programs
+of two experiments, with their memory and the matrix products that are not in float32.
 """
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -33,7 +35,9 @@ from jax.sharding import PartitionSpec as P
 from scipy.signal import butter
 
 from benchmarks import RESULTS, run_command
+from examples.harness.experiment import find_experiment
 from examples.harness.tables import markdown
+from examples.harness.train import Precision, program
 from grokfast_jax import (
     amplify,
     ema,
@@ -58,6 +62,7 @@ from .accelerators import (
     scatters,
     update_step,
 )
+from .tasks import default_run
 from .timing import write
 
 OUT = RESULTS / "compiled.json"
@@ -131,6 +136,13 @@ POD_OPTIMIZERS = {
     "EMA": before_adamw(grokfast_ema()),
     "MA": before_adamw(grokfast_ma(WINDOW)),
     "MA, stride 10, bfloat16 buffer": before_adamw(grokfast_ma(WINDOW, stride=10, buffer_dtype="bfloat16")),
+}
+PROGRAMS: dict[str, list[tuple[str, Precision]]] = {  # methods, and the precision of matrix products
+    "modular": [
+        ("ema", "default"),
+        *((method, "float32") for method in ("ema", "ma", "adam-third-decay", "adamw", "ma-adamw", "fastest")),
+    ],
+    "mnist": [("paper", "float32"), ("decay-only", "float32")],
 }
 FILTERS = {  # alone, for the table of their memory
     "EMA": grokfast_ema(),
@@ -305,6 +317,19 @@ def whole_program(chip: str, jitted: jax.stages.Wrapped, *arguments: Any) -> dic
     }
 
 
+def measure_programs(chip: str, data_dir: Path | None) -> dict[str, Any]:
+    """What a chunk of training is compiled to, evaluation included; `precision` is that of `python -m examples.TASK`."""
+    rows: dict[str, Any] = {}
+    for task, methods in PROGRAMS.items():
+        for method, precision in methods:
+            run = default_run(find_experiment(task), data_dir, method)
+            whole, key = program(run, precision=precision), jax.random.key(0)
+            (shared, own), state = jax.eval_shape(whole.draw, key), jax.eval_shape(whole.init, run.traced, key)
+            found = whole_program(chip, whole.advance, run.traced, key, shared, own, state)
+            rows[f"{task} {method}, {precision}"] = found
+    return rows
+
+
 def measure_chip(chip: str) -> dict[str, Any]:
     """Everything about one chip."""
     result: dict[str, Any] = {
@@ -405,11 +430,24 @@ def memory_table(result: dict[str, Any]) -> str:
     return markdown(rows)
 
 
-def main(chips: tuple[str, ...] = tuple(CHIPS), out: Path = OUT) -> None:
-    """Compile every optimizer's update for every chip.
+def programs_table(result: dict[str, Any]) -> str:
+    """The whole programs as Markdown."""
+    rows = []
+    for name in next(iter(result["programs"].values())):
+        row = {"program, precision": name}
+        for chip, found in result["programs"].items():
+            row[f"{chip}: GB"] = f"{found[name]['gigabytes']:g}"
+            row[f"{chip}: products not in float32"] = str(found[name]["rounded_products"])
+        rows.append(row)
+    return markdown(rows)
+
+
+def main(chips: tuple[str, ...] = tuple(CHIPS), data_dir: Path | None = None, out: Path = OUT) -> None:
+    """Compile every optimizer's update for every chip, and whole programs for two of them.
 
     Args:
       chips: Names of the chips.
+      data_dir: Folder with the four files of MNIST, or with a folder mnist that has them; None downloads them once.
       out: File for the results.
     """
     packages = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12", "optax")
@@ -424,9 +462,10 @@ def main(chips: tuple[str, ...] = tuple(CHIPS), out: Path = OUT) -> None:
         },
         "chips": alone(measure_chip, chips),
         "pod": alone(measure_pod, ["TPU v5e"])["TPU v5e"],
+        "programs": alone(functools.partial(measure_programs, data_dir=data_dir), ["TPU v5e", "H100"]),
     }
     write(out, result)
-    print(table(result), pod_table(result), memory_table(result), sep="\n")
+    print(table(result), pod_table(result), memory_table(result), programs_table(result), sep="\n")
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ TASKS = tuple(task_names())
 THREADS = (1, os.cpu_count() or 1)
 
 
-def default_run(experiment: Experiment, data_dir: Path | None) -> Run:
-    """The run of the default method, with the data files in a folder or in its subfolder of the task's name."""
+def default_run(experiment: Experiment, data_dir: Path | None, method: str | None = None) -> Run:
+    """The run of a method, with the data files in a folder or in its subfolder of the task's name."""
     task: Any = experiment.task
     if data_dir is not None and hasattr(task, "data_dir"):
         folder = data_dir / experiment.name
         task = dataclasses.replace(task, data_dir=folder if folder.is_dir() else data_dir)
-    return experiment.run(task=task)
+    return experiment.run(method, task)
 
 
 def flop_per_step(run: Run, compiled: Program) -> float:
