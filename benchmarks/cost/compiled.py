@@ -318,7 +318,7 @@ def whole_program(chip: str, jitted: jax.stages.Wrapped, *arguments: Any) -> dic
 
 
 def measure_programs(chip: str, data_dir: Path | None) -> dict[str, Any]:
-    """What a chunk of training is compiled to, evaluation included; `precision` is that of `python -m examples.TASK`."""
+    """What a chunk of training is compiled to, evaluation included, with float32 products or the default precision."""
     rows: dict[str, Any] = {}
     for task, methods in PROGRAMS.items():
         for method, precision in methods:
