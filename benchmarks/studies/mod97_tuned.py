@@ -66,7 +66,7 @@ def grid(label: str) -> list[Run]:
 
 
 def best(frame: Frame, settings: Sequence[Run], seeds: Sequence[int], count: int) -> list[Run]:
-    """The settings with the fewest steps in the median, then the best accuracy; empty while one lacks a seed."""
+    """The settings with the lowest median of steps, then the best accuracy; empty while one lacks a seed."""
     frame = frame[frame["seed"].isin(seeds)].fillna({"best_val_accuracy": 0.0})
     tried = [(run, mod97.seeds_of(frame, run)) for run in settings]
     slowness = lambda item: (item[1]["steps_to_95"].median(), -item[1]["best_val_accuracy"].median())

@@ -252,7 +252,7 @@ def claim(figure: str, what: str, published: float, *samples: Series) -> Claim:
 
 
 def best_claim(figure: str, what: str, published: Any, grid: Frame, *, as_published: bool = False) -> Claim:
-    """A published best setting: the fewest steps in the median; `as_published`: whether all else is as in the paper."""
+    """A published best setting: the lowest median of steps; `as_published`: whether all else is as in the paper."""
     medians, steps = grid.median(), grid[published]
     best = list(medians.index[(medians == medians.min()) & np.isfinite(medians)])
     text = lambda *settings: " and ".join(f"{x:g}" for x in np.ravel(settings))
