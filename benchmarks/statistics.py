@@ -1,10 +1,12 @@
 """Medians with failures, their intervals, and comparisons seed by seed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.stats
+
+Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
 def interval(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +13,7 @@ from examples.harness.methods import Method, base, hyperparams
 from examples.harness.plots import BLUE, GREY, ORANGE, claim
 from examples.harness.tables import markdown, median_and_range
 
-from .statistics import interval, paired
+from .statistics import Frame, interval, paired
 
 MISSING = "Not measured yet.\n"
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too rarely
@@ -22,7 +21,7 @@ FAILS = "×"
 NO_FILTER, FILTER = BLUE, ORANGE
 
 
-def runs_of(frame: pd.DataFrame, method: Method, free: Sequence[str] = (), **others: Any) -> pd.DataFrame:
+def runs_of(frame: Frame, method: Method, free: Sequence[str] = (), **others: Any) -> Frame:
     """The runs of a method: those that have the values of its hyperparameters, but for `free` ones, and of others."""
     wanted = {"method": base(method).__name__, **hyperparams(method), **others}
     wanted = {name: value for name, value in wanted.items() if name not in free}
@@ -65,7 +64,7 @@ def joined(*tables: str) -> str:
     return "\n".join(table for table in tables if table)
 
 
-def outcome_cells(runs: pd.DataFrame) -> dict[str, str]:
+def outcome_cells(runs: Frame) -> dict[str, str]:
     """Outcomes of the seeds of one method, as cells of a table.
 
     steps to fit: median of the steps to 95 % training accuracy. steps to 95 %: median of the steps to 95 % validation
@@ -88,7 +87,7 @@ def outcome_cells(runs: pd.DataFrame) -> dict[str, str]:
     return cells
 
 
-def summary(groups: Mapping[str, pd.DataFrame] | Iterable[tuple[Mapping[str, str], pd.DataFrame]]) -> str:
+def summary(groups: Mapping[str, Frame] | Iterable[tuple[Mapping[str, str], Frame]]) -> str:
     """A table with the outcomes of each group of runs, one row per group; groups without runs are left out.
 
     Args:
@@ -100,7 +99,7 @@ def summary(groups: Mapping[str, pd.DataFrame] | Iterable[tuple[Mapping[str, str
 
 
 def ranges(
-    groups: Mapping[str, pd.DataFrame] | Iterable[tuple[Mapping[str, str], pd.DataFrame]],
+    groups: Mapping[str, Frame] | Iterable[tuple[Mapping[str, str], Frame]],
     columns: Mapping[str, tuple[str, float, str]],
 ) -> str:
     """A table with the median and the range over the seeds of each group of runs; groups without runs are left out.
@@ -123,7 +122,7 @@ def ranges(
     return markdown(rows) if rows else MISSING
 
 
-def comparison_table(pairs: Iterable[tuple[Mapping[str, str], pd.DataFrame, pd.DataFrame]]) -> str:
+def comparison_table(pairs: Iterable[tuple[Mapping[str, str], Frame, Frame]]) -> str:
     """A table of methods compared seed by seed, one row per pair; empty if no pair has a seed in common.
 
     Args:
@@ -189,7 +188,7 @@ def dots(axes: Axes, groups: Mapping[str, tuple[np.ndarray, str]], end: float | 
     axes.grid(visible=False, axis="y")
 
 
-def step_dots(axes: Axes, groups: Mapping[str, tuple[pd.DataFrame, str]], *, log: bool = False) -> None:
+def step_dots(axes: Axes, groups: Mapping[str, tuple[Frame, str]], *, log: bool = False) -> None:
     """Steps to 95 % of groups of runs with their colours, up to the cap, which is drawn."""
     cap = max(float(runs["max_steps"].max()) for runs, _ in groups.values())
     dots(axes, {k: (runs["steps_to_95"].to_numpy(float), colour) for k, (runs, colour) in groups.items()}, 1.04 * cap)
@@ -212,7 +211,7 @@ def lines(axes: Axes, groups: Mapping[str, tuple[Sequence[float], Sequence[np.nd
         axes.fill_between(x, [np.min(one) for one in values], [np.max(one) for one in values], color=colour, alpha=0.2)
 
 
-def heat_map(axes: Axes, table: pd.DataFrame, vmax: float, form: Callable[[float], str] = "{:,.0f}".format) -> None:
+def heat_map(axes: Axes, table: Frame, vmax: float, form: Callable[[float], str] = "{:,.0f}".format) -> None:
     """Numbers in colour, fewer being darker, each written out; a setting that fails is white with a cross."""
     values = table.to_numpy(float)
     axes.imshow(np.where(np.isfinite(values), values, np.nan), cmap="viridis", aspect="auto", vmin=200, vmax=vmax)

@@ -23,12 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas as pd
 import scipy.stats
 
 import grokfast_jax
 from benchmarks import views
-from benchmarks.statistics import paired
+from benchmarks.statistics import Frame, paired
 from benchmarks.study import Study
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
@@ -192,7 +191,7 @@ WITH_FEW_PAIRS = {
 
 def points(entrant: Entrant) -> list[dict[str, float]]:
     """The settings that an entrant tries, with three digits: learning rate, weight decay and its own number."""
-    unit = scipy.stats.qmc.Sobol(3, seed=0).random(SETTINGS)
+    unit = scipy.stats.qmc.Sobol(3, rng=0).random(SETTINGS)
     low, high = np.log([entrant.lr, DECAY, entrant.own_range]).T
     found = []
     for lr, product_, own in np.exp(scipy.stats.qmc.scale(unit, low, high)):
@@ -208,7 +207,7 @@ def trial(
     return product(task, entrant.method, **setting, seed=list(seeds), max_steps=CAP, hold_evals=hold)
 
 
-def order(found: pd.DataFrame) -> tuple[float, float]:
+def order(found: Frame) -> tuple[float, float]:
     """Median steps, then the best accuracy: what settings and entrants are sorted by."""
     return float(found["steps_to_95"].median()), -float(found["best_val_accuracy"].fillna(0).median())
 
@@ -227,7 +226,8 @@ def finals(results: Results, entrant: Entrant, task: Modular) -> list[Run]:
 
 def elsewhere(run: Run) -> list[Run]:
     """The setting of a run on the other operations and on p = 113, with sixteen seeds."""
-    tasks = [dataclasses.replace(run.task, **changes) for changes in OTHERS]
+    task: Any = run.task
+    tasks = [dataclasses.replace(task, **changes) for changes in OTHERS]
     return [dataclasses.replace(run, task=task, seed=seed, hold_evals=0) for task in tasks for seed in SEEDS[:16]]
 
 
@@ -248,15 +248,13 @@ def runs(results: Results) -> Iterator[Run]:
 STUDY = Study("leaderboard", runs)
 
 
-def of_entrant(frame: pd.DataFrame, entrant: Entrant, task: Modular) -> pd.DataFrame:
+def of_entrant(frame: Frame, entrant: Entrant, task: Modular) -> Frame:
     """All runs of an entrant on a task."""
     same = (frame["task"] == type(task).__name__) & (frame["method"] == entrant.method.__name__)
     return frame[same & (frame["train_fraction"] == task.train_fraction) & (frame["p"] == task.p)]
 
 
-def entered(
-    frame: pd.DataFrame, entrants: Mapping[str, Entrant], task: Modular | None = None
-) -> dict[str, pd.DataFrame]:
+def entered(frame: Frame, entrants: Mapping[str, Entrant], task: Modular | None = None) -> dict[str, Frame]:
     """The final runs of every entrant that has them all, the fewest steps first."""
     found = {name: of_entrant(frame, entrant, task or entrant.task) for name, entrant in entrants.items()}
     found = {name: runs[runs["seed"].isin(SEEDS) & (runs["hold_evals"] == HOLD)] for name, runs in found.items()}
@@ -264,7 +262,7 @@ def entered(
     return dict(sorted(complete.items(), key=lambda item: order(item[1])))
 
 
-def standings(found: Mapping[str, pd.DataFrame], entrants: Mapping[str, Entrant], against: str) -> str:
+def standings(found: Mapping[str, Frame], entrants: Mapping[str, Entrant], against: str) -> str:
     """A row per entrant, compared seed by seed with one of them."""
     rows = []
     for name, runs in found.items():
@@ -283,14 +281,14 @@ def standings(found: Mapping[str, pd.DataFrame], entrants: Mapping[str, Entrant]
 
 
 @STUDY.table
-def table(frame: pd.DataFrame) -> str:
+def table(frame: Frame) -> str:
     """All entrants, against the first."""
     found = entered(frame, ENTRANTS)
     return standings(found, ENTRANTS, next(iter(found))) if found else views.MISSING
 
 
 @STUDY.table
-def few_pairs(frame: pd.DataFrame) -> str:
+def few_pairs(frame: Frame) -> str:
     """With 30 % of the pairs, against AdamW alone."""
     found = entered(frame, WITH_FEW_PAIRS, FEW_PAIRS)
     return standings(found, WITH_FEW_PAIRS, "AdamW") if "AdamW" in found else views.MISSING
@@ -304,7 +302,7 @@ def best_of(steps: np.ndarray, k: int) -> float:
 
 
 @STUDY.figure("What tuning costs: expected steps of the best of k settings", width=8, height=4.4)
-def budget(frame: pd.DataFrame, axes: Any) -> None:
+def budget(frame: Frame, axes: Any) -> None:
     """Steps of the best of k settings on the tuning seed, for each entrant."""
     for i, (name, entrant) in enumerate(ENTRANTS.items()):
         runs = of_entrant(frame, entrant, entrant.task)

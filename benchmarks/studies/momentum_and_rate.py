@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas as pd
 import scipy.stats
 
 from benchmarks import views
-from benchmarks.statistics import paired
+from benchmarks.statistics import Frame, paired
 from benchmarks.study import Study
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
@@ -104,13 +103,13 @@ def runs(results: Results) -> Iterator[Run]:
 STUDY = Study("momentum_and_rate", runs, measure=norms, reduce=five)
 
 
-def select(frame: pd.DataFrame, run: Run) -> pd.DataFrame:
+def select(frame: Frame, run: Run) -> Frame:
     """All seeds of a run's setting."""
     return frame[np.logical_and.reduce([frame[name] == value for name, value in run.hyperparams.items()])]
 
 
 @STUDY.table
-def primary(frame: pd.DataFrame) -> str:
+def primary(frame: Frame) -> str:
     """The primary comparisons, with exact sign tests and their Benjamini-Hochberg adjustment."""
     found = {name: (select(frame, first[0]), select(frame, second[0])) for name, (first, second) in PRIMARY.items()}
     found = {name: pair for name, pair in found.items() if min(map(len, pair)) == len(SEEDS)}
@@ -127,7 +126,7 @@ def primary(frame: pd.DataFrame) -> str:
 
 
 @STUDY.table
-def table(frame: pd.DataFrame) -> str:
+def table(frame: Frame) -> str:
     """Median steps by optimizer, filter and learning rate, a column per β1; settings with all sixteen seeds."""
     rows = []
     grid = frame[frame["weight_decay"] == frame["coupled"].map({True: 0.005, False: 1.0})]
@@ -141,7 +140,7 @@ def table(frame: pd.DataFrame) -> str:
 
 
 @STUDY.figure("Steps over Adam's β1, with and without a filter", width=8, height=3.6)
-def figure(frame: pd.DataFrame, axes: Any) -> None:
+def figure(frame: Frame, axes: Any) -> None:
     """Steps over β1 with AdamW at the paper's learning rate, with each filter."""
     groups = {}
     for name, lowpass, colour in (("no filter", "none", BLUE), ("EMA", "ema", ORANGE), ("MA", "ma", PURPLE)):
