@@ -20,10 +20,11 @@ from flax import nnx
 from examples import imdb
 from examples.fast import padded_logits
 from examples.harness import downloads
+from examples.harness.engine import product
 from examples.harness.errors import UserError
 from examples.harness.loop import evaluations
 from examples.harness.train import program
-from examples.imdb import EXPERIMENT, LSTM, STOP_WORDS, Classifier, Imdb, load, numbered, words
+from examples.imdb import LSTM, STOP_WORDS, Classifier, Imdb, load, numbered, words
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -248,12 +249,13 @@ def test_loss_and_accuracy_by_hand(small):
     np.testing.assert_array_equal(metrics["accuracy"], sign * logits > 0)
 
 
+@pytest.mark.slow
 def test_training_learns_and_is_reproducible(small):
-    hyper = EXPERIMENT.preset("paper").replace(lr=0.02, weight_decay=0.1).hyper
-    compiled = program(small)
+    (run,) = product(small, imdb.paper, lr=0.02, weight_decay=0.1)
+    compiled = program(run)
     ends = []
     for seed in (0, 0, 1):
-        records = evaluations(compiled, hyper, jax.random.key(seed))
+        records = evaluations(compiled, run.traced, jax.random.key(seed))
         (row,) = next(records).rows
         losses = [row["train_loss"]]
         evaluation = next(records)

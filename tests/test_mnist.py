@@ -15,8 +15,8 @@ import requests
 from examples import mnist
 from examples.harness import downloads
 from examples.harness.errors import UserError
-from examples.harness.optimizers import make_tx
-from examples.mnist import EXPERIMENT, Mnist, load
+from examples.harness.methods import hyperparams
+from examples.mnist import METHODS, Mnist, load
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -111,13 +111,13 @@ def test_the_real_files():
 
 def test_facts_of_the_task():
     task = Mnist()
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10
     for i, fan_in in ((0, 784), (1, 200), (2, 200)):
         for leaf in params["layers"][i].values():
             assert 0.8 * 8 * fan_in**-0.5 < jnp.abs(leaf).max() <= 8 * fan_in**-0.5
     assert (task.train_size, task.steps) == (1000, 250)
-    batches = task.batches({"train": jnp.arange(1000)}, jax.random.key(1))
+    batches = jax.jit(task.batches)({"train": jnp.arange(1000)}, jax.random.key(1))
     assert batches["index"].shape == (250, 200)
     epochs = np.asarray(batches["index"]).reshape(50, 1000)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(1000), (50, 1)))
@@ -129,9 +129,9 @@ def test_loss_and_accuracy_by_hand():
     task = Mnist(train_images=20, batch_size=10)
     images = RNG.uniform(size=(30, 784)).astype(np.float32)
     shared = {"images": images, "labels": RNG.integers(0, 10, 30).astype(np.int32)}
-    params, data = task.init(jax.random.key(0)), task.split(shared, jax.random.key(0))
+    params, data = jax.jit(task.init)(jax.random.key(0)), task.split(shared, jax.random.key(0))
     batch = jax.tree.map(lambda leaf: leaf[0], task.validation(data))
-    metrics = task.metrics(params, jax.tree.map(jnp.asarray, {**shared, **data}), batch)
+    metrics = jax.jit(task.metrics)(params, jax.tree.map(jnp.asarray, {**shared, **data}), batch)
     x = images[20:].astype(np.float64)
     for i in range(3):
         layer = params["layers"][i]
@@ -143,13 +143,23 @@ def test_loss_and_accuracy_by_hand():
     np.testing.assert_array_equal(metrics["accuracy"], x.argmax(axis=1) == label)
 
 
-def test_the_optimizer_is_adamw():
-    params = {"w": jnp.array([1.0, -2.0, 3.0])}
-    ends = []
-    for tx in (make_tx(EXPERIMENT.preset("decay-only").hyper), optax.adamw(1e-3, 0.9, 0.999, weight_decay=2.0)):
-        state, p = tx.init(params), params
-        for step in range(5):
-            updates, state = tx.update({"w": jnp.array([0.1, 0.2, -0.3]) * step}, state, p)
-            p = optax.apply_updates(p, updates)
-        ends.append(p["w"])
-    np.testing.assert_allclose(*ends, rtol=1e-6)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_optimizer_is_adamw_with_or_without_the_ema(name):
+    params, numbers = jnp.array([1.0, -2.0, 3.0]), hyperparams(METHODS[name])
+    assert numbers["weight_decay"] == (2.0 if name in ("paper", "decay-only") else 0.01)
+    grads = [jnp.array([0.1, 0.2, -0.3]) * step for step in range(1, 6)]
+    filtered, slow = [], grads[0]
+    for grad in grads:
+        slow = 0.8 * slow + 0.2 * grad
+        filtered.append(grad + 0.1 * slow if name in ("paper", "filter-only") else grad)
+
+    def train(tx, params, grads):
+        state = tx.init(params)
+        for grad in grads:
+            updates, state = tx.update(grad, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    plain = optax.adamw(1e-3, 0.9, 0.999, weight_decay=numbers["weight_decay"])
+    found = train(METHODS[name](), params, grads)
+    np.testing.assert_allclose(found, train(plain, params, filtered), rtol=1e-6)

@@ -9,16 +9,19 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 from jax import lax
 
+from examples import modular
 from examples.fast import answer_logits
-from examples.harness.optimizers import make_filter, make_tx
+from examples.harness.engine import as_text
+from examples.harness.methods import hyperparams
 from examples.harness.train import TrainState, advance
-from examples.modular import EXPERIMENT, Modular
+from examples.modular import EXPERIMENT, METHODS, Modular
 
-PAPER = [EXPERIMENT.preset(name) for name in ("adam", "ema", "ma")]
+PAPER = [modular.adam, modular.ema, modular.ma]
 
 pytestmark = pytest.mark.usefixtures("lenient")  # the optimizers of optax promote dtypes
 
@@ -70,12 +73,11 @@ class Replay(Modular):
         return {"index": data["index"], "weight": data["weight"]}
 
 
-def train(task, config, params, batches):
+def train(task, tx, params, batches):
     """Losses and final parameters over batches of pair numbers, which are padded and weighted."""
     index = [np.pad(batch, (0, task.batch_size - len(batch))) for batch in batches]
     weight = [np.arange(task.batch_size) < len(batch) for batch in batches]
     data = {"index": jnp.array(index), "weight": jnp.array(weight, jnp.float64), "val": jnp.arange(task.batch_size)}
-    tx = make_tx(config.hyper)
     run = jax.jit(functools.partial(advance, Replay(**dataclasses.asdict(task)), tx))
     state, metrics = run(jax.random.key(0), data, TrainState(params, tx.init(params), jnp.array(0)))
     return metrics["losses"], state.params
@@ -103,19 +105,21 @@ def test_tiny_model_has_the_authors_logits(tiny):
     np.testing.assert_allclose(logits(task, params, jnp.arange(110)), trajectory["logits"], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("i", [0, 1, 2], ids=["none", "ema", "ma"])
+@pytest.mark.parametrize("i", [pytest.param(0, marks=pytest.mark.slow), 1, 2], ids=["none", "ema", "ma"])
 def test_tiny_model_trains_as_the_authors_does(tiny, i):
     task, params, trajectory = tiny
     expected = trajectory["runs"][i]
-    config = PAPER[i].replace(**expected["args"])
-    assert config.filtering.filter == ["none", "ema", "ma"][i]
-    losses, params = train(task, config, params, trajectory["batches"])
+    arguments = dict(expected["args"])
+    assert arguments.pop("filter") == ["none", "ema", "ma"][i]
+    tx = PAPER[i](**arguments)
+    losses, params = train(task, tx, params, trajectory["batches"])
     np.testing.assert_allclose(losses, expected["losses"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(norm(params), expected["final_norm"], rtol=1e-7)
     np.testing.assert_allclose(params["head"]["kernel"][:, 0], expected["final_head_row0"], rtol=0, atol=1e-6)
 
 
 @full_size
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "ema"])
 def test_full_model_trains_as_the_authors_does(name, x64):
     trajectory = json.loads((FULL / "mod97_trajectory.json").read_text())
@@ -126,9 +130,9 @@ def test_full_model_trains_as_the_authors_does(name, x64):
     np.testing.assert_allclose(
         logits(task, params, jnp.arange(16)), trajectory["logits_first_16_pairs"], rtol=0, atol=1e-9
     )
-    config = dict(zip(("none", "ema"), PAPER, strict=False))[name]
-    assert config.optimization.weight_decay == trajectory[name]["config"]["weight_decay_l2_in_adam"]
-    losses, params = train(task, config, params, pairs)
+    method = {"none": modular.adam, "ema": modular.ema}[name]
+    assert hyperparams(method)["weight_decay"] == trajectory[name]["config"]["weight_decay_l2_in_adam"]
+    losses, params = train(task, method(), params, pairs)
     assert len(losses) == 60
     np.testing.assert_allclose(losses, trajectory[name]["losses"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(norm(params), trajectory[name]["final_param_l2"], rtol=1e-7)
@@ -144,7 +148,7 @@ def test_facts_of_the_task():
 
 def test_initialisation_is_that_of_pytorch():
     task = Modular()
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     for embedding in (params["token"], params["position"]):
         np.testing.assert_allclose(embedding.std(), 1.0, atol=0.05)
     block = params["blocks"][1]
@@ -203,11 +207,20 @@ def test_operations(operation, pairs, check):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("operation", "depth"), [("multiplication", 2), ("addition", 1), ("subtraction", 3), ("division", 2)]
+    ("operation", "depth"),
+    [
+        ("multiplication", 2),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (("addition", 1), ("subtraction", 3), ("division", 2))
+        ),
+    ],
 )
 def test_the_fast_form_gives_logits_and_gradients_of_the_plain_model(operation, depth):
     task = Modular(p=11, dim=16, heads=2, depth=depth, operation=operation)
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), jax.jit(task.init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / max(leaf.shape) ** 0.5)
+    params = jax.tree.map(draw, jax.eval_shape(task.init, jax.random.key(0)))
     tokens, answer = task.tokens(jnp.arange(task.pairs)), task.answer(jnp.arange(task.pairs))
 
     def with_gradients(form):
@@ -232,65 +245,50 @@ def test_the_fast_form_gives_logits_and_gradients_of_the_plain_model(operation, 
 
 
 def test_learning_rate_rises_from_zero():
-    tx = make_tx(EXPERIMENT.preset("adam").hyper)
-    step = jax.jit(tx.update)
+    tx = modular.adam()
     params = {"w": jnp.ones(1)}
-    state, updates = tx.init(params), []
-    for _ in range(12):
-        update, state = step(params, state, params)
-        updates.append(float(update["w"][0]))
+    step = lambda state, _: tx.update(params, state, params)[::-1]
+    updates = jax.jit(lambda: lax.scan(step, tx.init(params), None, length=12)[1])()["w"][:, 0]
     # With a constant gradient Adam's step is the learning rate.
     np.testing.assert_allclose(updates, [-1e-3 * min(i / 10, 1) for i in range(12)], rtol=1e-3)
 
 
-def test_presets_are_those_of_the_paper():
-    for name, kind, weight_decay in (
-        ("adam", "none", 0.0),
-        ("ema", "ema", 0.005),
-        ("ma", "ma", 0.01),
-        ("two-stage", "ma", 0.01),
-        ("slow-only", "ma", 0.01),
-    ):
-        config = EXPERIMENT.preset(name)
-        f, o = config.filtering, config.optimization
-        assert config.task == Modular()
-        assert (f.filter, o.weight_decay, o.optimizer) == (kind, weight_decay, "adam")
-        assert (o.lr, o.beta1, o.beta2, o.lr_warmup, o.clip_norm) == (1e-3, 0.9, 0.98, 10, None)
-        assert (f.alpha, f.lamb) == (0.98, 2.0) or kind == "ma"
-        assert (f.window_size, f.lamb) == (100, 5.0) or kind != "ma"
-        assert f.filter_from == {"two-stage": 500, "slow-only": 99}.get(name, 0)
-        assert f.fast == (0 if name == "slow-only" else 1)
-
-
-def test_each_preset_is_a_method_with_its_controls():
+def test_methods_are_those_of_the_paper():
+    assert EXPERIMENT.task == Modular()
     assert EXPERIMENT.default == "ema"
-    assert EXPERIMENT.thresholds == (0.95,)
-    configs = {name: preset.config for name, preset in EXPERIMENT.presets.items()}
-    assert len(set(configs.values())) == len(configs)
-    for name, preset in EXPERIMENT.presets.items():
-        filtering, optimization = preset.config.hyper
-        assert preset.config.run.stop_at == 0.95
-        assert optimization.lr == (0.06 if name == "fastest" else 1e-3)
-        assert bool(preset.controls) == (filtering.filter != "none"), name
-        controls = [configs[control] for control in preset.controls]
-        assert all(control.filtering.filter == "none" for control in controls), name
-        if not controls:
-            continue
-        fairest = controls[0].optimization
-        # Adam does not see the scale of its gradients: amplified (1 + λ)-fold, its coupled decay weighs as much less.
-        f = filtering
-        coupled = optimization.optimizer == "adam" and not f.normalize
-        scale = f.fast + f.lamb if coupled and f.filter == "ema" else 6 if coupled else 1
-        assert fairest.optimizer == optimization.optimizer, name
-        assert fairest.weight_decay == pytest.approx(optimization.weight_decay / scale, rel=3e-3), name
+    assert (Modular.thresholds, Modular.stop_at, Modular.max_steps) == ((0.95,), 0.95, 5_000)
+    expected = {
+        "adam": {"weight_decay": 0.0},
+        "ema": {"weight_decay": 0.005, "alpha": 0.98, "lamb": 2.0, "fast": 1.0},
+        "ma": {"weight_decay": 0.01, "window_size": 100, "lamb": 5.0, "fast": 1.0},
+        "two-stage": {"weight_decay": 0.01, "window_size": 100, "lamb": 5.0, "fast": 1.0, "start_step": 500},
+        "slow-only": {"weight_decay": 0.01, "window_size": 100, "lamb": 5.0, "fast": 0.0, "start_step": 99},
+    }
+    for name, numbers in expected.items():
+        assert hyperparams(METHODS[name]) == {"lr": 1e-3, **numbers}, name
 
 
-def test_fastest_orthogonalises_the_hidden_matrices_and_steps_less_far_elsewhere(lenient):
-    config = EXPERIMENT.preset("fastest").replace(weight_decay=0.0, lr_warmup=0)
-    params = config.task.init(jax.random.key(0))
-    tx = make_tx(config.hyper)
-    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
-    updates, _ = tx.update(grads, tx.init(params), params)
+def test_each_filter_has_its_fair_control():
+    runs = {name: EXPERIMENT.run(name) for name in METHODS}
+    assert len({as_text(run.key) for run in runs.values()}) == len(METHODS)
+    for name, run in runs.items():
+        assert run.hyperparams["lr"] == (0.06 if name == "fastest" else 1e-3)
+    # Adam does not see the scale of its gradients: amplified (1 + λ)-fold, its coupled decay counts as much less.
+    ema, third = runs["ema"].hyperparams, runs["adam-third-decay"].hyperparams
+    assert third["weight_decay"] == pytest.approx(ema["weight_decay"] / (ema["fast"] + ema["lamb"]), rel=3e-3)
+    ma = runs["ma"].hyperparams
+    assert third["weight_decay"] == pytest.approx(ma["weight_decay"] / (ma["fast"] + ma["lamb"]), rel=3e-3)
+    for name in ("ema-adamw", "late-ema-adamw", "ma-adamw", "muon"):
+        assert runs[name].hyperparams["weight_decay"] == runs["adamw"].hyperparams["weight_decay"] == 1.0
+
+
+def test_fastest_orthogonalises_the_hidden_matrices_and_steps_less_far_elsewhere(monkeypatch):
+    monkeypatch.setattr(modular, "warmup", optax.constant_schedule)
+    tx, task = modular.fastest(weight_decay=0.0), Modular(dim=32, heads=2, depth=1)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+    params, grads = (jax.tree.map(draw, jax.eval_shape(task.init, jax.random.key(0))) for _ in range(2))
+    updates, _ = jax.jit(lambda: tx.update(grads, tx.init(params), params))()
     up, down = (updates["blocks"][0][name]["kernel"] for name in ("up", "down"))
     # 4 times as many outputs as inputs double the steps.
     assert np.median(np.linalg.svd(up, compute_uv=False)) == pytest.approx(2 * 0.06, rel=0.4)
@@ -303,46 +301,59 @@ def test_fastest_orthogonalises_the_hidden_matrices_and_steps_less_far_elsewhere
     assert sizes["head"] == pytest.approx(first * 0.06 * 0.06, rel=1e-2)
 
 
-@pytest.fixture(scope="module")
-def filtered():
-    """What the filter of a preset makes of 700 random gradients."""
-    grads = jnp.asarray(np.random.default_rng(0).normal(size=(700, 3)), jnp.float32)
+GRADIENTS = np.random.default_rng(0).normal(size=(700, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def filtered(monkeypatch):
+    """What the filter of a method makes of 700 random gradients."""
+    for name in ("adam", "adamw"):
+        monkeypatch.setattr(modular, name, lambda lr, weight_decay: optax.identity())
 
     def run(name):
-        tx = make_filter(EXPERIMENT.preset(name).filtering)
+        tx = METHODS[name]()
+        step = lambda state, g: tx.update(g, state, g)[::-1]
+        return jax.jit(lambda grads: lax.scan(step, tx.init(grads[0]), grads)[1])(jnp.asarray(GRADIENTS))
 
-        def step(state, g):
-            out, state = tx.update(g, state, g)
-            return state, out
-
-        return lax.scan(step, tx.init(grads[0]), grads)[1]
-
-    return grads, run
+    return run
 
 
 def test_two_stage_amplifies_from_step_500_on(filtered):
-    grads, run = filtered
-    np.testing.assert_allclose(run("two-stage")[:500], grads[:500], rtol=1e-5)
-    np.testing.assert_allclose(run("two-stage")[500:], run("ma")[500:], rtol=1e-5)
-    assert not np.allclose(run("ma")[100:500], grads[100:500])
+    two_stage, ma = filtered("two-stage"), filtered("ma")
+    np.testing.assert_allclose(two_stage[:500], GRADIENTS[:500], rtol=1e-5)
+    np.testing.assert_allclose(two_stage[500:], ma[500:], rtol=1e-5)
+    assert not np.allclose(ma[100:500], GRADIENTS[100:500])
 
 
 def test_slow_only_leaves_the_slow_part_alone_once_there_is_one(filtered):
-    grads, run = filtered
-    np.testing.assert_allclose(run("slow-only")[:99], grads[:99], rtol=1e-5)
-    means = [5 * np.mean(grads[i - 99 : i + 1], axis=0) for i in range(99, 700)]
-    np.testing.assert_allclose(run("slow-only")[99:], means, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(run("slow-only")[99:], run("ma")[99:] - grads[99:], rtol=1e-4, atol=1e-5)
+    slow_only = filtered("slow-only")
+    np.testing.assert_allclose(slow_only[:99], GRADIENTS[:99], rtol=1e-5)
+    means = [5 * np.mean(GRADIENTS[i - 99 : i + 1], axis=0) for i in range(99, 700)]
+    np.testing.assert_allclose(slow_only[99:], means, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EXPERIMENT.presets)
-def test_every_preset_trains(name):
-    tx = make_tx(EXPERIMENT.preset(name).hyper)
-    params = {"w": jnp.ones(3)}
-    state = tx.init(params)
-    for _ in range(3):
-        updates, state = jax.jit(tx.update)({"w": jnp.array([1.0, -1.0, 0.5])}, state, params)
-    moves = np.asarray(updates["w"])
-    assert np.isfinite(moves).all()
-    assert moves[0] < 0
-    assert moves[1] > moves[0]
+def test_the_late_ema_collects_from_the_first_step_on(filtered):
+    late, early = filtered("late-ema-adamw"), filtered("ema-adamw")  # λ is 5 and 2
+    np.testing.assert_allclose(late[:100], GRADIENTS[:100], rtol=1e-5)
+    slow = (early - GRADIENTS)[100:] / 2
+    np.testing.assert_allclose(late[100:], GRADIENTS[100:] + 5 * slow, rtol=1e-4, atol=1e-5)
+
+
+def test_every_method_trains():
+    gradient, params = {"w": jnp.array([1.0, -1.0, 0.5])}, {"w": jnp.ones(3)}
+
+    @jax.jit
+    def moves():
+        found = {}
+        for name, method in METHODS.items():
+            tx = method(**hyperparams(method))
+            state = tx.init(params)
+            for _ in range(2):
+                updates, state = tx.update(gradient, state, params)
+            found[name] = updates["w"]
+        return found
+
+    for name, move in moves().items():
+        assert np.isfinite(move).all(), name
+        assert move[0] < 0, name
+        assert move[1] > move[0], name

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples import qm9
+from examples import qm9, resume
 from examples.harness import downloads
-from examples.harness.cli import main, parse
+from examples.harness.cli import main
 from examples.harness.errors import UserError
 from examples.harness.train import keys
 from examples.qm9 import EXPERIMENT, Molecule, Qm9, load, pad, read_raw
@@ -205,17 +205,20 @@ def test_gradients_are_finite_and_reach_every_parameter(monkeypatch):
         assert leaf.any(), path
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_its_folder_is_resumed_from_there(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(qm9, "MOLECULES", 8)
     monkeypatch.setattr(qm9, "load", lambda data_dir: asked.append(data_dir) or molecules(8))
     out = tmp_path / "run"
-    assert main(EXPERIMENT, ["--budget", "1", "--data-dir", str(tmp_path), "--out", str(out)]) == 0
+    assert main(EXPERIMENT, ["baseline", "--max-steps", "1", "--data-dir", str(tmp_path), "--out", str(out)]) == 0
     assert (out / "metrics.csv").read_text().startswith("step,train_loss,val_loss\n50,")
     assert "best validation loss" in capsys.readouterr().out
-    config, _ = parse(EXPERIMENT, ["--budget", "51", "--resume", str(out)])
-    config.task.load()
-    assert asked == [tmp_path, tmp_path]
+    for flags, folder in (([], tmp_path), (["--data-dir", "moved"], Path("moved"))):
+        _, run, _ = resume.parse([str(out), "--max-steps", "51", *flags])
+        run.task.load()
+        assert asked[-1] == folder
+    assert len(asked) == 3
 
 
 def test_the_raw_files_by_hand(tmp_path):

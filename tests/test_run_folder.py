@@ -14,7 +14,7 @@ import filelock
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples import resume
@@ -71,9 +71,13 @@ def files(path):
     return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_damage_ends_in_a_message_or_in_the_same_run(data, undisturbed, undisturbed_content, like, tmp_path):
+@pytest.mark.parametrize("examples", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_any_damage_ends_in_a_message_or_in_the_same_run(examples, undisturbed, undisturbed_content, like, tmp_path):
+    damage = given(data=st.data())(damage_and_read)
+    settings(deadline=None, max_examples=examples)(damage)(undisturbed, undisturbed_content, like, tmp_path)
+
+
+def damage_and_read(undisturbed, undisturbed_content, like, tmp_path, data):
     shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
     shutil.copytree(undisturbed, tmp_path / "damaged")
     name = data.draw(st.sampled_from(files(undisturbed)))

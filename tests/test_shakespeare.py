@@ -8,14 +8,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 
-from examples import shakespeare
-from examples.harness.cli import main, parse
+from examples import resume, shakespeare
+from examples.harness.cli import main
 from examples.harness.errors import UserError
+from examples.harness.methods import hyperparams
 from examples.harness.train import program
-from examples.shakespeare import ALPHABET, EXPERIMENT, Shakespeare, encode, load, train_part
+from examples.shakespeare import ALPHABET, EXPERIMENT, METHODS, Shakespeare, encode, load, train_part
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -176,17 +178,19 @@ def data_dir(tmp_path, monkeypatch):
 def test_a_run_is_trained_and_sampled(data_dir, capsys):
     sizes = ("--layers", "1", "--heads", "1", "--width", "4", "--context", "8", "--dropout", "0.1")
     folder = data_dir / "run"
-    flags = (*sizes, "--data-dir", str(data_dir), "--out", str(folder), "--budget", "20")
-    assert main(EXPERIMENT, flags) == 0
+    flags = (*sizes, "--data-dir", str(data_dir), "--out", str(folder), "--max-steps", "20")
+    assert main(EXPERIMENT, ["baseline", *flags]) == 0
     printed = capsys.readouterr().out
     assert "The best validation loss was 4." in printed
     assert len(printed.split("It writes:\n")[1]) == 301
     assert [line.split(",")[0] for line in (folder / "metrics.csv").read_text().split()] == ["step", "10", "20"]
     # The folder of the data comes back as a path.
-    config, _ = parse(EXPERIMENT, ["--resume", str(folder)])
-    assert config == EXPERIMENT.base.replace(
-        layers=1, heads=1, width=4, context=8, dropout=0.1, budget=20, data_dir=data_dir
-    )
+    _, run, _ = resume.parse([str(folder)])
+    task = Shakespeare(layers=1, heads=1, width=4, context=8, dropout=0.1, data_dir=data_dir)
+    assert run == EXPERIMENT.run("baseline", task, max_steps=20)
+    _, run, _ = resume.parse([str(folder), "--data-dir", "moved"])
+    assert run.task == dataclasses.replace(task, data_dir=Path("moved"))
+    assert run.key == EXPERIMENT.run("baseline", task, max_steps=20).key
 
 
 def test_a_missing_or_damaged_file_is_named(data_dir):
@@ -212,46 +216,73 @@ def test_a_missing_or_damaged_file_is_named(data_dir):
 )
 def test_bad_values_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        EXPERIMENT.base.replace(**changes)
+        EXPERIMENT.run(task=Shakespeare(**changes)) if "stop_at" not in changes else EXPERIMENT.run(**changes)
 
 
-def test_presets():
-    names = ["baseline", "ema", "ema-500", "ema-500-empty", "ema-1000", "ema-1000-empty"]
-    late = [f"ema-{step}{empty}" for step in (1000, 2000, 5000) for empty in ("", "-empty")]
-    assert list(EXPERIMENT.presets) == [
-        *names,
-        "ema-1000-empty-mean",
-        "tripled-1000",
-        *(f"10m-{name}" for name in ("baseline", "ema", *late)),
-    ]
-    for name, (config, _, controls) in EXPERIMENT.presets.items():
-        f, o = config.filtering, config.optimization
-        assert (f.filter == "none") == name.endswith("baseline")
-        assert controls == (() if f.filter == "none" else ("10m-baseline" if "10m" in name else "baseline",))
-        assert f.filter_from == next((int(part) for part in name.split("-") if part.isdigit()), 0)
-        assert f.collect != ("empty" in name)
-        assert config.run.budget > f.filter_from
-        assert (o.lr, o.beta1, o.beta2, o.lr_warmup) == (1e-3, 0.9, 0.99, 100)
-        assert (o.optimizer, o.weight_decay, o.clip_norm, f.alpha) == ("adamw", 0.1, None, 0.98)
-        weights = {"ema-1000-empty-mean": (1 / 3, 2 / 3), "tripled-1000": (3, 0)}.get(name, (1, 2))
-        assert (f.fast, f.lamb) == weights
-        large = Shakespeare(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64)
-        assert config.task == (large if "10m" in name else Shakespeare())
+def test_methods():
+    assert (Shakespeare.metric, Shakespeare.max_steps, Shakespeare.stop_at) == ("loss", 1_500, None)
+    numbers = {name: hyperparams(method) for name, method in METHODS.items()}
+    assert list(numbers) == ["ema", "baseline", "late-ema", "empty-ema", "empty-ema-mean", "tripled"]
+    for name, one in numbers.items():
+        assert (one["lr"], one["weight_decay"]) == (1e-3, 0.1)
+        assert one.get("alpha", 0.98) == 0.98
+        assert one.get("start_step", 1_000) == 1_000
+        assert ("start_step" in one) == (name not in ("ema", "baseline"))
+    assert [numbers[name]["lamb"] for name in ("ema", "late-ema", "empty-ema")] == [2.0] * 3
+    mean = numbers["empty-ema-mean"]
+    assert mean["fast"] + mean["lamb"] == 1  # in the steady state it changes no gradient
+    assert mean["lamb"] / mean["fast"] == pytest.approx(2.0)
+    assert numbers["tripled"]["factor"] == 1 + numbers["ema"]["lamb"]
+
+
+def test_a_filter_switched_on_late_has_collected_or_is_empty(monkeypatch):
+    monkeypatch.setattr(shakespeare, "baseline", lambda lr, weight_decay: optax.identity())
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(40, 2)), jnp.float32)
+
+    def updates(name, first=0, **numbers):
+        tx = METHODS[name](**numbers)
+        step = lambda state, g: tx.update(g, state, g)[::-1]
+        return jax.jit(lambda: jax.lax.scan(step, tx.init(grads[0]), grads[first:])[1])()
+
+    always, since_20 = updates("ema", lamb=3.0, alpha=0.9), updates("ema", 20, lamb=3.0, alpha=0.9)
+    for name, expected in (("late-ema", always[20:]), ("empty-ema", since_20)):
+        found = updates(name, lamb=3.0, alpha=0.9, start_step=20)
+        np.testing.assert_array_equal(found[:20], grads[:20])
+        np.testing.assert_allclose(found[20:], expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(always[20:], since_20)
+    np.testing.assert_allclose(updates("tripled", start_step=20)[20:], 3 * grads[20:], rtol=1e-6)
+    np.testing.assert_array_equal(updates("tripled", start_step=20)[:20], grads[:20])
+    # Over 3, the mean has the weights of the EMA.
+    mean = updates("empty-ema-mean", start_step=0)
+    np.testing.assert_allclose(3 * mean, updates("ema"), rtol=1e-5, atol=1e-6)
+
+
+def test_nanogpts_betas_and_a_warmup_of_100_steps():
+    params, grad = jnp.ones(1), jnp.ones(1)
+    tx = shakespeare.baseline(weight_decay=0.0)
+    step = lambda state, _: tx.update(grad, state, params)[::-1]
+    state, updates = jax.jit(lambda: jax.lax.scan(step, tx.init(params), None, length=120))()
+    np.testing.assert_allclose(updates[:, 0], [-1e-3 * min(i / 100, 1) for i in range(120)], rtol=1e-3)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu"), 1 - 0.9**120, rtol=1e-4)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "nu"), 1 - 0.99**120, rtol=1e-4)
 
 
 # Characters and positions; LayerNorms; four matrices of 3, 1, 4 and 4 squares a block
 SMALL, LARGE = (65 + 64) * 64 + 9 * 64 + 4 * 12 * 64**2, (65 + 256) * 384 + 13 * 384 + 6 * 12 * 384**2
 
 
-@pytest.mark.parametrize(("preset", "size", "count"), [("ema", SMALL, 205_440), ("10m-ema-1000", LARGE, 10_745_088)])
+NANOGPT = {"layers": 6, "heads": 6, "width": 384, "context": 256, "dropout": 0.2, "batch_size": 64}
+
+
+@pytest.mark.parametrize(("shape", "size", "count"), [({}, SMALL, 205_440), (NANOGPT, LARGE, 10_745_088)])
 @pytest.mark.skipif(not DATA.exists(), reason="tiny Shakespeare (1.1 MB) is not part of the repository")
-def test_facts_of_the_task(preset, size, count):
-    config = EXPERIMENT.preset(preset).replace(data_dir=DATA)
-    hyper, key = config.hyper, jax.random.key(0)
+def test_facts_of_the_task(shape, size, count):
+    run = EXPERIMENT.run("late-ema", Shakespeare(**shape, data_dir=DATA))
+    hyper, key = run.traced, jax.random.key(0)
     text = load(DATA)
     assert (len(text), "".join(sorted(set(text))), train_part(len(text))) == (1_115_394, ALPHABET, 1_003_854)
     assert text.startswith("First Citizen:\n")
-    compiled = program(config.task)
+    compiled = program(run)
     shared, own = compiled.draw(key)
     np.testing.assert_array_equal(shared["text"], encode(text))
     state = jax.eval_shape(compiled.init, hyper, key)
@@ -264,8 +295,8 @@ def test_facts_of_the_task(preset, size, count):
 @pytest.mark.skipif(not DATA.exists(), reason="tiny Shakespeare (1.1 MB) is not part of the repository")
 def test_real_text_is_learned():
     small = {"layers": 1, "heads": 2, "width": 32, "context": 16, "batch_size": 16}
-    config = EXPERIMENT.base.replace(**small, lr=1e-2, lr_warmup=0, data_dir=DATA)
-    compiled, hyper, key = program(config.task), config.hyper, jax.random.key(0)
+    run = EXPERIMENT.run("ema", Shakespeare(**small, data_dir=DATA), lr=1e-2)
+    compiled, hyper, key = program(run), run.traced, jax.random.key(0)
     (shared, own), state, losses = compiled.draw(key), compiled.init(hyper, key), []
     for _ in range(10):
         state, metrics = compiled.advance(hyper, key, shared, own, state)

@@ -13,7 +13,10 @@ def run(name):
         return soak.soak(name, ARGUMENTS, bar)
 
 
-@pytest.mark.parametrize("name", ["amplify late", "moving_average stride", "lfilter from the gradient"])
+SLOW = ["moving_average stride", "lfilter from the gradient"]
+
+
+@pytest.mark.parametrize("name", ["amplify late", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_thousands_of_updates_leave_no_fault(name, lenient):
     figures = run(name)
     assert soak.faults(figures) == []

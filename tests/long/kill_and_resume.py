@@ -33,7 +33,7 @@ class Arguments:
 
     kills: int = 20
     """How many times the run is killed."""
-    budget: int = 800
+    max_steps: int = 800
     """Steps of the run."""
     checkpoint_every: int = 2
     """Records between two checkpoints."""
@@ -44,9 +44,9 @@ class Arguments:
 
 
 def final_parameters(folder: Path) -> list[np.ndarray]:
-    """The parameters in the last checkpoint of a run of the default preset."""
-    config = EXPERIMENT.base
-    like = program(config.task).init(config.hyper, jax.random.key(config.run.seed))
+    """The parameters in the last checkpoint of a run of the default method."""
+    run = EXPERIMENT.run()
+    like = program(run).init(run.traced, jax.random.key(run.seed))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(RunFolder.open(folder).restore(like).params)]
 
 
@@ -69,16 +69,17 @@ def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> No
 def main(arguments: Arguments) -> None:
     """Run, kill, resume, compare, and write what came out."""
     rng = random.Random(arguments.seed)
-    command = [sys.executable, "-m", "examples.modular"]
-    flags = ["--budget", str(arguments.budget), "--stop-at", "None"]
+    flags = ["--max-steps", str(arguments.max_steps), "--stop-at", "None"]
+    start = [sys.executable, "-m", "examples.modular", *flags, "--out"]
+    resume = [sys.executable, "-m", "examples.resume"]
     every = ["--checkpoint-every", str(arguments.checkpoint_every)]
     moments = []
     with tempfile.TemporaryDirectory() as name:
         whole, killed = Path(name) / "whole", Path(name) / "killed"
-        subprocess.run([*command, *flags, "--out", whole], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([*start, whole], check=True, stderr=subprocess.DEVNULL)
         while len(moments) < arguments.kills:
-            place = ["--resume", killed] if killed.exists() else [*flags, "--out", killed]
-            process = subprocess.Popen([*command, *place, *every], stderr=subprocess.DEVNULL)
+            command = [*resume, killed] if killed.exists() else [*start, killed, *every]
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
             early = len(moments) % 5 == 0
             wait_for_records(process, killed, 0 if early else rng.randint(1, 5))
             delay = rng.uniform(0.5, 8.0) if early else rng.uniform(0.0, 1.0)
@@ -90,7 +91,7 @@ def main(arguments: Arguments) -> None:
             process.wait()
             moments.append({"early": early, "delay_seconds": round(delay, 2), "records_in_file": records(killed)})
             print(f"kill {len(moments)} of {arguments.kills}: {moments[-1]}", flush=True)
-        subprocess.run([*command, "--resume", killed, *every], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([*resume, killed], check=True, stderr=subprocess.DEVNULL)
         same_metrics = (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
         pairs = zip(final_parameters(whole), final_parameters(killed), strict=True)
         same_parameters = all(np.array_equal(a, b) for a, b in pairs)
