@@ -413,10 +413,10 @@ def lowered(run, **options):
     return made.advance.lower(hyper, key, shared, own, jax.eval_shape(made.init, hyper, key))
 
 
-def test_the_ring_of_a_group_is_updated_in_place():
+def test_the_ring_of_a_group_is_updated_in_place(usual_options):
     """A counter per run would make the write to the ring a scatter, and the ring of all runs would be copied."""
     (run,) = product(toy.Toy(), toy.ma, window_size=10_000, group_size=3)
-    compiled = lowered(run).compile()
+    compiled = lowered(run).compile(usual_options)
     assert "scatter(" not in compiled.as_text()
     ring = 3 * 6 * 10_001 * 4  # bytes
     memory = compiled.memory_analysis()
