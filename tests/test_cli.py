@@ -228,7 +228,7 @@ def test_plain_errors_give_a_message_and_a_status(capsys):
     ("command", "out", "error"),
     [
         ("-m tests.toy --lr -1; echo $?", "2\n", "error: --lr must be a finite number of at least 0, got -1.0\n"),
-        pytest.param(  # a closed pipe is no error
+        pytest.param(  # a closed pipe ends the command silently
             "-m tests.toy --help | head -1",
             "usage: python -m tests.toy [-h] [OPTIONS] [{ema,ma,adam}]\n",
             "",

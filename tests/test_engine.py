@@ -1,4 +1,4 @@
-"""Many runs in one file: what is missing is trained, once, and whatever happens to the file, nothing else is lost."""
+"""Many runs in one file: missing runs are trained once, and a crash loses at most the line that is being written."""
 
 import json
 import subprocess
@@ -175,7 +175,7 @@ def test_of_two_results_of_one_run_the_later_counts(tmp_path, stub):
 
 
 def test_two_processes_share_the_runs_of_a_file(tmp_path, monkeypatch):
-    """Threads stand for the processes: the locks are those of the file system."""
+    """Two threads replace two processes, because the locks are the file system's."""
     both, trained, frames = threading.Barrier(2), [], []
 
     def train_group(compiled, group, *_, **__):
@@ -237,7 +237,9 @@ def test_a_group_is_filled_and_its_rounding_is_the_same_however_many_runs_are_mi
     assert [[run.seed for run in group] for group in groups_trained] == [[0, 1, 0, 1], [0], [0, 1, 1]]
     columns = [name for name in whole if name != "provenance"]
     pd.testing.assert_frame_equal(in_parts[columns], whole[columns], check_exact=True)
-    for run, curve in zip(EMAS, whole["curve"], strict=True):  # and it is that of the runs alone but for rounding
+    for run, curve in zip(
+        EMAS, whole["curve"], strict=True
+    ):  # only the rounding differs from runs that are trained alone
         rows, _ = by_hand(run)
         for name, values in curve.items():
             np.testing.assert_allclose(values, [row[name] for row in rows], rtol=1e-5, atol=1e-6)

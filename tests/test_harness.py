@@ -137,7 +137,7 @@ def test_an_interrupted_run_is_resumed_bit_for_bit(number, undisturbed, tmp_path
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("checkpoint_every", "limit"), [(1000, 600), (2, 600), (2, 300)])
 def test_a_full_disk_loses_nothing(checkpoint_every, limit, undisturbed, tmp_path, monkeypatch, capsys):
-    """A limit on the size of files stands for the full disk: a record, or a checkpoint, is cut off in the middle."""
+    """A limit on the size of files replaces the full disk: it cuts off a record, or a checkpoint, in the middle."""
     folder = tmp_path / "full"
     assert (undisturbed / "metrics.csv").stat().st_size > 600
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -379,7 +379,7 @@ def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", [toy.ema, toy.ma])
 def test_vmapped_runs_equal_single_runs_in_one_compilation(method):
-    """Four seeds and as many hyperparameters; floating-point sums may be ordered differently, hence 1e-5."""
+    """Four seeds, each with its own hyperparameters; floating-point sums may be ordered differently, hence 1e-5."""
     runs = [
         run
         for i in range(4)
@@ -515,7 +515,7 @@ from tests import toy
 main(toy.EXPERIMENT, ["--out", {folder!r}, "--max-steps", "8", "--wandb"])
 train(*resume.parse([{folder!r}, "--max-steps", "16"]), resume=True)
 """
-    # In a process of its own: wandb leaves threads and sockets whose warnings would fail whatever test comes next.
+    # In a process of its own: wandb leaves threads and sockets, and their warnings would fail the next test.
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB__SERVICE_WAIT": "120"}
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", run], check=True, cwd=root, env=environment, capture_output=True, timeout=240)
