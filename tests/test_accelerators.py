@@ -21,6 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks.cost import compiled as cost
 from benchmarks.cost.accelerators import Program, collectives, compiled, devices, rounded_products, scatters
+from examples.harness.experiment import find_experiment
+from examples.harness.train import program
 
 INSTALL = "is not installed; pip install -r tests/accelerators.txt"
 PACKAGES = {"TPU v5e": "libtpu", "H100": "jax_cuda12_plugin"}
@@ -120,6 +122,23 @@ def test_matrix_products_are_float32_where_the_precision_is_set(chip):
     assert len(rounded_products(compiled(model, x))) == 2
     with jax.default_matmul_precision("highest"):
         assert rounded_products(compiled(model, x)) == []
+
+
+@every_chip
+def test_an_experiment_multiplies_in_float32_unless_told_otherwise(chip):
+    run, key = find_experiment("parity").run("ma"), jax.random.key(0)
+    for precision, rounds in (("float32", False), ("default", True)):
+        whole = program(run, precision=precision)
+        (shared, own), state = jax.eval_shape(whole.draw, key), jax.eval_shape(whole.init, run.traced, key)
+        found = cost.whole_program(chip, whole.advance, run.traced, key, shared, own, state)
+        assert (found["rounded_products"] > 0) == rounds
+
+
+def test_the_experiments_in_the_table_multiply_in_float32():
+    for found in json.loads(cost.OUT.read_text())["programs"].values():
+        assert len(found) == sum(map(len, cost.PROGRAMS.values()))
+        for name, row in found.items():
+            assert (row["rounded_products"] > 0) == name.endswith("default"), name
 
 
 @every_chip

@@ -144,7 +144,7 @@ def test_every_change_changes_the_key():
         {"seed": 1},
         {"max_steps": 84},
         {"stop_at": 0.5},
-        {"hold_evals": 1},
+        {"stop_at": 0.5, "hold_evals": 1},
         {"group_size": 2},
     ]
     runs = [run_of(), *(run_of(**change) for change in changes)]
@@ -188,6 +188,7 @@ def test_names_that_clash_and_values_that_a_key_cannot_hold_are_refused():
         ({"seed": -1}, r"--seed must be in \[0, 2\*\*32\), got -1"),
         ({"max_steps": 0}, "--max-steps must be at least 1, got 0"),
         ({"hold_evals": -1}, "--hold-evals must be at least 0, got -1"),
+        ({"hold_evals": 1, "stop_at": None}, "--hold-evals must be 0 without --stop-at, got 1"),
         ({"group_size": 0}, "--group-size must be at least 1, got 0"),
         ({"stop_at": 95.0}, r"--stop-at must be in \(0, 1\], or None, got 95.0"),
         ({"stop_at": 0.0}, r"--stop-at must be in \(0, 1\], or None, got 0.0"),

@@ -90,7 +90,8 @@ class Results:
             self._train(runs)
         rows = self.by_key()
         keys = dict.fromkeys(as_text(run.key) for run in runs)
-        return to_frame([rows[key] for key in keys if key in rows])
+        found = [rows[key] for key in keys if key in rows]
+        return to_frame(found) if found else pd.DataFrame(columns=[*runs[0].key] if runs else [])
 
     def frame(self) -> pd.DataFrame:
         """All results in the file, one row per run."""

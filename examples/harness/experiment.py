@@ -50,6 +50,8 @@ class Run:
         require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
         require(self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
         require(self.hold_evals >= 0, "hold_evals", "at least 0", self.hold_evals)
+        can_hold = self.stop_at is not None or self.hold_evals == 0
+        require(can_hold, "hold_evals", "0 without --stop-at", self.hold_evals)
         require(self.group_size >= 1, "group_size", "at least 1", self.group_size)
         highest = 1.0 if self.task.metric == "accuracy" else math.inf
         in_range = self.stop_at is None or 0 < self.stop_at <= highest
