@@ -88,12 +88,14 @@ class Study:
         return {name: make(frame) if len(frame) else views.MISSING for name, make in self.tables.items()}
 
     def made_figures(self, folder: Path = RESULTS) -> dict[str, Figure]:
-        """All figures by name; without results there are none."""
+        """All figures by name that have something to show."""
         frame = self.results(folder).frame()
         made = {}
         for name, drawing in self.figures.items() if len(frame) else ():
-            made[name], axes = views.chart(drawing.title, **drawing.layout)
+            figure, axes = views.chart(drawing.title, **drawing.layout)
             drawing.draw(frame, axes)
+            if any(panel.has_data() for panel in figure.axes):
+                made[name] = figure
         return made
 
 

@@ -1,5 +1,8 @@
 """Bad arguments fail at construction. The message gives the name, the allowed values, the value and the cure."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,3 +236,17 @@ def test_any_real_scalar_is_a_number(number):
     expected = gf.amplify(gf.ema(float(number)), float(number), fast=float(number))
     g = jnp.array([1.0, 2.0])
     np.testing.assert_array_equal(tx.update(g, tx.init(g))[0], expected.update(g, expected.init(g))[0])
+
+
+SCRIPT = """
+import sys, jax, optax
+before = set(sys.modules)
+import grokfast_jax
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_importing_loads_only_the_library_beyond_jax_and_optax():
+    loaded = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True).stdout.split()
+    assert "grokfast_jax" in loaded
+    assert all(name.partition(".")[0] == "grokfast_jax" for name in loaded)

@@ -314,4 +314,5 @@ def budget(frame: Frame, axes: Any) -> None:
     axes.set(xscale="log", xticks=[1, 2, 4, 8, 16, 32], xticklabels=[1, 2, 4, 8, 16, 32])
     axes.minorticks_off()
     views.label(axes, "settings tried", "steps to 95 % of the best, expected")
-    axes.figure.legend(loc="outside right center", frameon=False)
+    if axes.has_data():
+        axes.figure.legend(loc="outside right center", frameon=False)

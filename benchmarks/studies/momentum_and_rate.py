@@ -151,5 +151,6 @@ def figure(frame: Frame, axes: Any) -> None:
             groups[name] = ([i for i, _ in done], [one for _, one in done], colour)
     views.lines(axes, groups)
     axes.set_xticks(range(len(B1S)), [f"{b1:g}" for b1 in B1S])
-    axes.legend(frameon=False)
+    if axes.has_data():
+        axes.legend(frameon=False)
     views.label(axes, "β1 of AdamW", "steps to 95 % (line: the median)")

@@ -15,8 +15,8 @@ import numpy as np
 
 from .errors import UsageError, UserError
 from .files import provenance, write_whole
-from .processes import is_primary_process
 from .records import Row
+from .train import is_primary_process
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp

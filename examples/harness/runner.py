@@ -18,10 +18,9 @@ from .errors import RunInterruptedError, UsageError, UserError, require
 from .experiment import Experiment, Measure, Run, find_experiment, title
 from .loop import evaluations
 from .methods import base, parameters
-from .processes import in_any_process, is_primary_process
 from .records import Row, after_reaching, best, format_metric, is_finished, reaches, steps_to, to_row
 from .run_folder import RunFolder, fingerprint, read_config
-from .train import Precision, fitted, keep_compiled, program
+from .train import Precision, fitted, in_any_process, is_primary_process, keep_compiled, program
 
 
 @dataclasses.dataclass(frozen=True)

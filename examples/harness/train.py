@@ -8,9 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import platformdirs
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -223,3 +225,13 @@ def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, divided) if x.ndim > 1 else x, batches)
 
     return NamedSharding(mesh, P()), divide
+
+
+def is_primary_process() -> bool:
+    """Whether this process is the one that writes what all of them know."""
+    return jax.process_index() == 0
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether the flag is set in this process, or in any that trains together with it."""
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
