@@ -47,8 +47,8 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Run, Options]:
     task = experiment.task
     fields: list[tuple[str, Any, Any]] = [
         ("task", type(task), task),
-        ("rule", Rule, Rule(0, task.max_steps, task.stop_at)),
-        ("options", Options, Options()),
+        ("run", Rule, Rule(0, task.max_steps, task.stop_at)),
+        ("training", Options, Options()),
         ("method", methods, classes[experiment.default]()),
     ]
     parsed: Any = tyro.cli(
@@ -61,7 +61,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Run, Options]:
     )
     method = next(experiment.methods[name] for name, cls in classes.items() if type(parsed.method) is cls)
     values = hyperparams(method, **dataclasses.asdict(parsed.method))
-    return Run(parsed.task, method, values, **dataclasses.asdict(parsed.rule)), parsed.options
+    return Run(parsed.task, method, values, **dataclasses.asdict(parsed.run)), parsed.training
 
 
 def _flags(name: str, method: Method) -> type:

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ class Results:
         """Train what is missing, program by program; other processes may do the same beside this one."""
         todo = self.missing(runs)
         groups, compiled, compiled_for = grouped(todo), None, None
-        with tqdm.tqdm(total=len(todo), unit="run", disable=not todo) as bar:
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # in a file, a line every ten seconds
+        with tqdm.tqdm(total=len(todo), unit="run", mininterval=interval, disable=not todo) as bar:
             for wait in (False, True):  # first what no other process trains, then what others have not finished
                 for group in groups:
                     with self._claimed(group, wait=wait) as is_ours:
