@@ -150,7 +150,7 @@ def test_help_lists_the_methods_and_groups_the_flags(capsys):
     assert "Logistic regression on points that a random plane divides" in text
     assert "Example: python -m tests.toy ema --seed 1 --out runs/my-run" in text
     assert "ma             The MA before Adam." in text
-    groups = [text.index(f"{name} options") for name in ("task", "rule", "options")]
+    groups = [text.index(f"{name} options") for name in ("task", "run", "training")]
     assert groups == sorted(groups)
     with pytest.raises(SystemExit, match="0"):
         main(toy.EXPERIMENT, ["ma", "--help"])

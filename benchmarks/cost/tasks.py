@@ -39,15 +39,16 @@ def default_run(experiment: Experiment, data_dir: Path | None, method: str | Non
     return experiment.run(method, task)
 
 
-def flop_per_step(run: Run, compiled: Program) -> float:
-    """Operations of one training step, by XLA's count of the compiled step."""
+def flop_per_step(run: Run, compiled: Program) -> float | None:
+    """Operations of one training step, by XLA's count; None if the step has a loop, which XLA counts as one turn."""
     key = jax.random.key(0)
     data = {name: array for part in compiled.draw(key) for name, array in part.items()}
     batch = jax.tree.map(lambda x: x[0], run.task.batches(data, keys(key).batch))
     state = compiled.init(run.traced, key)
     one = jax.jit(functools.partial(step, run.task, run.make_tx(run.traced)))
-    cost: Any = one.lower(data, (state.params, state.opt_state), batch).compile().cost_analysis()
-    return float(cost["flops"])
+    executable = one.lower(data, (state.params, state.opt_state), batch).compile()
+    cost: Any = executable.cost_analysis()
+    return None if " while(" in (executable.as_text() or "") else float(cost["flops"])
 
 
 def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | None) -> list[dict[str, Any]]:
@@ -63,8 +64,9 @@ def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | No
         records = evaluations(compiled, run.traced, jax.random.key(0))
         seconds = in_turn({name: lambda records=records: next(records)}, rounds)[name]
         per_step = spread([value / run.task.steps for value in seconds])
-        gflop = flop_per_step(run, compiled) / 1e9
-        rows.append({"task": name, "threads": threads, "gflop": gflop, "seconds": per_step})
+        flop = flop_per_step(run, compiled)
+        row = {"task": name, "threads": threads, "seconds": per_step}
+        rows.append(row | ({} if flop is None else {"gflop": flop / 1e9}))
     return rows
 
 
@@ -73,10 +75,11 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         texts = {"GFLOP per step": "", "ms per step": f"left out: {row.get('left_out')}", "GFLOP/s": ""}
-        if "left_out" not in row:
-            rate = f"{row['gflop'] / row['seconds']['median']:.3g}"
-            texts = {"GFLOP per step": f"{row['gflop']:.3g}", "ms per step": in_words(row["seconds"], ".3g", 1e3)}
-            texts["GFLOP/s"] = rate
+        if "seconds" in row:
+            texts["ms per step"] = in_words(row["seconds"], ".3g", 1e3)
+        if "gflop" in row:
+            texts["GFLOP per step"] = f"{row['gflop']:.3g}"
+            texts["GFLOP/s"] = f"{row['gflop'] / row['seconds']['median']:.3g}"
         rows.append({"task": row["task"], "threads": row["threads"], **texts})
     return (
         f"{result['device']}; jax {result['versions']['jax']}; {result['rounds']} chunks each, evaluation included; "
