@@ -117,6 +117,7 @@ def test_a_task_that_finds_no_data_is_left_out_and_told(small, tmp_path, monkeyp
     monkeypatch.setattr(tasks, "find_experiment", found.__getitem__)
     rows = tasks.measure(tuple(found), threads=2, rounds=2, data_dir=tmp_path)
     assert [(row["task"], row["threads"]) for row in rows] == [("small", 2), ("mnist", 2)]
+    assert rows[0]["gflop"] > 0
     assert rows[0]["seconds"]["median"] > 0
     assert "train-images-idx3-ubyte.gz is missing" in rows[1]["left_out"]
     table = tasks.table({"device": "", "versions": {"jax": ""}, "rounds": 2, "rows": rows})

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,11 @@ def flop_per_step(run: Run, compiled: Program) -> float | None:
     batch = jax.tree.map(lambda x: x[0], run.task.batches(data, keys(key).batch))
     state = compiled.init(run.traced, key)
     one = jax.jit(functools.partial(step, run.task, run.make_tx(run.traced)))
-    executable = one.lower(data, (state.params, state.opt_state), batch).compile()
-    cost: Any = executable.cost_analysis()
-    return None if " while(" in (executable.as_text() or "") else float(cost["flops"])
+    traced = one.trace(data, (state.params, state.opt_state), batch)
+    if re.search(r"\b(scan|while)\[", str(traced.jaxpr)):
+        return None
+    cost: Any = traced.lower().compile().cost_analysis()
+    return float(cost["flops"])
 
 
 def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | None) -> list[dict[str, Any]]:
