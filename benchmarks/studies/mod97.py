@@ -323,7 +323,7 @@ def hero(frame: Frame, axes: Axes) -> None:
         "Grokfast-EMA before Adam": (RUNS["ema"], ORANGE),
         "its fair control: Adam, a third of the decay": (RUNS["adam-0.00167"], GREY),
         "AdamW with its learning rate tuned, no filter": (TUNED_ADAMW, BLUE),
-        "the preset fastest: Muon with a short memory": (RUNS["fastest"], PURPLE),
+        "the method fastest: Muon with a short momentum": (RUNS["fastest"], PURPLE),
     }
     for name, (run, shade) in curves.items():
         axes.ecdf(seeds_of(frame, run)["steps_to_95"].clip(upper=CAP), color=shade, linewidth=3, label=name)
