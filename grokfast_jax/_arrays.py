@@ -58,8 +58,13 @@ def stacked_zeros(
 
 
 def cast_like(tree: optax.Updates, like: optax.Updates) -> optax.Updates:
-    """Cast the leaves of `tree` to the dtypes of `like`."""
-    return jax.tree.map(lambda like_leaf, leaf: leaf.astype(jnp.result_type(like_leaf)), like, tree)
+    """Cast the leaves of `tree` to the dtypes of `like`; round to integers."""
+
+    def cast(like_leaf: Any, leaf: jax.Array) -> jax.Array:
+        dtype = jnp.result_type(like_leaf)
+        return (jnp.round(leaf) if jnp.issubdtype(dtype, jnp.integer) else leaf).astype(dtype)
+
+    return jax.tree.map(cast, like, tree)
 
 
 def unzip(like: optax.Updates, tree: Any, parts: int) -> list[Any]:

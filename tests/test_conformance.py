@@ -245,6 +245,14 @@ def test_state_does_not_depend_on_the_dtype_of_the_gradients(tx):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
 
 
+def test_integer_gradients_give_the_rounded_updates_of_floats(tx):
+    params = jnp.zeros(20, jnp.int32)
+    grads = np.random.default_rng(0).integers(-9, 9, size=(STEPS, 20)).astype(np.int32)
+    outs, state = loop(tx.update, tx.init(params), grads, range(STEPS))
+    floats, expected_state = loop(tx.update, tx.init(params), grads.astype(np.float32), range(STEPS))
+    chex.assert_trees_all_equal((outs, state), (np.rint(floats).astype(np.int32), expected_state))
+
+
 def test_a_state_of_numpy_arrays_becomes_a_state_of_jax_arrays(tx):
     params, grads = parameters(), at(gradients(), 0)
     state = tx.update(grads, jax.tree.map(np.asarray, tx.init(params)))[1]
