@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import optax
 import pytest
 
@@ -206,22 +207,50 @@ def test_an_experiment_is_a_name_or_an_importable_module(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_plain_errors_give_a_message_and_a_status(capsys):
-    def fail(error):
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("what to do"), 1, "error: what to do"),
+        (UsageError("how to"), 2, "error: how to"),
+        (RunInterruptedError("interrupted after step 3"), 130, "interrupted after step 3"),
+        (KeyboardInterrupt(), 130, "interrupted; what was complete is kept"),
+        (
+            OSError(28, "No space left on device", "x.csv"),
+            1,
+            "error: x.csv: No space left on device; free space there and repeat the command",
+        ),
+        (IsADirectoryError(21, "Is a directory", "x"), 1, "error: x: Is a directory; choose another path"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes."),
+            1,
+            "error: RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.; choose a smaller batch, model, data set "
+            "or window",
+        ),
+        (MemoryError(), 1, "error: out of memory; choose a smaller batch, model, data set or window"),
+    ],
+)
+def test_an_error_that_the_user_can_cure_is_a_message_and_a_status(error, status, message, capsys):
+    def fail():
         raise error
 
-    assert plain_errors(lambda: fail(UserError("what to do"))) == 1
-    assert capsys.readouterr().err == "error: what to do\n"
-    assert plain_errors(lambda: fail(OSError(28, "No space left on device", "x.csv"))) == 1
-    assert "x.csv: No space left on device" in capsys.readouterr().err
-    assert plain_errors(lambda: fail(UsageError("how to"))) == 2
-    for error in (KeyboardInterrupt(), RunInterruptedError("interrupted after step 3")):
-        capsys.readouterr()
-        assert plain_errors(lambda error=error: fail(error)) == 130
-        assert capsys.readouterr().err.startswith("interrupted")
+    assert plain_errors(fail) == status
+    assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_a_defect_keeps_its_traceback_unless_jax_has_no_device(monkeypatch, capsys):
     assert plain_errors(lambda: None) == 0
-    with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
-        plain_errors(lambda: fail(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        plain_errors(lambda: 1 / 0)
+
+    def no_device():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "devices", no_device)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert plain_errors(lambda: 1 / 0) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: JAX has no device (Unable to initialize backend 'cuda'); change the environment")
+    assert "JAX_PLATFORMS=cuda" in message
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from .errors import plain_errors
+from .errors import plain_errors, prepare_process
 from .experiment import Experiment, Run, module_name, nearest
 from .methods import Method, base, hyperparams, parameters
 from .runner import Options, train
@@ -28,9 +28,11 @@ class Rule:
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
-    """Run an experiment as a command line says; the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    return plain_errors(lambda: train(experiment, *parse(experiment, words)))
+    """Run an experiment as a command line says, by default that of this process; the exit code."""
+    if argv is None:
+        prepare_process()
+        argv = sys.argv[1:]
+    return plain_errors(lambda: train(experiment, *parse(experiment, argv)))
 
 
 def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Run, Options]:
