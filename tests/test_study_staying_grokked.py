@@ -1,0 +1,97 @@
+"""What changes after grokking: every change is neutral before its step, and does what it is named after from there."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import views
+from benchmarks.studies import staying_grokked as study
+from examples.harness.engine import to_frame
+
+pytestmark = pytest.mark.usefixtures("lenient")
+PARAMS = {"token": jnp.linspace(-1, 1, 12).reshape(3, 4), "blocks": jnp.linspace(2, -1, 8).reshape(2, 4)}
+STEPS, CHANGE = 260, 150
+
+
+@functools.cache
+def paths(**numbers):
+    """Parameters after each of some noisy steps, with all hyperparameters traced, as runs have them."""
+
+    @jax.jit
+    def train(numbers):
+        tx = study.changed_adamw(**numbers)
+
+        def step(carry, key):
+            params, state = carry
+            grads = jax.tree.map(lambda p: p + jax.random.normal(key, p.shape), params)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params
+
+        return jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), jax.random.split(jax.random.key(0), STEPS))[1]
+
+    neutral = {"rate": 1.0, "cosine": 0.0, "b1": 0.9, "weight_decay": 1.0}
+    neutral |= dict.fromkeys(("ema_lamb", "ma_lamb", "perpendicular", "frozen"), 0.0)
+    return jax.tree.map(np.asarray, train(neutral | {"change_step": float(CHANGE)} | numbers))
+
+
+@pytest.mark.parametrize("change", [name for name, numbers in study.CHANGES.items() if numbers])
+def test_a_change_leaves_every_digit_before_its_step_and_acts_from_there(change):
+    plain, changed = paths(), paths(**study.CHANGES[change])
+    # After update CHANGE (counted from 0) comes record CHANGE. The cosine and a decay begin with no or little difference.
+    for name in PARAMS:
+        np.testing.assert_array_equal(plain[name][:CHANGE], changed[name][:CHANGE])
+    assert any(np.any(plain[name][CHANGE + 2] != changed[name][CHANGE + 2]) for name in PARAMS)
+
+
+def test_without_a_change_it_is_adamw():
+    tx = optax.adamw(study.warmup(1e-3), 0.9, 0.98, weight_decay=1.0)
+    params, state = PARAMS, tx.init(PARAMS)
+    for key in jax.random.split(jax.random.key(0), STEPS)[:20]:
+        updates, state = tx.update(jax.tree.map(lambda p: p + jax.random.normal(key, p.shape), params), state, params)  # noqa: B023
+        params = optax.apply_updates(params, updates)
+    for name in PARAMS:
+        np.testing.assert_allclose(paths()[name][19], params[name], rtol=2e-5)
+
+
+def test_frozen_parameters_stay_and_the_others_move():
+    changed = paths(frozen=1.0)
+    np.testing.assert_array_equal(changed["token"][CHANGE - 1], changed["token"][-1])
+    assert np.all(changed["blocks"][CHANGE - 1] != changed["blocks"][-1])
+
+
+def test_a_cosine_decay_ends_at_zero():
+    tx = study.changed_adamw(change_step=0.0, cosine=1.0)
+    params, state = {"w": jnp.ones(2)}, tx.init({"w": jnp.ones(2)})
+    state = jax.tree.map(lambda x: jnp.full_like(x, study.STEPS) if x.dtype == jnp.int32 and not x.ndim else x, state)
+    updates, _ = tx.update({"w": jnp.ones(2)}, state, params)
+    np.testing.assert_allclose(updates["w"], 0, atol=1e-9)
+
+
+def line(seed, steps, share, **numbers):
+    (run,) = study.run_of(seed=seed, **numbers)
+    held = {"held_evals": round(2 * share), "followed_evals": 200, "lowest": share / 100, "norm": 2.0, "last_norm": 1.0}
+    return {"run": run.key, "steps_to_95": steps, **held}
+
+
+def test_changes_are_compared_with_the_run_of_their_seed():
+    frame = to_frame(
+        [
+            line(0, 1_000, 80, change_step=study.NEVER),
+            line(1, 1_200, 90, change_step=study.NEVER),
+            line(0, 1_000, 100, change_step=1_000.0, ma_lamb=5.0),
+            line(1, 1_200, 100, change_step=1_200.0, ma_lamb=5.0),
+            line(1, 1_200, 10, change_step=1_000.0, ma_lamb=5.0),  # of another change step: not of this comparison
+        ]
+    )
+    nothing, ma = ([c.strip() for c in row.split("|")[1:-1]] for row in study.table(frame).splitlines()[2:])
+    assert nothing[:4] == ["nothing", "2", "0", "85 (80 to 90) %"]
+    assert ma[:4] + ma[-1:] == ["MA, λ 5", "2", "2", "100 %", "2 : 0 (0.5)"]
+
+
+def test_without_results_nothing_is_shown():
+    assert study.table(to_frame([line(0, float("inf"), 0, change_step=study.NEVER)])) == views.MISSING
