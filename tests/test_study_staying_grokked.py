@@ -42,7 +42,7 @@ def paths(**numbers):
 @pytest.mark.parametrize("change", [name for name, numbers in study.CHANGES.items() if numbers])
 def test_a_change_leaves_every_digit_before_its_step_and_acts_from_there(change):
     plain, changed = paths(), paths(**study.CHANGES[change])
-    # After update CHANGE (counted from 0) comes record CHANGE. The cosine and a decay begin with no or little difference.
+    # Updates count from 0, so the record CHANGE is the first with the change; a cosine has hardly begun there.
     for name in PARAMS:
         np.testing.assert_array_equal(plain[name][:CHANGE], changed[name][:CHANGE])
     assert any(np.any(plain[name][CHANGE + 2] != changed[name][CHANGE + 2]) for name in PARAMS)
