@@ -18,13 +18,13 @@ def grokfast(window: int, lamb: float, *, normalize: bool = False) -> optax.Grad
 
 def filter_name(window: float) -> str:
     """The name of such a filter."""
-    return f"MA, w {window:g}" if window else "EMA"
+    return f"MA, window {window:g}" if window else "EMA"
 
 
 @functools.cache
 def _limit(window: int) -> Callable[[float, float], jax.Array]:
     def of(lamb: float, decay: float) -> jax.Array:
-        # Adam does not see the gain of a filter, so that of a filter of gain 1 counts.
+        # Adam is invariant to the gain of a filter, so the filter is normalized to a gain of 1.
         return stability_limit(optax.chain(grokfast(window, lamb, normalize=True), ema(0.9)), 4_000, decay=decay)
 
     return jax.jit(of)
@@ -42,5 +42,5 @@ def adamw_stability_limit(window: float, lamb: float, decay: float) -> float:
 
 
 def is_stable(window: float, lamb: float, decay: float) -> bool:
-    """Whether the limit is at least that of gradient descent, 2."""
+    """Whether the limit is at least 2, the limit of gradient descent."""
     return adamw_stability_limit(window, lamb, decay) >= 2

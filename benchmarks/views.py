@@ -1,5 +1,6 @@
 """The tables and plots that all studies share: a summary, a comparison in pairs, dots, lines, a heat map, a scatter."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from examples.harness.methods import Method, base, hyperparams
 from examples.harness.plots import BLUE, GREY, ORANGE, claim
 from examples.harness.tables import markdown, median_and_range
 
-from .statistics import Frame, interval, paired
+from .statistics import Comparison, Frame, interval, paired
 
 MISSING = "Not measured yet.\n"
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too rarely
@@ -52,6 +53,11 @@ def median_and_interval(steps: np.ndarray, cap: float) -> str:
         return median
     low, high = interval(steps) if len(steps) >= FEWEST else (steps.min(), steps.max())
     return f"{median} ({format_steps(low, cap)} to {format_steps(high, cap)})"
+
+
+def seed_counts(found: Comparison) -> str:
+    """The seeds with fewer and with more steps, and the p of their sign test."""
+    return f"{found.fewer} : {found.more} (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.2g}'})"
 
 
 def two_digits(value: float) -> str:
@@ -228,3 +234,19 @@ def scatter(axes: Axes, groups: Mapping[str, tuple[np.ndarray, np.ndarray, str]]
     """Points of groups in their colours."""
     for name, (x, y, colour) in groups.items():
         axes.plot(x, y, "o", color=colour, label=name, **{"markersize": 7, "alpha": 0.7, **options})
+
+
+def share_map(axes: Axes, shares: Frame, framed: Frame, colours: str, crosses: Frame | None = None) -> None:
+    """Shares in per cent, more being darker; a line around some cells, a cross in place of the number in others."""
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1.3, aspect="auto")
+    for (y, x), share in np.ndenumerate(shares):
+        text = FAILS if crosses is not None and crosses.iloc[y, x] else f"{100 * share:.0f}"
+        axes.text(x, y, text, ha="center", va="center", color="white" if share > 0.7 else "black")
+    is_framed = np.pad(framed, 1)
+    for (y, x), (dy, dx) in itertools.product(np.argwhere(is_framed), ((0, 1), (0, -1), (1, 0), (-1, 0))):
+        if not is_framed[y + dy, x + dx]:
+            ends = [x - 1 + (dx - dy) / 2, x - 1 + (dx + dy) / 2], [y - 1 + (dy - dx) / 2, y - 1 + (dy + dx) / 2]
+            axes.plot(*ends, color="black", linewidth=2, clip_on=False)
+    axes.set_xticks(range(shares.shape[1]), [f"{value:g}" for value in shares.columns])
+    axes.set_yticks(range(shares.shape[0]), [v if isinstance(v, str) else f"{v:g}" for v in shares.index])
+    axes.grid(visible=False)

@@ -3,8 +3,8 @@
 Adam divides by the root mean square of its input, so amplifying the whole gradient changes nothing. A filter amplifies
 the slow part of the gradients by its dc gain, and white noise by the root of the sum of its squared impulse response.
 Where gradients are mostly noise, Adam's updates therefore follow the slow part up to the quotient of the two times as
-fast. `lr_multiplier` measures it: the dc gain times the root of Adam's second moment of the raw gradients over that of
-the filtered ones, the median over parameters and evaluations.
+fast. `lr_multiplier` measures it: the dc gain times the root mean square of raw over filtered gradients, from Adam's
+second moments, the median over parameters and evaluations.
 
 The control is AdamW without a filter, at the learning rate times the multiplier and the weight decay over it.
 """
@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+import scipy.stats
 
 from benchmarks import views
 from benchmarks.filters import filter_name, grokfast, is_stable
+from benchmarks.statistics import Frame, paired
 from benchmarks.study import Study
 from examples import modular, parity
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
-from examples.harness.plots import BLUE, GREEN, GREY, ORANGE
 from examples.harness.tables import markdown
 from examples.harness.task import Data
 from examples.harness.train import TrainState
@@ -45,17 +46,17 @@ def track_second_moment(b2: float) -> optax.GradientTransformation:
 
 
 def filtered_adamw(lr: float, weight_decay: float, lamb: float, window: int) -> optax.GradientTransformation:
-    """AdamW for sparse parity behind an MA of a window, or behind the EMA if the window is 0."""
+    """AdamW for sparse parity with an MA of a window, or with the EMA if the window is 0."""
     return optax.chain(track_second_moment(0.999), grokfast(window, lamb), parity.adamw(lr, weight_decay))
 
 
 def filtered_adamw_mod97(lr: float, weight_decay: float, lamb: float, window: int) -> optax.GradientTransformation:
-    """AdamW for mod 97 behind an MA of a window, or behind the EMA if the window is 0."""
+    """AdamW for mod 97 with an MA of a window, or with the EMA if the window is 0."""
     return optax.chain(track_second_moment(0.98), grokfast(window, lamb), modular.adamw(lr, weight_decay))
 
 
 def rms_ratio(task: Any, state: TrainState, data: Data) -> dict[str, jax.Array]:
-    """Root mean square of the raw gradients over that of the filtered ones, the median over the parameters."""
+    """Root mean square of raw over filtered gradients, the median over the parameters."""
     del task, data
     moments = [optax.tree_utils.tree_get(state.opt_state, name) for name in ("raw_nu", "nu")]
     if moments[0] is None:
@@ -115,79 +116,89 @@ def white_noise_bound(window: int, lamb: float) -> float:
     return float(dc_gain(tx, LENGTH) / jnp.linalg.norm(impulse_response(tx, LENGTH)))
 
 
-def settings(frame: Any) -> Any:
-    """One row per setting: its multiplier, and the steps with the filter and of its control."""
+def settings(frame: Frame) -> Any:
+    """A row per setting that has its control: the multiplier, both sides' runs, and their comparison.
+
+    A comparison counts as decided if it is significant at 5 % by Benjamini and Hochberg's adjustment over all settings.
+    """
     rows = []
     for key, filtered in frame[frame["window"].notna()].groupby(SETTING, sort=False):
-        multiplier = lr_multiplier(filtered)
-        keys = {
-            k: run.key[k] for run in control(filtered.iloc[0], multiplier)[:1] for k in ("task", "lr", "weight_decay")
-        }
-        alone = frame[frame["window"].isna() & (frame[list(keys)] == pd.Series(keys)).all(axis=1)]
-        row = dict(zip(SETTING, key, strict=True)) | {"multiplier": multiplier, "cap": filtered["max_steps"].iloc[0]}
-        if len(alone):
-            rows.append(
-                row | {"filtered": filtered["steps_to_95"].to_numpy(), "alone": alone["steps_to_95"].to_numpy()}
-            )
-    return pd.DataFrame(rows)
-
-
-def table_of(found: Any) -> str:
-    """A row per filter and λ; per learning rate and decay its multiplier, its steps and, in brackets, its control's."""
-    rows = []
-    for (window, lamb), cells in found.groupby(["window", "lamb"], sort=False):
-        row = {
-            "filter": f"{filter_name(window)}, λ {lamb:g}",
-            "at most": views.two_digits(white_noise_bound(window, lamb)),
-        }
-        for cell in cells.itertuples():
-            title = f"rate {cell.lr:g}, decay {cell.weight_decay:g}"
-            row[f"{title}: raised by"] = views.two_digits(cell.multiplier)
-            filtered, alone = (views.steps_and_failures(steps, cell.cap) for steps in (cell.filtered, cell.alone))
-            row[f"{title}: steps (at the raised rate)"] = f"{filtered} ({alone})"
-        rows.append(row)
-    return markdown(rows)
+        row = dict(zip(SETTING, key, strict=True)) | {"filtered": filtered, "multiplier": lr_multiplier(filtered)}
+        raised = control(filtered.iloc[0], row["multiplier"])[0].key
+        is_alone = (frame[SETTING[:3]] == [raised[name] for name in SETTING[:3]]).all(axis=1)
+        row["alone"] = frame[is_alone & frame["window"].isna()]
+        if len(row["alone"]):
+            row["stable"] = is_stable(row["window"], row["lamb"], row["lr"] * row["weight_decay"])
+            rows.append(row | {"compared": paired(filtered, row["alone"])})
+    adjusted = scipy.stats.false_discovery_control([row["compared"].p for row in rows])
+    return pd.DataFrame(rows).assign(decided=adjusted < 0.05)
 
 
 @STUDY.table
-def table(frame: pd.DataFrame) -> str:
-    """Sparse parity, then mod 97."""
-    found = settings(frame)
-    return views.joined(*(table_of(found[found["task"] == task]) for task in ("Parity", "Modular")))
+def table(frame: Frame) -> str:
+    """Every setting on sparse parity, then on mod 97."""
+    tables: dict[str, list[dict[str, str]]] = {"Parity": [], "Modular": []}
+    for cell in settings(frame).itertuples():
+        row = {"learning rate, weight decay": f"{cell.lr:g}, {cell.weight_decay:g}"}
+        row["filter"] = f"{filter_name(cell.window)}, λ {cell.lamb:g}" + ", unstable" * (not cell.stable)
+        row["raised by"] = views.two_digits(cell.multiplier)
+        row["for white noise"] = views.two_digits(white_noise_bound(cell.window, cell.lamb))
+        for side, runs in (("steps with the filter", cell.filtered), ("at the raised rate", cell.alone)):
+            row[side] = views.steps_and_failures(runs["steps_to_95"].to_numpy(), runs["max_steps"].iloc[0])
+        tables[cell.task].append(row | {"seeds with fewer : more steps": views.seed_counts(cell.compared)})
+    return views.joined(*(markdown(rows) for rows in tables.values() if rows))
+
+
+@STUDY.table
+def verdicts(frame: Frame) -> str:
+    """Sparse parity: by weight decay and kind of filter, in how many settings which side needs fewer steps."""
+    found = settings(frame[frame["task"] == "Parity"])
+    unstable = {True: "unstable, MA with window 25 or 50", False: "unstable, EMA or MA with window 100"}
+    kind = found["window"].isin([25, 50]).map(unstable).mask(found["stable"], "stable").rename("filters")
+    rows = []
+    for (decay, filters), cells in found.groupby(["weight_decay", kind], sort=False):
+        fewer = cells["compared"].map(lambda one: one.fewer > one.more)
+        raised = dict.fromkeys(map(views.two_digits, cells["multiplier"].agg(["min", "max"])))
+        row = {"weight decay": f"{decay:g}", "filters": filters, "settings": len(cells)}
+        row |= {
+            "raise the learning rate by": " to ".join(raised),
+            "filter needs fewer steps": (fewer & cells["decided"]).sum(),
+        }
+        rows.append(row | {"raised learning rate needs fewer": (~fewer & cells["decided"]).sum()})
+    return markdown(rows)
 
 
 @STUDY.figure(
-    "A stable filter before AdamW is slower than the higher rate that it amounts to",
-    width=11,
-    height=4.8,
+    "A stable filter needs more steps than a raised learning rate;\nan unstable short window needs fewer",
+    width=7.6,
+    height=6,
     columns=2,
+    rows=2,
     sharex=True,
     sharey=True,
 )
-def figure(frame: pd.DataFrame, panels: Any) -> None:
-    """Steps with the filter over those of the control; hollow where the filter is unstable."""
+def figure(frame: Frame, panels: Any) -> None:
+    """On sparse parity at one decay: steps over λ with each filter and of its control; hollow where it is unstable."""
     found = settings(frame[frame["task"] == "Parity"])
-    failed = 5_000  # where what most seeds do not reach is drawn
-    middle = lambda steps: min(float(np.median(steps)), failed)
-    found = found.assign(x=found["alone"].map(middle), y=found["filtered"].map(middle))
-    colours = {0: GREY, 100: GREEN, 50: ORANGE, 25: BLUE}
-    ticks = {500: "500", 1_000: "1,000", 2_000: "2,000", failed: "most fail"}
-    for axes, (title, cells) in zip(panels, found.groupby(["lr", "weight_decay"]), strict=True):
-        axes.plot([500, failed], [500, failed], ":", color="black", linewidth=1)
-        axes.annotate("as long", (560, 560), rotation=38, xytext=(2, 6), textcoords="offset points")
-        for window, line in cells.groupby("window"):
-            axes.plot(line["x"], line["y"], "-", color=colours[window], alpha=0.4)
-            for cell in line.itertuples():
-                stable = is_stable(cell.window, cell.lamb, cell.lr * cell.weight_decay)
-                inside = {} if stable else {"markerfacecolor": "white"}
-                axes.plot(cell.x, cell.y, "o", color=colours[window], markersize=8, **inside)
-                axes.annotate(f"{cell.lamb:g}", (cell.x, cell.y), xytext=(6, -11), textcoords="offset points")
-        axes.set_title("rate {:g}, decay {:g}".format(*title), fontsize="large", loc="left")
-        axes.set(xscale="log", yscale="log")
-        views.label(axes, "steps of AdamW alone at the raised rate")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_ticks(list(ticks), list(ticks.values()))
-            axis.minorticks_off()
-    views.label(panels[0], panels[0].get_xlabel(), "steps with the filter")
-    names = {filter_name(window): colour for window, colour in colours.items()}
-    views.legend(panels[0].figure, names, title="filter; numbers: λ; hollow: unstable")
+    found, fails = found[found["weight_decay"] == 0.3], 5_000
+    for axes, (window, cells) in zip(panels.flat, found.groupby("window"), strict=True):
+        axes.set_title(filter_name(window), fontsize="large", loc="left")
+        for side, colour, shift in (("alone", views.NO_FILTER, 0.07), ("filtered", views.FILTER, -0.07)):
+            steps = np.minimum([runs["steps_to_95"] for runs in cells[side]], fails)
+            x, medians = np.arange(len(steps)) + shift, np.median(steps, axis=1)
+            axes.plot(x, steps, "_", color=colour, alpha=0.4)
+            axes.plot(x, medians, "o-", color=colour, linewidth=2, markersize=8)
+            if side == "filtered":
+                axes.plot(x[~cells["stable"]], medians[~cells["stable"]], "o", color="white", markersize=5)
+        axes.set_xticks(range(len(cells)), [f"{lamb:g}" for lamb in cells["lamb"]])
+        axes.set_yscale("log")
+        axes.set_yticks([500, 1_000, 2_000, fails], ["500", "1,000", "2,000", "fails"])
+        axes.minorticks_off()
+    views.label(panels[1, 0], "λ", "steps to 95 %")
+    views.label(panels[0, 0], "", "steps to 95 %")
+    views.label(panels[1, 1], "λ")
+    names = {
+        "with the filter (hollow: unstable)": views.FILTER,
+        "AdamW alone at the raised learning rate": views.NO_FILTER,
+    }
+    views.legend(panels[0, 0].figure, names, fontsize="large")

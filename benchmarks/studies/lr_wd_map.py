@@ -2,13 +2,10 @@
 
 Each method trains sparse parity at every pair of a grid of learning rates and weight decays, with seeds 0 to 31. A pair
 works if at least 90 % of its seeds reach 95 % on fresh points. A method's region is the pairs that work. Its best pair
-is chosen by seeds 0 to 15 and reported with seeds 16 to 31. Beside the grid, each method trains at one pair for more
-steps, and four of them train on parity of five bits out of fifty.
+is chosen by seeds 0 to 15 and reported with seeds 16 to 31.
 """
 
 import functools
-import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,16 +13,14 @@ import numpy as np
 import optax
 import pandas as pd
 import scipy.stats
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from benchmarks import views
+from benchmarks.statistics import Frame, paired
 from benchmarks.study import Study
 from examples import parity
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Method, Tx
-from examples.harness.plots import ORANGE
 from examples.harness.tables import markdown
 from grokfast_jax import grokfast_ema, grokfast_ma
 
@@ -56,49 +51,31 @@ GRIDS = {
 # By optimizer: the method without a filter, then the methods that are compared with it.
 METHODS: dict[str, dict[str, Method]] = {
     "AdamW": {
-        "AdamW, no filter": parity.adamw,
-        "AdamW, no filter, β1 0.98": functools.partial(parity.adamw, b1=0.98),
-        "EMA before AdamW": parity.ema,
-        "MA before AdamW": parity.ma,
-        "MA, λ 3, before AdamW": functools.partial(parity.ma, lamb=3.0),
+        "AdamW without a filter": parity.adamw,
+        "AdamW, β1 0.98": functools.partial(parity.adamw, b1=0.98),
+        "AdamW with the EMA": parity.ema,
+        "AdamW with the MA": parity.ma,
+        "AdamW with the MA, λ 3": functools.partial(parity.ma, lamb=3.0),
     },
-    "Muon": {"Muon, no filter": parity.muon, "EMA before Muon": ema_muon, "MA before Muon": ma_muon},
-}
-ONE_PAIR: dict[str, Method] = {
-    **{label: METHODS["AdamW"][label] for label in list(METHODS["AdamW"])[:4]},
-    "AdamW, no filter, ten times the rate": functools.partial(parity.adamw, lr=0.03),
-    **METHODS["Muon"],
+    "Muon": {"Muon without a filter": parity.muon, "Muon with the EMA": ema_muon, "Muon with the MA": ma_muon},
 }
 
 
 def runs(results: Results) -> Iterator[Run]:
-    """All methods at all pairs, the seeds of a pair trained at once; then the methods at one pair."""
+    """All methods at all pairs, the seeds of a pair trained at once."""
     del results
     for optimizer, (lrs, decays) in GRIDS.items():
         for method in METHODS[optimizer].values():
             yield from product(TASK, method, lr=lrs, weight_decay=decays, seed=range(SEEDS), **RULE)
-    for method in ONE_PAIR.values():
-        yield from product(TASK, method, seed=range(16), max_steps=5_000, group_size=16)
-    five_bits = functools.partial(product, parity.Parity(n=50, k=5), seed=range(4), max_steps=20_000)
-    yield from five_bits(parity.adamw, lr=[0.003, 0.03], group_size=8)
-    yield from five_bits(parity.ma, group_size=4)
-    yield from five_bits(parity.muon, weight_decay=0.3, group_size=4)
 
 
 STUDY = Study("lr_wd_map", runs)
 
 
-def by_pair(frame: pd.DataFrame, column: str = "steps_to_95") -> dict[str, dict[str, pd.DataFrame]]:
-    """By optimizer and method, the steps by pair and seed, infinite for a run that fails; of grids without a gap."""
-    return {
-        optimizer: {
-            label: runs.pivot_table(column, ["lr", "weight_decay"], "seed")
-            for label, method in methods.items()
-            if len(runs := views.runs_of(frame, method, free=["lr", "weight_decay"], **RULE))
-            == math.prod(map(len, GRIDS[optimizer])) * SEEDS
-        }
-        for optimizer, methods in METHODS.items()
-    }
+def by_pair(frame: Frame, method: Method, column: str = "steps_to_95") -> pd.DataFrame:
+    """The steps of a method by pair and seed, infinite for a run that fails."""
+    chosen = views.runs_of(frame, method, free=["lr", "weight_decay"], **RULE)
+    return chosen.pivot_table(column, ["lr", "weight_decay"], "seed")
 
 
 def works(steps: np.ndarray) -> np.ndarray:
@@ -124,96 +101,58 @@ def region_size(steps: pd.DataFrame, control: pd.DataFrame | None = None) -> tup
     return float(size(seeds)), float(low), float(high)
 
 
-def best_pair(steps: pd.DataFrame) -> tuple[Any, np.ndarray]:
-    """The pair with the lowest median (then mean) over the first half of the seeds, and its steps with the others."""
+def best_pair(steps: pd.DataFrame) -> tuple[Any, Frame]:
+    """The pair with the lowest median (then mean) over the first half of the seeds, and its runs with the others."""
     half = steps.iloc[:, : SEEDS // 2]
     order = pd.DataFrame({"median": half.median(axis=1), "mean": half.clip(upper=MAX_STEPS).mean(axis=1)})
-    pair = order.sort_values(["median", "mean"]).index[0]
-    return pair, steps.loc[pair].to_numpy()[SEEDS // 2 :]
+    pair: Any = order.sort_values(["median", "mean"]).index[0]
+    return pair, steps.loc[pair].iloc[SEEDS // 2 :].rename("steps_to_95").reset_index()
 
 
 @STUDY.table
-def table(frame: pd.DataFrame) -> str:
-    """Each method with its best pair and its region."""
+def table(frame: Frame) -> str:
+    """Each method with its best pair and its region, against the method without a filter."""
     rows = []
-    for optimizer, methods in by_pair(frame).items():
-        control = methods.get(next(iter(METHODS[optimizer]), ""))
-        for label, steps in methods.items():
-            pair, at_best = best_pair(steps)
-            more = "" if control is None or control is steps else region_size(steps, control)
-            rows.append(
-                {
-                    "method": label,
-                    "best rate, decay": "{:g}, {:g}".format(*pair),
-                    "steps to 95 %, median (interval)": views.median_and_interval(at_best, MAX_STEPS),
-                    "fail": f"{np.isinf(at_best).sum()} of {len(at_best)}",
-                    "pairs that work": "{:g} ({:g} to {:g}) of {}".format(*region_size(steps), len(steps)),
-                    "more than without a filter": more and "{:+g} ({:+g} to {:+g})".format(*more),
-                    "runs that reach 95 %": f"{np.isfinite(steps.to_numpy()).mean():.0%}",
-                }
+    for methods in METHODS.values():
+        control, *_ = (by_pair(frame, method) for method in methods.values())
+        for label, method in methods.items():
+            steps = by_pair(frame, method)
+            (pair, at_best), (_, control_at_best) = best_pair(steps), best_pair(control)
+            row = {"method": label, "best learning rate, weight decay": "{:g}, {:g}".format(*pair)}
+            row["steps to 95 %"] = views.steps_and_failures(at_best["steps_to_95"].to_numpy(), MAX_STEPS)
+            is_control = method is next(iter(methods.values()))
+            row["seeds with fewer : more steps"] = (
+                "" if is_control else views.seed_counts(paired(at_best, control_at_best))
             )
+            row["pairs that work"] = f"{works(steps.to_numpy()).sum()} of {len(steps)}"
+            more = "" if is_control else "{:+g} ({:+g} to {:+g})".format(*region_size(steps, control))
+            rows.append(row | {"more pairs than without a filter": more})
     return markdown(rows)
 
 
-@STUDY.table
-def rates(frame: pd.DataFrame) -> str:
-    """Each method at each learning rate, with the best weight decay there; a table for each optimizer."""
-
-    def cell(steps: pd.DataFrame) -> str:
-        (_, decay), at_best = best_pair(steps)
-        failed = int(np.isinf(at_best).sum())
-        median = views.format_steps(float(np.median(at_best)), MAX_STEPS)
-        text = f"{median} (decay {decay:g}" + f"; {failed} fail" * bool(failed) + ")"
-        return text if failed < len(at_best) else "all fail"
-
-    tables = []
-    for optimizer, methods in by_pair(frame).items():
-        rows = [
-            {"learning rate": f"{lr:g}"} | {label: cell(steps.loc[[lr]]) for label, steps in methods.items()}
-            for lr in GRIDS[optimizer][0]
-        ]
-        tables += [markdown(rows)] * bool(methods)
-    return views.joined(*tables)
-
-
-@STUDY.table
-def one_pair(frame: pd.DataFrame) -> str:
-    """Each method at one learning rate and weight decay, for up to 5,000 steps."""
-    groups = {label: views.runs_of(frame, method, max_steps=5_000, n=TASK.n) for label, method in ONE_PAIR.items()}
-    columns = {"steps to 95 %": ("steps_to_95", 1, ",.0f"), "best val. accuracy (%)": ("best_val_accuracy", 100, ".1f")}
-    return views.ranges(groups, columns)
-
-
 @STUDY.figure(
-    "A larger β1 widens the region where AdamW works; the hole of the MA nearly closes with λ 3",
-    **{"width": 13, "height": 7, "rows": 2, "columns": 5},
+    "The EMA and a larger β1 widen the region that works",
+    width=8.4,
+    height=5.4,
+    columns=3,
+    rows=2,
+    sharex=True,
+    sharey=True,
 )
-def figure(frame: pd.DataFrame, panels: Any) -> None:
-    """A map per method: the share of the seeds that reach 95 % by learning rate and weight decay."""
-    steps, fit_steps = by_pair(frame), by_pair(frame, "fit_steps")
-    for row, (optimizer, methods) in zip(panels, METHODS.items(), strict=True):
-        for axes, label in itertools.zip_longest(row, methods):
-            axes.set_visible(label is not None)
-            axes.set_title(label, fontsize="large")
-            if label in steps[optimizer]:
-                draw_map(axes, steps[optimizer][label], fit_steps[optimizer][label])
-    marks = "outlined: 90 % or more; crosses: most do not fit even their training points"
-    panels[0, 0].figure.supxlabel(f"learning rate\n% of seeds that reach 95 %; {marks}", fontsize="large")
-    panels[0, 0].figure.supylabel("weight decay", fontsize="large")
-
-
-def draw_map(axes: Axes, steps: pd.DataFrame, fit_steps: pd.DataFrame) -> None:
-    """A number for every pair, or a cross where no seed reaches 95 % and most do not fit their training points."""
-    reach, fit = (np.isfinite(one).mean(axis=1).unstack("lr").iloc[::-1] for one in (steps, fit_steps))
-    axes.imshow(reach, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for (y, x), share in np.ndenumerate(reach):
-        colour = "black" if share > 0.5 else "white"
-        if share == 0 and fit.iloc[y, x] < 0.5:
-            axes.plot(x, y, "x", color=colour, markersize=6)
-        else:
-            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color=colour)
-        if share >= ENOUGH:
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
-    axes.set_xticks(range(reach.shape[1]), [f"{lr:g}" for lr in reach.columns], rotation=45)
-    axes.set_yticks(range(reach.shape[0]), [f"{decay:g}" for decay in reach.index])
-    axes.grid(visible=False)
+def figure(frame: Frame, panels: Any) -> None:
+    """A map for AdamW with each filter: the share of the seeds that reach 95 % by learning rate and weight decay."""
+    *maps, last = panels.flat
+    for axes, (label, method) in zip(maps, METHODS["AdamW"].items(), strict=True):
+        reach, fit = (
+            np.isfinite(by_pair(frame, method, column)).mean(axis=1).unstack("lr").iloc[::-1]
+            for column in ("steps_to_95", "fit_steps")
+        )
+        colours = "Oranges" if "with the" in label else "Greys" if "β1" in label else "Blues"
+        views.share_map(axes, reach, reach >= ENOUGH, colours, crosses=(reach == 0) & (fit < 0.5))
+        axes.set_title(label, fontsize="large")
+        axes.tick_params("x", rotation=60, labelbottom=axes in panels[1] or axes is panels[0, 2])
+    last.set_axis_off()
+    views.label(panels[0, 0], "", "weight decay")
+    views.label(panels[1, 0], "learning rate", "weight decay")
+    key = f"Numbers: % of {SEEDS} seeds that reach 95 %. Line: {100 * ENOUGH:g} % or more.\n"
+    last.figure.supxlabel(key + "Crosses: most seeds do not fit their training points.", fontsize="large")
