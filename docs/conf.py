@@ -7,7 +7,14 @@ author = "The grokfast_jax authors"
 project_copyright = author
 release = version = grokfast_jax.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # a name in single backquotes is code, and a link where it is documented
 html_theme = "furo"
