@@ -68,7 +68,7 @@ def random_gradients(steps, seed=0):
 
 @check("Does it fit? 1")
 def _(names):
-    assert names["state"][0].lowpass.position == 1
+    assert names["state"][0].lowpass.fill == 1
     assert names["state"][0].lowpass.ring["w"].shape == (101, 99, 256)
 
 
@@ -237,7 +237,7 @@ def _(names):
 def _(names):
     batches = jnp.ones((4, 8, 3)) * jnp.arange(1.0, 5.0)[:, None, None]
     lowpass, step = names["state"][0].lowpass, names["step"]
-    assert lowpass.position == 1
+    assert lowpass.fill == 1
     w = jnp.arange(1.0, 4.0)
     # The gradient of the mean of (s (w_0 + w_1 + w_2))^2 is 2 s^2 (w_0 + w_1 + w_2) for each; the mean of s^2 is 7.5.
     _, state = step({"w": w.copy()}, names["tx"].init({"w": w}), batches)
@@ -278,7 +278,7 @@ def _(names):
 def _(names):
     host = lambda tree: jax.tree.map(np.asarray, tree)
     assert len(names["resumed"][0]["w"].sharding.device_set) == 2
-    assert names["first"][1][0].lowpass.position > 0
+    assert names["first"][1][0].lowpass.fill > 0
     chex.assert_trees_all_equal(host(names["restored"]), host(names["first"]))
     chex.assert_trees_all_close(host(names["resumed"]), host(names["undisturbed"]), rtol=1e-6)
 
