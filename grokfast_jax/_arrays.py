@@ -17,10 +17,13 @@ def wide_dtype(x: Any) -> jnp.dtype:
 
 
 def widened(tree: Any) -> Any:
-    """Cast the leaves of `tree` to the dtypes for computations with them."""
-    # A wide leaf is returned unchanged: `init` accepts abstract parameters, which cannot be cast.
-    is_wide = lambda leaf: getattr(leaf, "dtype", None) == wide_dtype(leaf)
-    return jax.tree.map(lambda leaf: leaf if is_wide(leaf) else jnp.asarray(leaf, wide_dtype(leaf)), tree)
+    """Cast the leaves of `tree` to the dtypes for computations with them; abstract leaves become zeros."""
+
+    def widen(leaf: Any) -> jax.Array:
+        cast = jnp.zeros_like if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray
+        return cast(leaf, dtype=wide_dtype(leaf))
+
+    return jax.tree.map(widen, tree)
 
 
 def state_dtype(x: Any, requested: jax.typing.DTypeLike | None) -> jnp.dtype:
@@ -65,6 +68,12 @@ def cast_like(tree: optax.Updates, like: optax.Updates) -> optax.Updates:
         return (jnp.round(leaf) if jnp.issubdtype(dtype, jnp.integer) else leaf).astype(dtype)
 
     return jax.tree.map(cast, like, tree)
+
+
+def aligned(x: Any, like: Any, dtype: jnp.dtype) -> jax.Array:
+    """Return `x` as an array of `dtype`, divided among explicit mesh axes as `like` is."""
+    x, sharding = jnp.asarray(x, dtype), jax.typeof(like).sharding
+    return x if jax.typeof(x).sharding.spec == sharding.spec else jax.sharding.reshard(x, sharding)
 
 
 def unzip(like: optax.Updates, tree: Any, parts: int) -> list[Any]:

@@ -60,6 +60,8 @@ def number_at(name: str, value: Any, step: Any) -> jax.Array:
     if callable(value):
         value = value(step)
         check_not_narrow(name, value)
+        if np.shape(value) != () or jnp.iscomplexobj(value):
+            raise ValueError(f"{name} must be a real scalar at every step, got {value!r}; return one from the schedule")
     return jnp.asarray(value, float)
 
 
@@ -122,7 +124,7 @@ def check_state(state: Any, expected: type) -> None:
 
 
 def check_updates(updates: optax.Updates, like: optax.Updates) -> None:
-    """Raise unless `updates` have the structure and shapes of `like`, which is part of the state."""
+    """Raise unless `updates` have the structure and shapes of `like`, part of a state, and are complex where it is."""
     cure = "call init again for other parameters"
     structures = jax.tree.structure(like), jax.tree.structure(updates)
     if structures[0] != structures[1]:
@@ -137,6 +139,12 @@ def check_updates(updates: optax.Updates, like: optax.Updates) -> None:
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} must have the shape of the parameter passed to init, "
                 f"{jnp.shape(like_leaf)}, got {jnp.shape(leaf)}; {cure}"
+            )
+        if jnp.iscomplexobj(leaf) != jnp.iscomplexobj(like_leaf):
+            kind = "complex" if jnp.iscomplexobj(like_leaf) else "real"
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} must be {kind} like the parameter passed to init, "
+                f"got dtype {jnp.result_type(leaf)}; cast the gradient, or {cure}"
             )
 
 

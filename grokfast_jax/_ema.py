@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._arrays import cast_like, next_step, wide_dtype, widest_dtype, zeros
+from ._arrays import aligned, cast_like, next_step, wide_dtype, widest_dtype, zeros
 from ._checks import check_choice, check_float_dtype, check_number, check_state, check_updates, number_at
 
 Start = Literal["gradient", "zero", "debiased"]
@@ -110,7 +110,7 @@ def ema(
             # exactly 1, and the average of a constant gradient is that gradient.
             dtype = wide_dtype(slow)
             a = keep.astype(dtype)
-            return (a * slow.astype(dtype) + (1 - a) * jnp.asarray(g, dtype)).astype(slow.dtype)
+            return (a * slow.astype(dtype) + (1 - a) * aligned(g, slow, dtype)).astype(slow.dtype)
 
         slow = jax.tree.map(average, updates, state.slow)
         return cast_like(slow, updates), EmaState(slow, next_step(state.ema_step), mass)

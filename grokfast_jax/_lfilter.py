@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from ._arrays import cast_like, next_step, unzip, wide_dtype, zeros
+from ._arrays import aligned, cast_like, next_step, unzip, wide_dtype, zeros
 from ._checks import check_choice, check_float_dtype, check_not_narrow, check_state, check_updates
 
 Start = Literal["zero", "gradient"]
@@ -131,7 +131,7 @@ def lfilter(
         def advance(g: Any, *delays: jax.Array) -> tuple[jax.Array, ...]:
             dtype = wide_dtype(delays[0] if delays else g)
             b, a, z0 = (xp.asarray(x, dtype) for x in (numerator, denominator, steady))
-            g = jnp.asarray(g, dtype)
+            g = aligned(g, delays[0] if delays else g, dtype)
             z = [delay.astype(dtype) for delay in delays]
             if start == "gradient":
                 z = [jnp.where(state.lfilter_step == 0, z0[k] * g, z[k]) for k in range(order)]
@@ -246,7 +246,7 @@ def sosfilt(
         def advance(g: Any, *delays: jax.Array) -> tuple[jax.Array, ...]:
             dtype = wide_dtype(delays[0])
             b, a, w0 = (xp.asarray(x, dtype) for x in (numerators, denominators, steady))
-            g = jnp.asarray(g, dtype)
+            g = aligned(g, delays[0], dtype)
             w = [delay.astype(dtype) for delay in delays]
             if start == "gradient":
                 w = [jnp.where(state.sosfilt_step == 0, w0[k // 2, k % 2] * g, w[k]) for k in range(len(w))]

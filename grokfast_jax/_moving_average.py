@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ._arrays import cast_like, stacked_zeros, unzip, zeros
+from ._arrays import aligned, cast_like, stacked_zeros, unzip, zeros
 from ._checks import check_choice, check_float_dtype, check_int, check_state, check_updates
 
 Reduce = Literal["mean", "sum"]
@@ -22,7 +22,9 @@ class MovingAverageState(NamedTuple):
     window: optax.Updates  # sum of the window, like params
     fresh: optax.Updates  # sum of the gradients since slot 1 of the ring was begun, like params
     partial: optax.Updates | None  # sum of the gradients in the unfinished slot, like params; None for stride 1
-    position: jax.Array  # () int32 in [0, window_size + stride), the place of the next gradient in the ring
+    # () int32 in [0, window_size + stride), the place of the next gradient in the ring. The one key names the arguments
+    # that determine what the ring holds, so that the state of other arguments has another structure.
+    position: dict[str, jax.Array]
     fill: jax.Array  # () int32, gradients seen so far, saturating at window_size
 
 
@@ -71,6 +73,8 @@ def moving_average(
     Raises:
       ValueError: `window_size` or `stride` is not positive, their sum is not below 2**31, `stride` does not divide
         `window_size`, `warmup` is not a bool, or `reduce` or `window_axis` is unknown.
+        In `update`: the state comes from another `window_size`, `stride`, `window_axis` or `buffer_dtype` below 32
+        bits. The ring of a state from another `buffer_dtype` of at least 32 bits keeps its dtype.
       TypeError: `window_size` or `stride` is not an int, or `buffer_dtype` is not a floating-point dtype of 8 to 64
         bits.
 
@@ -106,12 +110,14 @@ def moving_average(
     check_float_dtype("buffer_dtype", buffer_dtype)
 
     axis = window_axis or 0
+    layout = f"window_size={w}, stride={s}, window_axis={axis}"
     slots = w // s  # in the window; the ring has one more
     # To update one slot of a bfloat16 array, XLA's CPU compiler converts the whole array to float32 and back. It does
     # not convert integers, and therefore a narrow ring stores the bits of its dtype as integers.
     slot_dtype = ring_dtype = None if buffer_dtype is None else jnp.dtype(buffer_dtype)
     if slot_dtype is not None and slot_dtype.itemsize < 4:
         ring_dtype = jnp.dtype(f"uint{8 * slot_dtype.itemsize}")
+        layout += f", buffer_dtype={slot_dtype}"
 
     def to_slot(total: jax.Array, ring: jax.Array) -> jax.Array:
         """Convert the sum of a slot to the form stored in the ring."""
@@ -131,7 +137,7 @@ def moving_average(
             window=zeros(params, None),
             fresh=zeros(params, None),
             partial=zeros(params, None) if s > 1 else None,
-            position=jnp.zeros((), jnp.int32),
+            position={layout: jnp.zeros((), jnp.int32)},
             fill=jnp.zeros((), jnp.int32),
         )
 
@@ -140,10 +146,13 @@ def moving_average(
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         check_state(state, MovingAverageState)
+        if set(state.position) != {layout}:
+            found = "; ".join(state.position)
+            raise ValueError(
+                f"state must come from moving_average({layout}), got moving_average({found}); call init again"
+            )
         check_updates(updates, state.window)
-        if (state.partial is None) != (s == 1):
-            raise ValueError(f"state must come from stride={s}, got the state of another stride; call init again")
-        place = jnp.asarray(state.position)
+        place = jnp.asarray(state.position[layout])
         slot, phase = place // s, place % s
         slot_begins, slot_ends = phase == 0, phase == s - 1
         # A turn of the ring begins with slot 1. In its last slot, `fresh` is therefore the sum of the window, without
@@ -158,13 +167,7 @@ def moving_average(
         def advance(
             g: Any, ring: jax.Array, window: jax.Array, fresh: jax.Array, *partial: jax.Array
         ) -> tuple[jax.Array, ...]:
-            ring_axis = axis % ring.ndim
-            if ring.shape != (*window.shape[:ring_axis], slots + 1, *window.shape[ring_axis:]):
-                raise ValueError(
-                    f"state must have a ring of {slots + 1} slots on axis {axis}, got shape {ring.shape} for a "
-                    f"parameter of shape {window.shape}; call init again, or pass the state of this moving average"
-                )
-            g = jnp.asarray(g, window.dtype)
+            g = aligned(g, window, window.dtype)
             total = partial[0] + g if partial else g
             stored = to_slot(total, ring)
             # Add the value stored in the ring, which may be rounded: the same value is subtracted later.
@@ -174,8 +177,8 @@ def moving_average(
 
             # Write first, then read: XLA updates an array in place only if nothing reads its old value. This is why the
             # ring has one more slot, for the gradients that leave the window.
-            ring = lax.dynamic_update_index_in_dim(ring, stored, slot, ring_axis)
-            leaving = lax.dynamic_index_in_dim(ring, (slot + 1) % (slots + 1), ring_axis, keepdims=False)
+            ring = lax.dynamic_update_index_in_dim(ring, stored, slot, axis)
+            leaving = lax.dynamic_index_in_dim(ring, (slot + 1) % (slots + 1), axis, keepdims=False)
             removed = jnp.where(slot_begins, from_slot(leaving, window.dtype), 0)
             fresh = jnp.where(turn_begins, 0, fresh) + added
             # Subtract first: one rounding at the size of `window` instead of two, which matters after a spike.
@@ -186,10 +189,10 @@ def moving_average(
                 slow = jnp.where(full, slow, 0)
             return slow, ring, window, fresh, *(jnp.where(slot_ends, 0, total) for _ in partial)
 
-        partial = () if state.partial is None else (state.partial,)
+        partial = () if s == 1 else (state.partial,)
         leaves = jax.tree.map(advance, updates, state.ring, state.window, state.fresh, *partial)
         slow, ring, window, fresh, *partial = unzip(updates, leaves, 4 + len(partial))
-        position = (place + 1) % (w + s)
+        position = {layout: (place + 1) % (w + s)}
         new_state = MovingAverageState(ring, window, fresh, partial[0] if partial else None, position, fill)
         return cast_like(slow, updates), new_state
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import export
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scipy.signal import butter
 
 import grokfast_jax as gf
@@ -262,6 +262,43 @@ def test_a_state_of_numpy_arrays_becomes_a_state_of_jax_arrays(tx):
 
 def test_init_works_without_values(tx):
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, parameters()), tx.init(parameters()))
+
+
+def place(leaf):
+    """Return the shape, dtype and sharding of an array."""
+    return leaf.shape, leaf.dtype, leaf.sharding
+
+
+@pytest.mark.parametrize("spec", [None, PartitionSpec("x")], ids=["one device", "sharded"])
+def test_init_of_abstract_parameters_equals_that_of_arrays(tx, spec):
+    sharding = spec and NamedSharding(Mesh(np.array(jax.devices()), ("x",)), spec)
+    params = {dtype: jnp.ones((8, 4), dtype) for dtype in ("float32", "bfloat16", "complex64", "int32")}
+    abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding), params)
+    assert jax.tree.map(place, tx.init(abstract)) == jax.tree.map(place, tx.init(jax.device_put(params, sharding)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimizers_of_abstract_nnx_models(tx, dtype):
+    nnx = pytest.importorskip("flax.nnx")
+    model = lambda: nnx.Linear(2, 3, param_dtype=dtype, rngs=nnx.Rngs(0))
+    optimizer = lambda model: nnx.Optimizer(model, tx, wrt=nnx.Param)
+    types = lambda optimizer: jax.tree.map(lambda x: (x.shape, x.dtype), nnx.state(optimizer))
+    expected = types(optimizer(model()))
+    assert types(optimizer(nnx.eval_shape(model))) == expected
+    assert types(nnx.eval_shape(lambda: optimizer(model()))) == expected
+
+
+@pytest.mark.skipif(not hasattr(jax.sharding, "reshard"), reason="this jax cannot move arrays among explicit mesh axes")
+@pytest.mark.parametrize(("params", "grads"), [("x", None), (None, "x")], ids=["divided state", "divided gradients"])
+def test_gradients_divided_otherwise_than_the_state_among_explicit_axes(tx, params, grads):
+    """A scan checks that the types of the state, which contain the sharding, are a fixed point."""
+    g = np.random.default_rng(0).normal(size=(STEPS, 8, 4)).astype(np.float32)
+    run = jax.jit(lambda g, p: jax.lax.scan(lambda state, g: tx.update(g, state)[::-1], tx.init(p), g))
+    expected = run(g, np.zeros((8, 4), np.float32))
+    with jax.set_mesh(jax.make_mesh((4,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])):
+        put = lambda x, *spec: jax.sharding.reshard(x, PartitionSpec(*spec))
+        state, outs = run(put(g, None, grads), put(jnp.zeros((8, 4)), params))
+    assert_close((state, outs), expected)
 
 
 def test_fresh_leaves_share_no_buffer(tx):

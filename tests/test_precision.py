@@ -97,16 +97,29 @@ def test_injected_hyperparameters_are_not_rounded_to_narrow_parameters(name, len
     chex.assert_trees_all_close(state.inner_state, expected_state, rtol=1e-4)
 
 
-def test_a_schedule_of_narrow_numbers_raises():
-    narrow = lambda step: jnp.asarray(0.999, jnp.bfloat16)
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (jnp.asarray(0.999, jnp.bfloat16), TypeError, "must have a dtype of at least 32 bits"),
+        (
+            jnp.full(1, 0.9),
+            ValueError,
+            r"must be a real scalar at every step, got .*0\.9.*; return one from the schedule",
+        ),
+        (0.9j, ValueError, r"must be a real scalar at every step, got 0\.9j; return one"),
+    ],
+)
+def test_a_schedule_of_other_than_wide_real_scalars_raises(value, error, message):
+    schedule = lambda step: value
     for name, tx in (
-        ("alpha", gf.ema(narrow)),
-        ("lamb", gf.amplify(gf.ema(0.9), narrow)),
-        (r"branches\[1\]\[0\]", gf.parallel((1.0, gf.ema(0.9)), (narrow, gf.ema(0.9)))),
-        ("b2", gf.scale_by_filtered_adam(gf.ema(0.9), b2=narrow)),
+        ("alpha", gf.ema(schedule)),
+        ("lamb", gf.amplify(gf.ema(0.9), schedule)),
+        ("fast", gf.amplify(gf.ema(0.9), 1.0, fast=schedule)),
+        (r"branches\[1\]\[0\]", gf.parallel((1.0, gf.ema(0.9)), (schedule, gf.ema(0.9)))),
+        ("b2", gf.scale_by_filtered_adam(gf.ema(0.9), b2=schedule)),
     ):
-        with pytest.raises(TypeError, match=rf"^{name} must have a dtype of at least 32 bits"):
-            tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+        with pytest.raises(error, match=rf"^{name} {message}"):
+            tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
 
 
 def test_bfloat16_training_accumulates_in_float32(tx, lenient):

@@ -1,11 +1,13 @@
-"""States of other transformations raise an error; dtypes of states do not change."""
+"""States of other transformations or arguments raise an error; dtypes of states do not change."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from flax import serialization
 from jax import lax
 
 import grokfast_jax as gf
@@ -54,14 +56,24 @@ def test_the_state_of_other_parameters_raises(tx):
     ("tx", "other", "message"),
     [
         (gf.ema(0.9, start="debiased"), gf.ema(0.9), "state must have a mass for start='debiased', got None"),
-        (
-            gf.moving_average(4),
-            gf.moving_average(5),
-            r"state must have a ring of 5 slots on axis 0, got shape \(6, 3\)",
+        (gf.moving_average(4), gf.moving_average(5), r"from moving_average\(window_size=4, .* got .*window_size=5, .*"),
+        (gf.moving_average(4), gf.moving_average(8, stride=2), "stride=1, .* got .*stride=2, .* call init again"),
+        (gf.moving_average(8, stride=2), gf.moving_average(12, stride=3), "stride=2, .* got .*stride=3"),
+        (gf.moving_average(2), gf.moving_average(2, window_axis=-1), "window_axis=0.* got .*window_axis=-1"),
+        *(
+            (
+                gf.moving_average(4, buffer_dtype=dtype),
+                gf.moving_average(4, buffer_dtype=other),
+                f"state must come from .*{dtype or 'axis=0'}.*, got .*{other or 'axis=0'}.*; call init again",
+            )
+            for dtype, other in [
+                (None, "bfloat16"),
+                ("bfloat16", None),
+                ("bfloat16", "float16"),
+                ("bfloat16", "float8_e5m2"),
+                ("float8_e4m3fn", "float8_e5m2"),
+            ]
         ),
-        (gf.moving_average(4), gf.moving_average(4, window_axis=-1), r"ring of 5 slots on axis 0, got shape \(3, 5\)"),
-        (gf.moving_average(4), gf.moving_average(8, stride=2), "state must come from stride=1"),
-        (gf.moving_average(8, stride=2), gf.moving_average(4), "state must come from stride=2"),
         (
             gf.lfilter([0.5, 0.5]),
             gf.lfilter([0.5, 0.3, 0.2]),
@@ -80,8 +92,54 @@ def test_the_state_of_other_parameters_raises(tx):
     ],
 )
 def test_the_state_of_other_arguments_raises(tx, other, message):
-    with pytest.raises(ValueError, match=message):
-        tx.update(jnp.ones(3), other.init(jnp.ones(3)))
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(ValueError, match=message):
+            update(jnp.ones(3), other.init(jnp.ones(3)))
+
+
+@pytest.mark.parametrize(
+    ("tx", "other"),
+    [
+        (gf.moving_average(4, reduce="sum"), gf.moving_average(4)),
+        (gf.moving_average(4, warmup=False), gf.moving_average(4)),
+        (gf.moving_average(4, buffer_dtype="float32"), gf.moving_average(4)),
+    ],
+)
+def test_a_state_that_means_the_same_is_accepted(tx, other):
+    """Arguments that do not change what the ring holds may change in the middle of a window."""
+    g = jnp.arange(3.0)
+    chex.assert_trees_all_equal(
+        tx.update(g, other.update(g, other.init(g))[1])[1], tx.update(g, tx.update(g, tx.init(g))[1])[1]
+    )
+
+
+def test_checkpoints_of_other_arguments_raise():
+    """The names of the arguments are keys of the state, which checkpointers compare."""
+    saved = serialization.to_bytes(gf.grokfast_ma(8, stride=2).init(PARAMS))
+    restored = serialization.from_bytes(gf.grokfast_ma(8, stride=2).init(PARAMS), saved)
+    chex.assert_trees_all_equal(restored, gf.grokfast_ma(8, stride=2).init(PARAMS))
+    with pytest.raises(ValueError, match=r"(?s)keys do not match.*window_size=12, stride=3"):
+        serialization.from_bytes(gf.grokfast_ma(12, stride=3).init(PARAMS), saved)
+
+
+@pytest.mark.parametrize("complex_params", [True, False])
+@pytest.mark.parametrize("name", ["ema", "moving_average", "lfilter", "sosfilt", "amplify"])
+def test_gradients_are_complex_if_and_only_if_the_parameters_are(name, complex_params):
+    tx, kinds = TRANSFORMATIONS[name], (jnp.ones(2, jnp.complex64), jnp.ones(2))
+    params, grads = kinds if complex_params else kinds[::-1]
+    kind = "complex" if complex_params else "real"
+    with pytest.raises(
+        ValueError, match=f"updates must be {kind} like the parameter .*, got dtype {grads.dtype}; cast"
+    ):
+        tx.update(grads, tx.init(params))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_state_without_parameters_is_updated(name):
+    tx = TABLE[name].make()
+    out, state = tx.update(None, tx.init(None))
+    assert out is None
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(None))
 
 
 @pytest.mark.parametrize("name", TABLE)
