@@ -1,4 +1,4 @@
-"""The tables and plots that all studies share: a summary, a comparison in pairs, dots, lines, a heat map, a scatter."""
+"""The tables and plots that all studies share: a summary, a comparison in pairs, dots, lines, maps."""
 
 import itertools
 import math
@@ -228,12 +228,6 @@ def heat_map(axes: Axes, table: Frame, vmax: float, form: Callable[[float], str]
     axes.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
     axes.set_yticks(range(table.shape[0]), [f"{value:g}" for value in table.index])
     axes.grid(visible=False)
-
-
-def scatter(axes: Axes, groups: Mapping[str, tuple[np.ndarray, np.ndarray, str]], **options: Any) -> None:
-    """Points of groups in their colours."""
-    for name, (x, y, colour) in groups.items():
-        axes.plot(x, y, "o", color=colour, label=name, **{"markersize": 7, "alpha": 0.7, **options})
 
 
 def share_map(axes: Axes, shares: Frame, framed: Frame, colours: str, crosses: Frame | None = None) -> None:

@@ -15,7 +15,7 @@ from benchmarks.studies import filter_stability as study
     [(100, 5, 0.009, 0.101), (100, 5, 0.01, 0.107), (100, 5, 0.03, 153), (100, 3, 0.009, 131), (0, 3, 0.009, 148)],
 )
 def test_limits(window, lamb, decay, limit):
-    """The page has these numbers."""
+    """Of the published MA, of its smaller λ, and of the EMA; the page has the first and the fourth."""
     assert adamw_stability_limit(window, lamb, decay) == pytest.approx(limit, rel=0.01)
 
 
