@@ -274,7 +274,8 @@ def grokfast_ma(
     .. math::
         \hat g_t = g_t + \lambda \frac{1}{w} \sum_{k=0}^{w-1} g_{t-k}
 
-    Equivalent to `amplify(moving_average(window_size, ...), lamb, ...)`.
+    Equivalent to `amplify(moving_average(window_size, ...), lamb, ...)`. Donate the state under jit; see the warning in
+    `moving_average`.
 
     Args:
       window_size: Number w of gradients in the window; see `moving_average`.

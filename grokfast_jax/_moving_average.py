@@ -68,7 +68,10 @@ def moving_average(
     Returns:
       An `optax.GradientTransformationExtraArgs`; its updates have the shapes and dtypes of the gradients. Its state
       is a `MovingAverageState`: window_size / stride + 3 arrays per parameter, and one more if `stride` is above 1.
-      Donate the state under jit, or XLA copies the ring at each step.
+
+    Warning:
+      Donate the state under jit (`donate_argnums`). Otherwise XLA copies the whole ring at each step, into new memory,
+      which is far slower than the update.
 
     Raises:
       ValueError: `window_size` or `stride` is not positive, their sum is not below 2**31, `stride` does not divide

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grokfast_jax import amplify, ema, grokfast_ma, moving_average
@@ -272,6 +273,12 @@ def _(names):
     replicated = jax.jit(names["tx"].init)(names["params"])
     assert replicated[0].lowpass.fresh["w"].sharding.shard_shape((16, 4)) == (16, 4)
     assert replicated[1][0].mu["w"].sharding.shard_shape((16, 4)) == (16, 4)
+    for window_axis, shard in ((0, (1, 16, 4)), (-1, (2, 4, 8))):  # with 0 the spec divides the 8 slots of the ring
+        tx = grokfast_ma(7, window_axis=window_axis)
+        state = tx.init(names["params"])
+        specs = optax.tree_utils.tree_map_params(tx, lambda _, spec: spec, state, {"w": P("data")})
+        ring, spec = (tree.lowpass.ring["w"] for tree in (state, specs))
+        assert NamedSharding(names["mesh"], spec).shard_shape(ring.shape) == shard
 
 
 @check("Checkpoints")
