@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks import RESULTS
 from examples.harness import plots
 
 from .cost import compiled, step_cost, tasks, vs_torch
 from .study import find_study, study_names
-from .views import MISSING
+from .views import FILTER, MISSING, NO_FILTER, chart, legend
 
 # By name: the file of results, and the function that makes the table
 COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -25,6 +27,35 @@ COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "tasks": ("tasks.json", tasks.table),
     "vs_torch": ("vs_torch.json", vs_torch.table),
 }
+
+
+def cost_figure(results: Path = RESULTS) -> Figure:
+    """Bytes moved by an update, and copies of the parameters in its state: of AdamW, and of the filter before it."""
+    result = json.loads((results / "compiled.json").read_text())
+    moved = {label: row["bytes"] for label, row in result["chips"]["H100"]["float32"].items()}
+    kept = {label: row["state"] / 4 for label, row in result["state"]["float32"].items()}
+    optimizers = {
+        "AdamW": "AdamW",
+        "EMA": "EMA + AdamW",
+        "MA, stride 10, bfloat16 buffer": "MA + AdamW,\nsmall buffer",
+        "MA": "MA + AdamW",
+    }
+    claim = "The MA stores many copies of the parameters,\nbut an update moves only twice the bytes of AdamW"
+    figure, panels = chart(claim, width=9, height=4.2, columns=2, sharey=True)
+    titles = ("bytes moved per parameter and update", "state, in copies of the parameters")
+    for axes, values, title in zip(panels, (moved, kept), titles, strict=True):
+        for y, label in enumerate(optimizers):
+            filtering = values[label] - values["AdamW"]
+            axes.barh(y, values["AdamW"], color=NO_FILTER)
+            axes.barh(y, filtering, left=values["AdamW"], color=FILTER)
+            axes.annotate(f" {values[label]:g}", (values[label], y), va="center", fontsize="large")
+        axes.set_yticks(range(len(optimizers)), [*optimizers.values()])
+        axes.set_xlim(0, 1.15 * max(values[label] for label in optimizers))
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title, fontsize="large", loc="left")
+    panels[0].invert_yaxis()
+    legend(figure, {"AdamW": NO_FILTER, "filter": FILTER})
+    return figure
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
@@ -68,6 +99,7 @@ def write(docs: Path) -> None:
     for path, text in pages(docs, tables()).items():
         path.write_text(text)
     (docs / "pictures").mkdir(exist_ok=True)
+    plots.save(cost_figure(), docs / "pictures" / "cost.png")
     for name in study_names():
         for figure_name, figure in find_study(name).made_figures().items():
             plots.save(figure, docs / "pictures" / f"{figure_name}.png")

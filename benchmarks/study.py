@@ -39,7 +39,6 @@ class Study:
       measure: Numbers of task, state and data at every evaluation.
       reduce: What is stored of each of these; by default all of them, in order.
       observe: Function of all states of a run, for what takes several of them.
-      keep_curves: Whether the records of every evaluation are stored.
     """
 
     name: str
@@ -47,16 +46,13 @@ class Study:
     measure: Measure | None = None
     reduce: Reduce = list
     observe: Observe | None = None
-    keep_curves: bool = False
     tables: dict[str, Table] = dataclasses.field(default_factory=dict)
     figures: dict[str, Drawing] = dataclasses.field(default_factory=dict)
 
     def results(self, folder: Path = RESULTS, *, trains: bool = False) -> Results:
         """The results in a folder."""
         path = folder / f"{self.name}.jsonl"
-        names = ("measure", "reduce", "observe", "keep_curves")
-        kept = {name: getattr(self, name) for name in names}
-        return Results(path, trains=trains, **kept)
+        return Results(path, trains=trains, measure=self.measure, reduce=self.reduce, observe=self.observe)
 
     def train(self, folder: Path = RESULTS) -> Results:
         """Train what a folder lacks."""

@@ -101,13 +101,6 @@ def gini(share_k: jax.Array) -> jax.Array:
     return jnp.arange(1 - m, m, 2).astype(share_k.dtype) @ jnp.sort(share_k) / (m * share_k.sum())
 
 
-def dominant_frequencies(share_k: jax.Array, total: float = 0.9) -> jax.Array:
-    """The smallest set of frequencies that holds `total` of the power: a mask, (k,)."""
-    order = jnp.argsort(-share_k)
-    before = jnp.cumsum(share_k[order]) - share_k[order]
-    return jnp.zeros(share_k.shape, bool).at[order].set(before < total * share_k.sum())
-
-
 def band_pass(signal_sx: jax.Array, key_k: jax.Array) -> jax.Array:
     """The part of a signal along the first axis at the frequencies of a mask, (k,): of the signal's shape."""
     keep = jnp.concatenate([jnp.zeros(1, bool), key_k])[:, None]
@@ -152,35 +145,6 @@ def logit_coefficients(logits_ijv: jax.Array, cycle: Cycle) -> jax.Array:
     return cosines_k * jnp.sqrt(one_sided(n, cosines_k.dtype)) / scale
 
 
-def effective_rank(embedding_nd: jax.Array) -> jax.Array:
-    """exp(-Σ q log q), q the singular values of the centred embedding over their sum (Roy and Vetterli 2007).
-
-    It is m if m singular values are equal and all others are 0. A clock with m frequencies has at most 2m.
-    """
-    centred = embedding_nd - embedding_nd.mean(axis=0, keepdims=True)
-    sigma = jnp.linalg.svd(centred, compute_uv=False)
-    return jnp.exp(jax.scipy.special.entr(sigma / sigma.sum()).sum())
-
-
-LAYERS = {
-    "embedding": ("token", "position"),
-    "attention": ("attention",),
-    "mlp": ("up", "down"),
-    "layernorm": ("ln", "ln1", "ln2"),
-    "head": ("head",),
-}
-
-
-def layer_norms(params: Any) -> dict[str, jax.Array]:
-    """The Euclidean norm of the parameters of each kind of layer of the Decoder."""
-    squares: dict[str, list[jax.Array]] = {kind: [] for kind in LAYERS}
-    for path, leaf in jax.tree.leaves_with_path(params):
-        names = {str(key.key) for key in path}
-        (kind,) = (kind for kind, layers in LAYERS.items() if names & {*layers})
-        squares[kind].append(jnp.sum(leaf**2))
-    return {kind: jnp.sqrt(sum(values, jnp.zeros(()))) for kind, values in squares.items()}
-
-
 def pair_indices(task: "Modular", cycle: Cycle) -> np.ndarray:
     """The task's numbers of all pairs of a cycle: (i, j)."""
     x, y = cycle.elements[:, None], cycle.elements[None]
@@ -198,9 +162,9 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
     """All measures of a model.
 
     Key frequencies are those with `logit_coefficients` of at least `KEY_CORRELATION`. A model that memorises has few:
-    its restricted loss is about log p, and its excluded loss is the training loss. The `dominant_frequencies` of the
-    embedding cannot replace them: in a memorising model they are nearly all. Z_K of nearly all frequencies is the mean
-    over the pairs with the same answer, half of which are memorised, and its restricted loss falls without a clock.
+    its restricted loss is about log p, and its excluded loss is the training loss. Frequencies with much power in the
+    embedding cannot replace them: in a memorising model these are nearly all. Z_K of nearly all frequencies is the mean
+    over the pairs with the same answer, half of which are memorised; its restricted loss falls without a clock.
 
     Args:
       task: The task.
@@ -211,9 +175,7 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
     Returns:
       Arrays (k,): `is_key`, the mask; `share`, the embedding's `power_shares`; `logit_coefficients`. Numbers:
       `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the other cycle;
-      `key_frequencies` and `embedding_frequencies`, the numbers of key and of dominant frequencies; `logit_share`, the
-      sum of the squared `logit_coefficients` of key frequencies; `logit_scale`, the root mean square of the logits less
-      each pair's mean; `effective_rank` of the embedding; `norm_LAYER`.
+      `key_frequencies`, the number of these; `logit_share`, the sum of their squared `logit_coefficients`.
 
     Raises:
       UsageError: p is 2, where the multiplicative cycle has one element.
@@ -224,7 +186,6 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
     share_k, coefficients_k = power_shares(embedding_vd[cycle.elements]), logit_coefficients(logits_ijv, cycle)
     key_k = coefficients_k >= KEY_CORRELATION if key_k is None else key_k
     is_train = jnp.zeros(task.pairs, logits_ijv.dtype).at[data["train"]].set(1)
-    centred_ijv = logits_ijv - logits_ijv.mean(axis=2, keepdims=True)
     return {
         "is_key": key_k,
         "share": share_k,
@@ -234,11 +195,8 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
         "gini": gini(share_k),
         "gini_control": gini(power_shares(embedding_vd[control.elements])),
         "key_frequencies": key_k.sum(),
-        "embedding_frequencies": dominant_frequencies(share_k).sum(),
         "logit_share": jnp.sum(jnp.where(key_k, coefficients_k**2, 0)),
-        "logit_scale": jnp.sqrt(jnp.mean(centred_ijv**2)),
-        "effective_rank": effective_rank(embedding_vd[cycle.elements]),
-    } | {f"norm_{kind}": norm for kind, norm in layer_norms(params).items()}
+    }
 
 
 def metrics(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
@@ -316,11 +274,12 @@ def draw_circles(panels: Any, points: np.ndarray, titles: Sequence[str], k: int)
     """
     angle = k * np.arange(points.shape[1]) / points.shape[1] % 1
     order = np.argsort(angle, kind="stable")
+    limits = 1.05 * np.abs(points).max() * np.array([-1, 1])
     for axes, xy, title in zip(np.ravel(panels), points, titles, strict=True):
         axes.plot(*xy[[*order, order[0]]].T, color="grey", linewidth=0.4, alpha=0.6)
         axes.scatter(*xy.T, c=angle, cmap="twilight", s=18, edgecolors="grey", linewidths=0.3, zorder=2)
         axes.set_title(title, fontsize="medium")
-        axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.2, 2.2), ylim=(-2.2, 2.2))
+        axes.set(aspect="equal", xticks=[], yticks=[], xlim=limits, ylim=limits)
 
 
 def circles(points: np.ndarray, titles: Sequence[str], k: int) -> "Figure":

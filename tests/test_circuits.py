@@ -59,9 +59,7 @@ def test_a_clock_has_its_frequencies_and_nothing_else(p, operation, x64):
     mask = np.isin(np.arange(1, n // 2 + 1), keys)
     share = circuits.power_shares(jnp.array(embedding[cycle.elements]))
     np.testing.assert_allclose(share, mask / len(keys), atol=1e-12)
-    np.testing.assert_array_equal(circuits.dominant_frequencies(share), mask)
     np.testing.assert_allclose(circuits.gini(share), 1 - len(keys) / (n // 2), atol=1e-12)
-    assert circuits.effective_rank(jnp.array(embedding[cycle.elements])) == pytest.approx(2 * len(keys), abs=1e-9)
 
     train = jnp.array(np.random.default_rng(0).random((n, n)) < 0.5, float)
     losses = lambda mask: (
@@ -160,10 +158,6 @@ def test_numpy_in_float64_agrees(p, operation, x64):
     np.testing.assert_allclose(power.sum(), embedding.var(axis=0).sum(), rtol=1e-10)
     differences = np.abs(share[:, None] - share).mean() / (2 * share.mean())
     np.testing.assert_allclose(circuits.gini(jnp.array(share)), differences, rtol=1e-10)
-    held = circuits.dominant_frequencies(jnp.array(share))
-    assert share[held].sum() >= 0.9
-    assert share[held].sum() - share[held].min() < 0.9
-    assert share[held].min() > share[~held].max(initial=0)
 
     basis = [wave(turn * k * (i + sign * j)) for k in frequencies[key] for wave in (np.cos, np.sin)]
     projected = sum(
@@ -186,9 +180,6 @@ def test_numpy_in_float64_agrees(p, operation, x64):
     away = (i + sign * j)[:, :, None] - np.arange(n)
     correlations = [np.corrcoef(on_cycle, np.cos(turn * k * away).ravel())[0, 1] for k in frequencies]
     np.testing.assert_allclose(circuits.logit_coefficients(jnp.array(logits), cycle), correlations, atol=1e-10)
-    eigenvalues = np.linalg.eigvalsh(np.cov(embedding.T))
-    q = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum()
-    np.testing.assert_allclose(circuits.effective_rank(jnp.array(embedding)), np.prod(q**-q), rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -203,8 +194,6 @@ def test_a_random_model_looks_like_noise_in_both_bases():
     assert not found["is_key"].any()
     np.testing.assert_allclose(found["restricted_loss"], math.log(97), rtol=0.06)
     assert (found["logit_share"] == 0).all()
-    assert (found["effective_rank"] > 80).all()
-    assert (found["embedding_frequencies"] >= 41).all()
 
 
 @functools.cache
@@ -229,7 +218,7 @@ def small(operation):
     "operation", ["division", *(pytest.param(name, marks=pytest.mark.slow) for name in OPERATIONS[:3])]
 )
 def test_what_is_measured_is_of_the_model_and_its_training_pairs(operation):
-    task, params, data, own, none, logits, plain = small(operation)
+    task, _, data, _, none, logits, plain = small(operation)
     cycle = Cycle.of(11, operation)
     for i, j in itertools.product(range(len(cycle.elements)), repeat=2):
         x, y = cycle.elements[i], cycle.elements[j]
@@ -239,14 +228,6 @@ def test_what_is_measured_is_of_the_model_and_its_training_pairs(operation):
     on_cycle = np.isin(data["train"] // task.y_values, cycle.elements)
     assert none["excluded_loss"] == pytest.approx(np.mean(plain["loss"][on_cycle]), rel=1e-4)
     assert on_cycle.all() == (operation in ("addition", "subtraction"))
-    squares = sum(own[f"norm_{group}"] ** 2 for group in circuits.LAYERS)
-    assert squares == pytest.approx(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(params)), rel=1e-5)
-    assert own["norm_head"] == pytest.approx(np.linalg.norm(params["head"]["kernel"]), rel=1e-5)
-    assert own["norm_mlp"] > own["norm_head"]
-    centred = (plain["logits"] - plain["logits"].mean(axis=1, keepdims=True))[
-        np.isin(plain["tokens"][:, 0], cycle.elements)
-    ]
-    assert own["logit_scale"] == pytest.approx(np.sqrt(np.mean(centred**2)), rel=1e-4)
 
 
 def test_vmapped_measures_are_the_single_ones():
@@ -285,7 +266,7 @@ def test_a_run_records_and_draws_its_circuit(tmp_path):
     frame = pd.read_csv(tmp_path / "run" / "metrics.csv")
     columns = [name for name in frame if name.startswith("circuit_")]
     measured = frame[frame["circuit_gini"].notna()]
-    assert {"circuit_restricted_loss", "circuit_share_2", "circuit_logit_2", "circuit_norm_mlp"} <= {*columns}
+    assert {"circuit_restricted_loss", "circuit_share_2", "circuit_logit_2", "circuit_gini_control"} <= {*columns}
     assert "circuit_share_3" not in columns  # 4 elements have the frequencies 1 and 2
     assert frame["step"].tolist() == list(range(2, 26, 2))
     assert measured["step"].tolist() == [2, 12, 22]

@@ -4,16 +4,14 @@ The gradients of 4,096 random parameters are recorded while mod 97 is trained. T
 windows of 500 steps, before the training pairs are memorised and after.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-import scipy.signal
-from matplotlib import colormaps
 
 from benchmarks import views
 from benchmarks.study import Study
@@ -23,11 +21,11 @@ from examples.harness.engine import Results, four_digits, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Lamb, LearningRate, WeightDecay
 from examples.harness.records import Row
-from examples.harness.tables import markdown, median_and_range
+from examples.harness.tables import markdown
 from examples.harness.task import Data
 from examples.harness.train import TrainState
 from examples.modular import Modular
-from grokfast_jax import ema, frequency_response, impulse_response, lfilter, moving_average
+from grokfast_jax import ema, frequency_response, impulse_response, moving_average
 
 CHUNK = Modular().steps  # steps between two evaluations
 WINDOW = 500  # steps
@@ -133,86 +131,61 @@ def sampling_noise(signals: int = 512) -> np.ndarray:
 
 
 def by_method(frame: Any) -> dict[str, Any]:
-    """The runs of each method that did not diverge, by its name in words."""
+    """The runs of each method that did not diverge, by its name in words; the EMA has Adam's weight decay."""
     parts = {}
     for (lamb, decay), part in frame[frame["finite"].astype(bool)].groupby(["lamb", "weight_decay"]):
-        parts["EMA + " * bool(lamb) + "Adam, " + (f"decay {decay:g}" if decay else "no decay")] = part
+        parts["EMA + Adam" if lamb else "Adam" if decay else "Adam, no decay"] = part
     return parts
-
-
-def row_of(method: str, window: int, slow: Sequence[float], powers: Sequence[Any], *accuracies: Sequence[float]) -> Any:
-    """A row of the table: what the seeds of a method have in a window."""
-    spread = lambda values, form: median_and_range(np.array(values), form) if len(values) else ""
-    frequencies = np.fft.rfftfreq(WINDOW)
-    return {
-        "method": method,
-        "seeds": str(len(powers)),
-        "steps": f"{window * WINDOW:,} to {(window + 1) * WINDOW - 1:,}",
-        "power below 0.01 (%)": spread([100 * x for x in slow], ".2g"),
-        "cosine of successive gradients": spread([successive_cosine(frequencies, np.array(x)) for x in powers], ".2f"),
-    } | {
-        f"{part} accuracy at the end (%)": spread([100 * x for x in values], ".0f")
-        for part, values in zip(("training", "validation"), accuracies, strict=True)
-    }
 
 
 @STUDY.table
 def table(frame: pd.DataFrame) -> str:
-    """The slow share of the power and the cosine of successive gradients, window by window, after sampling noise."""
-    noise = spectrum(sampling_noise())
-    rows = [row_of("sampling noise", 0, [slow_share(*noise)], [noise[1]], [], [])]
-    for name, part in by_method(frame).items():
-        for i in range(len(part["power"].iloc[0])):
-            columns = ("slow_share", "power", "window_train_accuracy", "window_val_accuracy")
-            rows.append(row_of(name, i, *([run[i] for run in part[column]] for column in columns)))
+    """The slow share of the power and the cosine of successive gradients, window by window; the means of the seeds."""
+    groups, f, rows = by_method(frame), np.fft.rfftfreq(WINDOW), []
+    for i in range(len(frame["power"].iloc[0])):
+        shares = {name: 100 * np.mean([run[i] for run in part["slow_share"]]) for name, part in groups.items()}
+        cosine = lambda part, i=i: np.mean([successive_cosine(f, np.array(run[i])) for run in part["power"]])
+        row = {"steps": f"{i * WINDOW:,} to {(i + 1) * WINDOW - 1:,}"}
+        row |= {f"slow power (%): {name}": f"{share:.2g}" for name, share in shares.items()}
+        rows.append(row | {f"cosine: {name}": f"{cosine(part):.2f}" for name, part in groups.items()})
     return markdown(rows)
 
 
-@STUDY.figure("With weight decay little power is slow", width=8.7, columns=3, sharey=True)
+@STUDY.figure("With weight decay, slow power fades during training", width=9, height=3.8, columns=3, sharey=True)
 def figure(frame: pd.DataFrame, panels: Any) -> None:
-    """Power over frequency in each window, the mean of the seeds; a panel per method."""
+    """Power over frequency in the first and the last window, the mean of the seeds; a panel per method."""
     noise = spectrum(sampling_noise())[1]
     for axes, (name, part) in zip(panels, by_method(frame).items(), strict=True):
-        windows = np.mean(part["power"].tolist(), axis=0)
-        for i, power in enumerate([*windows, noise]):
-            style = {
-                "color": colormaps["viridis"](0.9 * i / max(1, len(windows) - 1)),
-                "label": f"from step {i * WINDOW:,}",
-            }
-            if i == len(windows):
-                style = {"color": "black", "linestyle": "--", "label": "sampling noise"}
-            axes.plot(np.arange(1, len(power)) / WINDOW, power[1:] * len(power), linewidth=0.8, **style)
-        axes.axvline(EDGE, color="grey", linestyle=":", linewidth=0.8)
-        axes.set(xscale="log", yscale="log")
-        axes.set_title(name, fontsize="large")
-        views.label(axes, "cycles per step")
-    views.label(panels[0], "cycles per step", "power (white noise: 1)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        colour, windows = views.FILTER if "EMA" in name else views.NO_FILTER, np.mean(part["power"].tolist(), axis=0)
+        styles = {"first": {"alpha": 0.45}, "last": {"linewidth": 2}, "noise": {"linestyle": "--"}}
+        drawn = ((windows[0], colour, "first"), (windows[-1], colour, "last"), (noise, views.GREY, "noise"))
+        for power, of_line, kind in drawn:
+            axes.plot(np.arange(1, len(power)) / WINDOW, power[1:] * len(power), color=of_line, **styles[kind])
+        ticks = [0.002, EDGE, 0.1, 0.5]
+        axes.set(xscale="log", yscale="log", xlim=(0.5, 0.002))
+        axes.set_xticks(ticks, [f"{1 / tick:.0f}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_title(name, fontsize="large", color=colour)
+        views.label(axes, "period (steps)")
+    views.label(panels[0], "period (steps)", "power (white noise: 1)")
+    panels[0].annotate("last 500 steps", (0.03, 3), color=views.NO_FILTER)
+    panels[0].annotate("first 500 steps", (0.4, 0.13), color=views.NO_FILTER, alpha=0.6)
+    panels[1].annotate("sampling noise", (0.03, 0.75), color=views.GREY)
 
 
-def filters() -> dict[str, optax.GradientTransformation]:
-    """Low-pass filters; the Butterworth filter has the EMA's cutoff, where half of the power passes."""
-    cutoff = np.arccos(1 - (1 - 0.98) ** 2 / (2 * 0.98)) / (2 * np.pi)
-    butter = cast(tuple[np.ndarray, np.ndarray], scipy.signal.butter(2, 2 * cutoff))
-    return {
-        "EMA α 0.98": ema(0.98),
-        "MA w 100": moving_average(100),
-        "cascade of two EMAs α 0.98": optax.chain(ema(0.98), ema(0.98)),
-        f"Butterworth, order 2, cutoff {cutoff:.4f}": lfilter(*butter),
-    }
-
-
-@STUDY.figure("Both filters of the paper pass only what is slow", width=7.5, columns=2)
+@STUDY.figure("Both filters of the paper pass slow gradients\nand block fast ones", width=8, height=4, columns=2)
 def responses(frame: pd.DataFrame, panels: Any) -> None:
     """Impulse and frequency responses of the filters."""
     del frame
-    left, right = panels
-    for (name, tx), colour in zip(filters().items(), plots.COLOURS, strict=False):
-        left.plot(impulse_response(tx, 250), label=name, color=colour, linewidth=2)
-        f, response = frequency_response(tx, 4096, frequencies=np.geomspace(1e-4, 0.5, 2000))
-        right.plot(f, np.abs(response), color=colour, linewidth=2)
-    views.label(left, "steps after the gradient", "weight of the gradient")
-    views.label(right, "cycles per step", "gain")
-    right.set(xscale="log", yscale="log", ylim=(1e-4, 1.5))
-    left.figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    filters = {"EMA, α 0.98": (ema(0.98), plots.ORANGE), "MA, window 100": (moving_average(100), plots.PURPLE)}
+    places = {"EMA, α 0.98": ((12, 0.017), (6, 0.25)), "MA, window 100": ((103, 0.0096), (9, 0.8))}
+    for name, (tx, colour) in filters.items():
+        panels[0].plot(impulse_response(tx, 250), color=colour, linewidth=2)
+        f, response = frequency_response(tx, 4096, frequencies=np.geomspace(5e-4, 0.5, 2000))
+        panels[1].plot(1 / f, np.abs(response), color=colour, linewidth=2)
+        for axes, place in zip(panels, places[name], strict=True):
+            axes.annotate(name, place, color=colour, fontsize="large")
+    panels[1].set_xscale("log")
+    panels[1].set_xticks([2, 10, 100, 1000], ["2", "10", "100", "1,000"])
+    views.label(panels[0], "age of the gradient (steps)", "weight")
+    views.label(panels[1], "period (steps)", "gain")
