@@ -92,13 +92,14 @@ def ema(
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
         check_state(state, EmaState)
+        if (state.mass is not None) != (start == "debiased"):
+            mass = "a mass" if start == "debiased" else "no mass"
+            raise ValueError(f"state must have {mass} for start={start!r}, got {state.mass!r}; call init again")
         check_updates(updates, state.slow)
         keep, mass = number_at("alpha", alpha, state.ema_step), None
         if start == "gradient":
             keep = jnp.where(state.ema_step == 0, 0.0, keep)
         elif start == "debiased":
-            if state.mass is None:
-                raise ValueError("state must have a mass for start='debiased', got None; call init again")
             # mu / mass is an average too, with alpha mass_{t-1} / mass_t in place of alpha.
             keep = keep.astype(state.mass.dtype)
             past = keep * state.mass

@@ -55,7 +55,12 @@ def test_the_state_of_other_parameters_raises(tx):
 @pytest.mark.parametrize(
     ("tx", "other", "message"),
     [
-        (gf.ema(0.9, start="debiased"), gf.ema(0.9), "state must have a mass for start='debiased', got None"),
+        (
+            gf.ema(0.9, start="debiased"),
+            gf.ema(0.9),
+            "state must have a mass for start='debiased', got None; call init",
+        ),
+        (gf.ema(0.9), gf.ema(0.9, start="debiased"), "state must have no mass for start='gradient', got .*; call init"),
         (gf.moving_average(4), gf.moving_average(5), r"from moving_average\(window_size=4, .* got .*window_size=5, .*"),
         (gf.moving_average(4), gf.moving_average(8, stride=2), "stride=1, .* got .*stride=2, .* call init again"),
         (gf.moving_average(8, stride=2), gf.moving_average(12, stride=3), "stride=2, .* got .*stride=3"),
