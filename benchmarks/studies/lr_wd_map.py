@@ -21,6 +21,7 @@ from examples import parity
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Method, Tx
+from examples.harness.plots import BLUE, ORANGE
 from examples.harness.tables import markdown
 from grokfast_jax import grokfast_ema, grokfast_ma
 
@@ -156,3 +157,25 @@ def figure(frame: Frame, panels: Any) -> None:
     views.label(panels[1, 0], "learning rate", "weight decay")
     key = f"Numbers: % of {SEEDS} seeds that reach 95 %. Line: {100 * ENOUGH:g} % or more.\n"
     last.figure.supxlabel(key + "Crosses: most seeds do not fit their training points.", fontsize="large")
+
+
+@STUDY.figure("A low learning rate needs the filter; a tuned one does not", width=10, height=4, columns=2, sharey=True)
+def two_rates(frame: Frame, panels: Any) -> None:
+    """The share of seeds that have reached 95 % over the steps, at one low learning rate and with each one tuned."""
+    methods = {"without a filter": (parity.adamw, BLUE, "-"), "with the EMA": (parity.ema, ORANGE, ":")}
+    methods["with the MA"] = (parity.ma, ORANGE, "-")
+    for name, (method, colour, style) in methods.items():
+        steps = by_pair(frame, method)
+        for axes, runs_there in zip(panels, (steps.loc[0.003, 0.3], best_pair(steps)[1]["steps_to_95"]), strict=True):
+            reached = np.sort(runs_there[np.isfinite(runs_there)])
+            shares = 100 * np.arange(len(reached) + 1) / len(runs_there)
+            x, y = [0, *reached, MAX_STEPS], [*shares, shares[-1]]
+            axes.step(x, y, where="post", color=colour, linestyle=style, linewidth=3, label=f"AdamW {name}")
+    titles = ("learning rate 0.003, weight decay 0.3", "learning rate and decay tuned for each")
+    for axes, title, end in zip(panels, titles, (MAX_STEPS, 1_000), strict=True):
+        axes.set_title(title, fontsize="large", loc="left")
+        axes.set(xlim=(0, end), ylim=(-2, 103), xticks=np.linspace(0, end, 5))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        views.label(axes, "optimizer steps (sparse parity)")
+    views.label(panels[0], panels[0].get_xlabel(), "% of seeds that reach 95 %")
+    panels[0].legend(frameon=False, fontsize="large", loc="upper left")
