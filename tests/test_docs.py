@@ -81,7 +81,7 @@ def test_a_finding_is_a_claim_with_a_picture_its_numbers_and_a_link_to_more():
         heading, _, body = claim.partition("\n")
         assert 60 <= words(re.sub(r"!\[.*\]\(.*\)", "", body)) <= 110, heading
         assert len(re.findall(r"!\[.+\]\(pictures/\w+\.png\)", body)) == 1, heading
-        assert re.search(r"^\*(New|Confirms|Confirms in part|Contradicts)\.\*", body.split("\n\n", 2)[2]), heading
+        assert re.search(r"^\*(New|Confirms|Confirms in part|Contradicts)\.\*", body, re.MULTILINE), heading
         assert re.search(r"\]\([\w/]+\.md", body), heading
         assert "`python -m " in body, heading
 
@@ -153,3 +153,9 @@ def test_the_defaults_that_are_told_are_those_of_the_code():
         "window_size": ma["window_size"],
         "lamb of the MA": ma["lamb"],
     }
+
+
+def test_every_field_of_a_state_is_on_the_api_page():
+    text = (DOCS / "api.md").read_text()
+    for name in (name for name in grokfast_jax.__all__ if name.endswith("State")):
+        assert all(f"`{field}`" in text for field in getattr(grokfast_jax, name)._fields), name
