@@ -2,10 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -129,25 +130,28 @@ def ranges(
 
 
 def comparison_table(pairs: Iterable[tuple[Mapping[str, str], Frame, Frame]]) -> str:
-    """A table of methods compared seed by seed, one row per pair; empty if no pair has a seed in common.
+    """A table of methods compared seed by seed, one row per pair that has seeds in common.
+
+    p is that of an exact two-sided sign test, q the same adjusted for all rows by Benjamini and Hochberg.
 
     Args:
       pairs: The first cells of a row, and the frames of both methods.
     """
-    rows = []
-    for cells, first, second in pairs:
-        if len(first) and len(second) and set(first["seed"]) & set(second["seed"]):
-            found = paired(first, second)
-            rows.append(
-                {
-                    **cells,
-                    "fewer steps": str(found.fewer),
-                    "more steps": str(found.more),
-                    "neither": str(found.ties),
-                    "ratio of steps (seeds)": f"{found.ratio:.2f} ({found.both})" if found.both else "",
-                }
-            )
-    return markdown(rows) if rows else ""
+    found = [(cells, paired(*both)) for cells, *both in pairs if set(both[0]["seed"]) & set(both[1]["seed"])]
+    if not found:
+        return MISSING
+    adjusted = scipy.stats.false_discovery_control([one.p for _, one in found])
+    rows = [
+        {
+            **cells,
+            "fewer : more : neither": f"{one.fewer} : {one.more} : {one.ties}",
+            "p": f"{one.p:.2g}",
+            "q": f"{q:.2g}",
+            "ratio of steps (seeds)": f"{one.ratio:.2f} ({one.both})" if one.both else "",
+        }
+        for (cells, one), q in zip(found, adjusted, strict=True)
+    ]
+    return markdown(rows)
 
 
 def chart(
@@ -187,7 +191,7 @@ def dots(axes: Axes, groups: Mapping[str, tuple[np.ndarray, str]], end: float | 
         if math.isfinite(middle):
             axes.plot([middle] * 2, [y - 0.35, y + 0.35], color=colour, linewidth=3)
         if end and (failed := len(values) - len(reached)):
-            text = f"{FAILS} {failed} of {len(values)} fail" if len(reached) else f"{FAILS} 0 of {len(values)} reach it"
+            text = f"{FAILS} {failed} of {len(values)} fail" if len(reached) else f"{FAILS} all {failed} fail"
             axes.text(end, y, text, va="center", fontsize="large", color=colour, fontweight="bold")
     axes.set_yticks(range(len(groups)), list(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
@@ -197,14 +201,14 @@ def dots(axes: Axes, groups: Mapping[str, tuple[np.ndarray, str]], end: float | 
 def step_dots(axes: Axes, groups: Mapping[str, tuple[Frame, str]], *, log: bool = False) -> None:
     """Steps to 95 % of groups of runs with their colours, up to the cap, which is drawn."""
     cap = max(float(runs["max_steps"].max()) for runs, _ in groups.values())
-    dots(axes, {k: (runs["steps_to_95"].to_numpy(float), colour) for k, (runs, colour) in groups.items()}, 1.04 * cap)
+    dots(axes, {k: (runs["steps_to_95"].to_numpy(float), colour) for k, (runs, colour) in groups.items()}, 1.1 * cap)
     first = min(float(runs["steps_to_95"].min()) for runs, _ in groups.values())
     ticks = [tick for tick in (50, 100, 200, 500, 1000, 2000, 5000) if first / 2 < tick <= cap]
     ticks = ticks if log else np.linspace(0, cap, 6)
     if log:
         axes.set_xscale("log")
         axes.minorticks_off()
-    axes.set_xlim(ticks[0], cap * (4 if log else 1.6))
+    axes.set_xlim(ticks[0], cap * (3.5 if log else 1.6))
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.axvline(cap, color=GREY, linewidth=1, linestyle=":")
     label(axes, "steps to 95 % (dot: a seed, bar: the median)")
@@ -215,19 +219,6 @@ def lines(axes: Axes, groups: Mapping[str, tuple[Sequence[float], Sequence[np.nd
     for name, (x, values, colour) in groups.items():
         axes.plot(x, [np.median(one) for one in values], "o-", color=colour, linewidth=2, label=name)
         axes.fill_between(x, [np.min(one) for one in values], [np.max(one) for one in values], color=colour, alpha=0.2)
-
-
-def heat_map(axes: Axes, table: Frame, vmax: float, form: Callable[[float], str] = "{:,.0f}".format) -> None:
-    """Numbers in colour, fewer being darker, each written out; a setting that fails is white with a cross."""
-    values = table.to_numpy(float)
-    axes.imshow(np.where(np.isfinite(values), values, np.nan), cmap="viridis", aspect="auto", vmin=200, vmax=vmax)
-    for (i, j), value in np.ndenumerate(values):
-        text = form(value) if math.isfinite(value) else FAILS
-        is_dark = math.isfinite(value) and value < 0.6 * vmax
-        axes.text(j, i, text, ha="center", va="center", color="white" if is_dark else "black", fontsize="large")
-    axes.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
-    axes.set_yticks(range(table.shape[0]), [f"{value:g}" for value in table.index])
-    axes.grid(visible=False)
 
 
 def share_map(axes: Axes, shares: Frame, framed: Frame, colours: str, crosses: Frame | None = None) -> None:

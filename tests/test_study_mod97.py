@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.statistics import paired
 from benchmarks.studies import mod97, mod97_tuned
 from benchmarks.study import find_study
 from examples import modular
-from examples.harness.engine import as_text, product, to_frame
+from examples.harness.engine import as_text, to_frame
 
 pytestmark = pytest.mark.usefixtures("lenient")
 PROGRAMS = {}  # compiled, by their keys
@@ -65,25 +66,18 @@ def test_amplifying_gradients_is_weakening_the_coupled_decay():
     assert np.abs(amplified - base).max() > 1e-3
 
 
-def test_labels_are_of_different_settings_and_only_filters_have_controls():
+def test_labels_are_of_different_settings_and_only_filters_are_compared():
     assert len({as_text(run.key) for run in mod97.RUNS.values()}) == len(mod97.RUNS)
-    controls = {
-        label: [control for one, control in mod97.pairs_of(mod97.RUNS, mod97.CONTROLS) if one == label]
-        for label in mod97.RUNS
-    }
-    for label, run in mod97.RUNS.items():
-        is_filtered = mod97.what(run).startswith("Grokfast-")
-        assert bool(controls[label]) == is_filtered == (mod97.colour(run) == mod97.FILTER)
-        assert all(mod97.what(mod97.RUNS[control]).startswith("no filter") for control in controls[label])
-    optimizer = lambda label: mod97.what(mod97.RUNS[label]).partition(", ")[2].partition(" weight")[0]
-    for label, (name, _) in mod97_tuned.TUNED.items():
-        of_grid = [control for one, control in mod97.pairs_of(mod97_tuned.TUNED, mod97_tuned.CONTROLS) if one == label]
-        assert {optimizer(mod97_tuned.TUNED[control][0]) for control in of_grid} == {
-            optimizer(one) for one in controls[name]
-        }
+    filtered = {label for label in mod97.RUNS if mod97.colour(label) == mod97.FILTER}
+    is_filtered = lambda run: any(name in run.key["method"].split("_") for name in ("ema", "ma", "two"))
+    assert filtered == {label for label, run in mod97.RUNS.items() if is_filtered(run)}
+    assert {label for labels in mod97.PAIRS.values() for label in labels} | {*mod97.PUBLISHED.values()} <= filtered
+    assert filtered.isdisjoint(mod97.CONTROLS)
+    for label, (setting, _) in mod97_tuned.TUNED.items():
+        assert mod97_tuned.control_of(label) == mod97_tuned.control_of(setting.partition(",")[0])
 
 
-@pytest.mark.parametrize(("name", "count"), [("mod97", 677), ("mod97_tuned", 428)])
+@pytest.mark.parametrize(("name", "count"), [("mod97", 683), ("mod97_tuned", 348)])
 def test_the_results_are_of_the_runs(name, count):
     """Renew the numbers only with the results: another number says that a method or the key has changed."""
     study = find_study(name)
@@ -96,12 +90,36 @@ def test_the_results_are_of_the_runs(name, count):
 def test_stored_results_are_found():
     """Renew these only with the results."""
     frame = mod97.STUDY.results().frame()
-    steps = lambda run: list(mod97.seeds_of(frame, run)["steps_to_95"])
-    assert steps(mod97.RUNS["ma"]) == [1270, 1540, 1110, 920, 950, 960, 830, 890]
-    assert steps(mod97.TUNED_ADAMW) == [640, 520, 350, 650, 550, 490, 410, 470]
+    steps = lambda label: list(mod97.seeds_of(frame, mod97.RUNS[label])["steps_to_95"])
+    assert steps("MA before Adam, decay 0.01") == [1270, 1540, 1110, 920, 950, 960, 830, 890]
+    assert steps("AdamW, learning rate 0.003, decay 1") == [640, 520, 350, 650, 550, 490, 410, 470]
     chosen = mod97_tuned.chosen(mod97_tuned.STUDY.results().frame())
     assert chosen.keys() == mod97_tuned.TUNED.keys()
-    assert chosen["adamw"] == mod97.TUNED_ADAMW
+    assert chosen["AdamW"] == mod97.RUNS["AdamW, learning rate 0.003, decay 1"]
+
+
+def test_the_numbers_in_the_text_of_the_pages_are_those_of_the_results():
+    """Numbers that no table beside the text has: medians and ratios, and what was tuned how."""
+    frame = mod97.STUDY.results().frame()
+    runs = {label: mod97.seeds_of(frame, run).sort_values("seed") for label, run in mod97.RUNS.items()}
+    ratio = lambda one, other: round(paired(runs[one], runs[other]).ratio, 2)
+    for label, median, to_adam in zip(mod97.PUBLISHED.values(), (1280, 955), (0.64, 0.63), strict=True):
+        assert runs[label]["steps_to_95"].median() == median
+        assert ratio(label, "Adam, decay 0.00167") == to_adam
+    assert runs["Adam, decay 0"]["best_val_accuracy"].max() < 0.46
+    assert runs["EMA before Adam, decay 0"]["best_val_accuracy"].max() < 0.19
+    assert paired(runs["MA before Adam, decay 0"], runs["Adam, learning rate 0.006, decay 0"])[:3] == (5, 3, 0)
+
+    stored = find_study("leaderboard").results().frame()
+    tuning = stored[(stored["seed"] == 1000) & (stored["train_fraction"] == 0.5)]
+    tuned = {label: one for label, one in mod97_tuned.ENTRANTS.items() if label not in mod97_tuned.TUNED}
+    for label, entrant in tuned.items():
+        tried = tuning[(tuning["method"] == entrant.method) & (tuning["task"] == entrant.task)]
+        if entrant.one_minus_beta:
+            tried = tried[(tried["one_minus_beta"] == 1) == (entrant.one_minus_beta == 1)]
+        assert (len(tried), set(tried["max_steps"])) == (9, {500}), label
+    fastest = mod97_tuned.entered("`fastest`")["steps_to_95"]
+    assert (len(fastest), fastest.median(), fastest.max()) == (64, 140, 200)
 
 
 def result(run, seed, steps, **changes):
@@ -117,37 +135,41 @@ def cells(table):
     return [[text.strip() for text in line.strip("|").split("|")] for line in lines]
 
 
-def test_tables_compare_within_a_setting_and_leave_out_what_has_no_runs():
-    ema, control = mod97.RUNS["ema"], mod97.RUNS["adamw-1"]
-    division = [mod97.BY_OPERATION["operation division"][label] for label in ("ema", "adamw-1")]
-    runs = [result(ema, seed, 1000 + seed) for seed in (0, 1)] + [result(division[0], 0, 900)]
-    frame = to_frame(runs)
-    (row,) = cells(mod97.table(frame))[1:]
-    assert row[:3] == ["`ema`", "Grokfast-EMA α 0.98 λ 2, Adam weight decay 0.005", "100"]
-    assert row[3:] == ["1,000 (1,000 to 1,001)", "1,001", "0 of 2", "2 of 2 (100%)"]
-    assert [row[:2] for row in cells(mod97.operations(frame))[1:]] == [
-        ["operation division", "`ema`"],
-        ["operation multiplication", "`ema`"],
-    ]
-    frame = to_frame([*runs, result(control, 0, 500), result(division[1], 0, 1000)])
-    assert cells(mod97.operations(frame))[-2:] == [
-        ["setting", "method", "against", "fewer steps", "more steps", "neither", "ratio of steps (seeds)"],
-        ["operation division", "`ema`", "`adamw-1`", "1", "0", "0", "0.90 (1)"],
-    ]
-    assert cells(mod97.pairs(frame))[-1] == ["`ema`", "`adamw-1`", "0", "1", "0", "2.00 (1)"]
+def test_tables_compare_within_a_setting_and_leave_out_missing_runs():
+    ema, control = "EMA before Adam, decay 0.005", "AdamW, decay 1"
+    division = [mod97.on(mod97.OPERATIONS["division"], label) for label in (ema, control)]
+    runs = [result(mod97.RUNS[ema], seed, 1000 + seed) for seed in (0, 1)] + [result(division[0], 0, 900)]
+    (row,) = cells(mod97.table(to_frame(runs)))[1:]
+    assert row == [ema, "100", "1,000 (1,000 to 1,001)", "1,001", "0 of 2", "2 of 2 (100%)"]
+    assert cells(mod97.operations(to_frame(runs)))[1:] == [[ema, "1,000", "", "", "900"]]
+    frame = to_frame([*runs, result(mod97.RUNS[control], 0, 500), result(division[1], 0, 1000)])
+    assert cells(mod97.elsewhere(frame)) == [["task", f"EMA against {control}"], ["division", "1 : 0"]]
+    assert cells(mod97.published(frame))[1] == [control, "500", "0 : 1 (p = 1)", "0 : 0 (p = 1)"]
 
 
-def test_a_pair_of_rate_and_decay_is_compared_with_its_own_control():
-    by_label = mod97_tuned.RATES["learning rate 0.003, decay 3.0"]
-    milder = mod97_tuned.RATES["learning rate 0.003, decay 1.0"]["adamw"]
-    frame = to_frame([result(by_label["ma+adamw"], 0, 500), result(by_label["adamw"], 0, 1000), result(milder, 0, 100)])
-    assert cells(mod97_tuned.rate(frame))[-1] == (
-        ["learning rate 0.003, decay 3.0", "`ma+adamw`", "`adamw`", "1", "0", "0", "0.50 (1)"]
-    )
+def test_p_values_are_adjusted_for_the_rows_of_a_table():
+    first, second = mod97.PAIRS["Muon, decay 1"]
+    runs = [result(mod97.RUNS["Muon, decay 1"], seed, 1000) for seed in range(8)]
+    runs += [result(mod97.RUNS[first], seed, 900) for seed in range(8)]
+    runs += [result(mod97.RUNS[second], seed, 900 + 200 * (seed == 7)) for seed in range(8)]
+    assert [row[2:] for row in cells(mod97.pairs(to_frame(runs)))[1:]] == [
+        ["8 : 0 : 0", "0.0078", "0.016", "0.90 (8)"],
+        ["7 : 1 : 0", "0.07", "0.07", "0.90 (8)"],
+    ]
+
+
+def test_a_pair_of_rate_and_decay_has_a_row_of_its_own():
+    by_label = mod97_tuned.RATES["learning rate 0.003, decay 3"]
+    milder = mod97_tuned.RATES["learning rate 0.003, decay 1"]["AdamW"]
+    runs = [result(by_label["MA before AdamW"], 0, 500), result(by_label["AdamW"], 0, None), result(milder, 0, 100)]
+    assert cells(mod97_tuned.rate(to_frame(runs)))[1:] == [
+        ["learning rate 0.003, decay 1", "100; holds 1 of 1", "", "", ""],
+        ["learning rate 0.003, decay 3", "all fail", "", "500; holds 1 of 1", ""],
+    ]
 
 
 def test_tuning_chooses_the_best_median_of_the_three_best_with_one_seed_then_the_best_accuracy():
-    grid, (first, second) = mod97_tuned.grid("muon"), mod97_tuned.TUNING_SEEDS
+    grid, (first, second) = mod97_tuned.grid("Muon"), mod97_tuned.TUNING_SEEDS
     assert [len(set(map(as_text, (run.key for run in mod97_tuned.grid(name))))) for name in mod97_tuned.TUNED] == (
         [9] * len(mod97_tuned.TUNED)
     )
@@ -159,26 +181,25 @@ def test_tuning_chooses_the_best_median_of_the_three_best_with_one_seed_then_the
 
     runs = tried([None, 1900, 1800, None, 1000, None, None, None, 2000])
     finals = [grid[4], grid[2], grid[1]]
-    assert mod97_tuned.finalists(to_frame(runs), "muon") == finals
+    assert mod97_tuned.finalists(to_frame(runs), "Muon") == finals
     assert mod97_tuned.chosen(to_frame(runs)) == {}
     runs += [result(run, second, n) for run, n in zip(finals, [3000, 1900, None], strict=True)]
-    best = mod97_tuned.chosen(to_frame(runs))["muon"]  # medians 2,000, 1,850 and infinite
-    assert best == mod97_tuned.pair("muon", 0.01, 0.3) == mod97.setting(modular.muon, lr=0.01, weight_decay=0.3)
+    best = mod97_tuned.chosen(to_frame(runs))["Muon"]  # medians 2,000, 1,850 and infinite
+    assert best == mod97_tuned.pair("Muon", 0.01, 0.3) == mod97.setting(modular.muon, lr=0.01, weight_decay=0.3)
     runs.append(result(best, 0, 1234))
     (row,) = cells(mod97_tuned.table(to_frame(runs)))[1:]
-    assert row[:2] == ["`muon`", "0.01 (edge), 0.3 (edge)"]
-    assert row[3] == "1,234"  # the seeds of the tuning are not reported
-    filtered = mod97_tuned.grid("ema+muon")
+    assert row[:3] == ["Muon", "0.01 (edge), 0.3 (edge)", "1,234"]  # the seeds of the tuning are not reported
+    filtered = mod97_tuned.grid("EMA before Muon")
     runs += [result(run, first, n) for run, n in zip(filtered, [100, 200, 300, *[None] * 6], strict=True)]
     runs += [result(run, second, n) for run, n in zip(filtered[:3], [200, 300, 100], strict=True)]
-    runs.append(result(mod97_tuned.pair("ema+muon", 0.01, 0.03), 0, 617))
-    assert cells(mod97_tuned.table(to_frame(runs)))[-1] == ["`ema+muon`", "`muon`", "1", "0", "0", "0.50 (1)"]
+    runs.append(result(mod97_tuned.pair("EMA before Muon", 0.01, 0.03), 0, 617))
+    assert cells(mod97_tuned.table(to_frame(runs)))[-1][-1] == "1 : 0 (1)"
 
     nothing = [None] * 9
     by_accuracy = to_frame(tried(nothing, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3]))
-    assert mod97_tuned.finalists(by_accuracy, "muon") == [grid[7], grid[8], grid[5]]
+    assert mod97_tuned.finalists(by_accuracy, "Muon") == [grid[7], grid[8], grid[5]]
     never_finite = to_frame(tried(nothing, [0.1, None, 0.1, 0.1, 0.1, 0.2, 0.1, None, 0.3]))
-    assert mod97_tuned.finalists(never_finite, "muon") == [grid[8], grid[5], grid[0]]
+    assert mod97_tuned.finalists(never_finite, "Muon") == [grid[8], grid[5], grid[0]]
 
 
 def test_the_stages_of_the_tuning_follow_from_one_another():
@@ -209,23 +230,19 @@ def texts(axes):
 
 
 def test_a_figure_says_how_many_seeds_fail_and_draws_no_value_for_them():
-    steps = {"ma": [900, 1100], "ema": [1000, None], "adam-0.01": [None, None]}
+    labels = ["MA before Adam, decay 0.01", "EMA before Adam, decay 0.005", "Adam, decay 0"]  # sorted by the medians
+    steps = dict(zip(reversed(labels), ([None, None], [1000, None], [900, 1100]), strict=True))
     runs = [result(mod97.RUNS[label], seed, n) for label, two in steps.items() for seed, n in enumerate(two)]
-    axes = drawn(mod97.STUDY, "mod97_fair_control", runs)
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [  # sorted by the medians
-        "MA w 100 λ 5, Adam, decay 0.01",
-        "EMA α 0.98 λ 2, Adam, decay 0.005",
-        "Adam, decay 0.01",
-    ]
-    assert texts(axes) == ["× 1 of 2 fail", "× 0 of 2 reach it"]
+    axes = drawn(mod97.STUDY, "mod97_all_methods", runs)
+    assert [label.get_text() for label in axes.get_yticklabels()] == labels
+    assert texts(axes) == ["× 1 of 2 fail", "× all 2 fail"]
     dots = np.concatenate([line.get_xdata() for line in axes.lines if line.get_marker() == "o"])
     assert sorted(dots) == [900, 1000, 1100]
 
 
 def test_the_share_of_seeds_counts_those_that_fail():
-    curves = (mod97.RUNS["ema"], mod97.RUNS["adam-0.00167"], mod97.TUNED_ADAMW, mod97.RUNS["fastest"])
-    runs = [result(run, seed, n) for run in curves for seed, n in enumerate([1000, 500, None, None])]
+    curves = ("EMA before Adam, decay 0.005", "Adam, decay 0.00167", "AdamW, learning rate 0.003, decay 1")
+    runs = [result(mod97.RUNS[label], seed, n) for label in curves for seed, n in enumerate([1000, 500, None, None])]
     axes = drawn(mod97.STUDY, "mod97_hero", runs)
     assert axes.get_xlim()[1] < 5_000  # where those that fail would be counted
     for line in axes.lines:
@@ -242,19 +259,14 @@ def test_the_ablations_have_a_row_for_each_value():
     assert [label.get_text() for label in alpha.get_yticklabels()] == ["0.8", "0.9", "0.95", "0.98", "0.99", "0.995"]
     assert [label.get_text() for label in decay.get_yticklabels()] == ["0", "0.001", "0.002", "0.005", "0.01", "0.02"]
     assert texts(alpha) == ["× 1 of 3 fail"]
-    assert texts(decay) == ["× 0 of 3 reach it", "× 1 of 3 fail", "× 0 of 3 reach it", "× 0 of 3 reach it"]
-
-
-def test_the_grid_of_windows_has_medians_of_the_same_three_seeds():
-    steps = lambda run, seed: 100 * run.hyperparams["window_size"] * seed
-    runs = [result(run, seed, steps(run, seed)) for run in mod97.WINDOW_GRID for seed in (1, 2, 0, 3)]
-    published = product(modular.Modular(), modular.ma, window_size=100, lamb=5.0, hold_evals=50)[0]
-    assert published in mod97.WINDOW_GRID
-    assert texts(drawn(mod97.STUDY, "mod97_window_grid", runs)) == ["200", "1,000", "5,000", "10,000", "20,000"] * 4
+    assert texts(decay) == ["× all 3 fail", "× 1 of 3 fail", "× all 3 fail", "× all 3 fail"]
+    for axes in (*panels[0, :2], *panels[1]):
+        right = axes.get_window_extent().x1
+        assert all(text.get_window_extent().x1 <= right for text in axes.texts)  # marks stand within the axes
 
 
 def test_the_bars_count_the_runs_that_reach_and_those_that_hold_95_percent():
-    alone, filtered = (mod97_tuned.pair(label, 0.001, 1.0) for label in ("adamw", "ma+adamw"))
+    alone, filtered = (mod97_tuned.pair(label, 0.001, 1.0) for label in ("AdamW", "MA before AdamW"))
     runs = [result(alone, 0, 500, held_evals=49), result(alone, 1, None), result(filtered, 0, 500)]
     axes = drawn(mod97_tuned.STUDY, "mod97_tuned_hold", runs)
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]

@@ -1,57 +1,52 @@
-"""Does a filter still help on mod 97 once learning rate and weight decay are tuned?
+"""Learning rate and weight decay tuned on mod 97, with and without filters; and the leaderboard by its earlier rules.
 
 Each method's pair is chosen from nine, in at most 2,500 steps. All nine are run with one seed, and the best three with
 a second one; the pair with the lowest median of both is chosen. Among pairs that fail, the best accuracy decides. The
-two seeds are not reported.
+two seeds are not reported. This study goes when the leaderboard has been run by its present rules.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks import views
-from benchmarks.study import Study
+from benchmarks.statistics import Frame, paired
+from benchmarks.study import Study, find_study
 from examples import modular
 from examples.harness.engine import Results
 from examples.harness.experiment import Run
+from examples.harness.tables import markdown
 
 from . import mod97
-from .mod97 import Frame
 
 TUNING_SEEDS = (1000, 1001)
 
 # Learning rates and weight decays. At one rate Lion steps further than Adam and Muon less far, so their grids lie
-# elsewhere; rate times decoupled decay spans 3e-4 to 3e-2 in all. Filters weaken a coupled decay unless normalized.
+# elsewhere; rate times decoupled decay spans 3e-4 to 3e-2 in all.
 COUPLED, AMPLIFIED = ((1e-3, 3e-3, 1e-2), (0.0003, 0.001, 0.003)), ((1e-3, 3e-3, 1e-2), (0.001, 0.003, 0.01))
 DECOUPLED, MUON = ((1e-3, 3e-3, 1e-2), (0.3, 1.0, 3.0)), ((1e-2, 3e-2, 1e-1), (0.03, 0.1, 0.3))
 LION = ((3e-4, 1e-3, 3e-3), (1.0, 3.0, 10.0))
 TUNED = {  # by label: the label in mod97, and the grid
-    "adam": ("adam-0.005", COUPLED),
-    "ema": ("ema", AMPLIFIED),
-    "ema-0.95": ("ema-0.95", AMPLIFIED),
-    "ema-normalized": ("ema-normalized", COUPLED),
-    "ma": ("ma", AMPLIFIED),
-    "two-stage": ("two-stage", AMPLIFIED),
-    "slow-only": ("slow-only", AMPLIFIED),
-    "adamw": ("adamw-1", DECOUPLED),
-    "nadamw": ("nadamw-1", DECOUPLED),
-    "lion": ("lion-1", LION),
-    "ademamix": ("ademamix-1", DECOUPLED),
-    "muon": ("muon-1", MUON),
-    "ema+adamw": ("ema+adamw-1", DECOUPLED),
-    "ema-late+adamw": ("ema-late+adamw-1", DECOUPLED),
-    "ma+adamw": ("ma+adamw-1", DECOUPLED),
-    "ema+muon": ("ema+muon-1", MUON),
-    "ma+muon": ("ma+muon-1", MUON),
+    "Adam": ("Adam, decay 0.005", COUPLED),
+    "EMA before Adam": ("EMA before Adam, decay 0.005", AMPLIFIED),
+    "MA before Adam": ("MA before Adam, decay 0.01", AMPLIFIED),
+    "AdamW": ("AdamW, decay 1", DECOUPLED),
+    "EMA before AdamW": ("EMA before AdamW, decay 1", DECOUPLED),
+    "EMA, λ 5 from step 100, before AdamW": ("EMA before AdamW, decay 1, λ 5 from step 100", DECOUPLED),
+    "MA before AdamW": ("MA before AdamW, decay 1", DECOUPLED),
+    "Muon": ("Muon, decay 1", MUON),
+    "EMA before Muon": ("EMA before Muon, decay 1", MUON),
+    "MA before Muon": ("MA before Muon, decay 1", MUON),
+    "NAdamW": ("NAdamW, decay 1", DECOUPLED),
+    "AdEMAMix": ("AdEMAMix, decay 1", DECOUPLED),
+    "Lion": ("Lion, decay 1", LION),
 }
-CONTROLS = {
-    "adam": ("ema", "ema-0.95", "ema-normalized", "ma", "two-stage", "slow-only"),
-    "adamw": ("ema", "ma", "ema+adamw", "ema-late+adamw", "ma+adamw"),
-    "muon": ("ema+muon", "ma+muon"),
-}
+COMPARED = list(TUNED)[:10]  # with a filter and without
 
 
 def pair(label: str, lr: float, weight_decay: float, **rule: int) -> Run:
@@ -88,13 +83,14 @@ def chosen(frame: Frame) -> dict[str, Run]:
 
 
 # At every rate and decay that is best for one of these, the others, too
-BESIDE_ADAMW = ("adamw", "ema-late+adamw", "ma+adamw")
+BESIDE_ADAMW = ("AdamW", "EMA, λ 5 from step 100, before AdamW", "MA before AdamW")
 RATES = {
-    f"learning rate {lr}, decay {decay}": {label: pair(label, lr, decay) for label in BESIDE_ADAMW}
+    f"learning rate {lr}, decay {decay:g}": {label: pair(label, lr, decay) for label in BESIDE_ADAMW}
     for lr, decay in itertools.product((0.001, 0.003), (1.0, 3.0))
 }
-# Behind the MA a rate of 0.003 is stable with lamb 3, and with the published lamb it is not.
-STABLE = mod97.grid(modular.ma_adamw, lr=0.003, weight_decay=[1.0, 3.0], lamb=[3.0, 5.0])
+SMALLER_LAMB = "MA, λ 3, before AdamW"
+for decay, run in zip((1, 3), mod97.grid(modular.ma_adamw, lr=0.003, weight_decay=[1.0, 3.0], lamb=3.0), strict=True):
+    RATES[f"learning rate 0.003, decay {decay}"][SMALLER_LAMB] = run
 
 
 def runs(results: Results) -> Iterator[Run]:
@@ -105,53 +101,187 @@ def runs(results: Results) -> Iterator[Run]:
     finals = mod97.with_seeds((run for label in TUNED for run in finalists(frame, label)), TUNING_SEEDS[1:])
     yield from finals
     yield from mod97.with_seeds(chosen(results.of([*tuning, *finals])).values(), mod97.SEEDS)
-    yield from mod97.with_seeds([run for by_label in RATES.values() for run in by_label.values()] + STABLE, mod97.SEEDS)
+    yield from mod97.with_seeds([run for by_label in RATES.values() for run in by_label.values()], mod97.SEEDS)
 
 
 STUDY = Study("mod97_tuned", runs)
 
 
+def pair_of(found: Frame) -> str:
+    """Learning rate and decay of the runs of one setting."""
+    return f"{found['lr'].iloc[0]:g}, {found['weight_decay'].iloc[0]:g}"
+
+
+def standings(items: Iterable[tuple[str, str, Frame, Frame]]) -> str:
+    """A row per method and pair, compared seed by seed with a control unless it is the control."""
+    rows = []
+    for label, text, found, control in items:
+        compared, cells = paired(found, control), views.outcome_cells(found)
+        wins = f"{compared.fewer} : {compared.more} ({compared.p:.2g})"
+        rows.append(
+            {
+                "method": label,
+                "learning rate, decay": text,
+                **{name: cells[name] for name in ("steps to 95 %", "fail", "hold") if name in cells},
+                "fewer : more (p)": "" if found is control else wins,
+            }
+        )
+    return markdown(rows) if rows else views.MISSING
+
+
+def control_of(label: str) -> str:
+    """The optimizer of a method with a filter."""
+    return label.rpartition(" before ")[2]
+
+
 @STUDY.table
 def table(frame: Frame) -> str:
-    """All methods with their pairs, and those with a filter against those without."""
-    runs, items = chosen(frame), []
-    for label, run in runs.items():
-        values = zip((run.hyperparams["lr"], run.hyperparams["weight_decay"]), TUNED[label][1], strict=True)
-        marked = (f"{value:g}" + " (edge)" * (value in (axis[0], axis[-1])) for value, axis in values)
-        items.append(({"method": f"`{label}`", "learning rate, decay": ", ".join(marked)}, run))
-    pairs = mod97.matched(frame, runs, mod97.pairs_of(runs, CONTROLS))
-    return views.joined(mod97.rows(frame, items), views.comparison_table(pairs))
+    """The methods with a filter and without, each with its pair; one more pair that the tuning did not try."""
+    found, items = chosen(frame), []
+    seeds = {label: mod97.seeds_of(frame, run) for label, run in found.items()}
+    for label in filter(found.get, COMPARED):
+        values = (found[label].hyperparams["lr"], found[label].hyperparams["weight_decay"])
+        both = zip(values, TUNED[label][1], strict=True)
+        text = ", ".join(f"{value:g}" + " (edge)" * (value in (axis[0], axis[-1])) for value, axis in both)
+        items.append((label, text, seeds[label], seeds.get(control_of(label), seeds[label])))
+    extra = mod97.seeds_of(frame, RATES["learning rate 0.003, decay 3"][SMALLER_LAMB])
+    if len(extra):
+        items.append((f"{SMALLER_LAMB} (not tuned)", pair_of(extra), extra, seeds["AdamW"]))
+    return standings(items)
 
 
 @STUDY.table
 def rate(frame: Frame) -> str:
-    """AdamW alone and behind two filters, at four pairs of rate and decay."""
-    return mod97.by_setting(frame, RATES, CONTROLS)
+    """AdamW without a filter and with two, at four pairs of rate and decay."""
+    rows = []
+    for setting, by_label in RATES.items():
+        row = {"setting": setting} | dict.fromkeys((*BESIDE_ADAMW, SMALLER_LAMB), "")
+        for label, run in by_label.items():
+            if len(found := mod97.seeds_of(frame, run)):
+                held = views.outcome_cells(found)["hold"].partition(" (")[0]
+                row[label] = views.steps_and_failures(found["steps_to_95"].to_numpy(), mod97.CAP)
+                row[label] += f"; holds {held}" * bool(held)
+        rows += [row] if any(list(row.values())[1:]) else []
+    return markdown(rows) if rows else views.MISSING
 
 
-@STUDY.table
-def stable(frame: Frame) -> str:
-    """The MA with a smaller lamb."""
-    cells = lambda run: {"setting": f"decay {run.hyperparams['weight_decay']}", "what": mod97.what(run)}
-    return mod97.rows(frame, ((cells(run), run) for run in STABLE))
+@STUDY.figure("With learning rate and decay tuned, filters gain little (8 seeds)", width=8.4, height=4.8)
+def all_tuned(frame: Frame, axes: Axes) -> None:
+    """The methods with a filter and without."""
+    found = chosen(frame)
+    mod97.method_dots(axes, {label: mod97.seeds_of(frame, found[label]) for label in COMPARED if label in found})
 
 
-@STUDY.figure("Every method with its own learning rate (0.001 if not named) and decay", width=10.5, height=7.4)
-def all_methods(frame: Frame, axes: Axes) -> None:
-    """Every tuned method."""
-    mod97.method_dots(axes, frame, chosen(frame).values(), log=True)
-
-
-@STUDY.figure("Behind the MA, AdamW stays at 95 %", width=8, height=3.4)
+@STUDY.figure("With the MA, AdamW stays at 95 %", width=8, height=3.6)
 def hold(frame: Frame, axes: Axes) -> None:
     """How many runs reach 95 %, and how many of these stay there, at three pairs of rate and decay."""
     settings = list(RATES)[:3]
-    for shift, label in ((-0.18, "adamw"), (0.18, "ma+adamw")):
-        y, shade = np.arange(len(settings)) + shift, mod97.colour(RATES[settings[0]][label])
+    for shift, label in ((-0.18, "AdamW"), (0.18, "MA before AdamW")):
+        y, shade = np.arange(len(settings)) + shift, mod97.colour(label)
         found = [mod97.seeds_of(frame, RATES[setting][label]) for setting in settings]
         axes.barh(y, [np.isfinite(runs["steps_to_95"]).sum() for runs in found], 0.32, color=shade, alpha=0.3)
         axes.barh(y, [(runs["held_evals"] == 50).sum() for runs in found], 0.32, color=shade)
     axes.set(yticks=range(len(settings)), yticklabels=settings)
     axes.invert_yaxis()
-    views.label(axes, "seeds that reach 95 % (pale), and hold it for 50 evaluations (full)")
-    views.legend(axes.figure, {"AdamW alone": views.NO_FILTER, "MA before AdamW": views.FILTER}, fontsize="large")
+    views.label(axes, "seeds that reach 95 % (pale) and hold it for 50 evaluations (full)")
+    views.legend(axes.figure, {"AdamW": views.NO_FILTER, "MA before AdamW": views.FILTER}, fontsize="large")
+
+
+class Entrant(NamedTuple):
+    """An optimizer of the leaderboard by its earlier rules."""
+
+    method: str
+    task: str = "Modular"
+    one_minus_beta: float | None = None  # of the entered runs, where a method has several
+
+
+ENTRANTS = {
+    "`fastest`": Entrant("fastest"),
+    "Muon, β 0.8": Entrant("muon_tuned", one_minus_beta=0.2),
+    "Muon, Nesterov kernel 0.8": Entrant("muon_nesterov_kernel"),
+    "Muon without momentum": Entrant("muon_tuned", one_minus_beta=1.0),
+    "AdamW, Nesterov kernel 0.8": Entrant("adamw_nesterov_kernel"),
+    "AdamW, perpendicular gradients": Entrant("adamw_perpendicular"),
+    "AdamW, StableMax": Entrant("adamw_tuned", task="StableMax"),
+    "AdamW, embedding learning rate": Entrant("adamw_embedding_rate"),
+    "AdamW, scaled logits": Entrant("adamw_tuned", task="ScaledLogits"),
+    "Lion, clipped row norms": Entrant("lion_clipped_rows"),
+    # These have seeds 0 to 7 in this study, by their labels in TUNED.
+    "NAdamW": Entrant("nadamw_tuned"),
+    "AdamW": Entrant("adamw_tuned"),
+    "AdEMAMix": Entrant("ademamix_tuned"),
+    "MA before AdamW": Entrant("ma_adamw_tuned"),
+    "EMA before AdamW": Entrant("ema_adamw_tuned"),
+    "Lion": Entrant("lion_tuned"),
+}
+UNTOUCHED = list(ENTRANTS)[:5]
+LEADERBOARD_CAP = 1_000
+FEW_PAIRS = {  # with 30 % of the pairs
+    "AdamW": "adamw_tuned", "EMA before AdamW": "ema_adamw_tuned", "MA before AdamW": "ma_adamw_tuned",
+    "Muon": "muon_tuned", "EMA before Muon": "ema_muon_tuned", "MA before Muon": "ma_muon_tuned",
+}  # fmt: skip
+
+
+def entered(label: str, **task: Any) -> Frame:
+    """The reported runs of an entrant in the results of `leaderboard`, one per seed."""
+    rows: Any = find_study("leaderboard").results().frame()
+    entrant, fields = ENTRANTS[label], {"p": 97, "operation": "multiplication", "train_fraction": 0.5, **task}
+    fields |= {"method": entrant.method, "task": entrant.task}
+    if entrant.one_minus_beta:
+        fields["one_minus_beta"] = entrant.one_minus_beta
+    for name, value in fields.items():
+        rows = rows[rows[name] == value]
+    rows = rows[(rows["seed"] < 64) & (rows["max_steps"] == LEADERBOARD_CAP)]
+    return rows.sort_values("hold_evals", ascending=False).drop_duplicates("seed")
+
+
+def finals(frame: Frame, runs: dict[str, Run]) -> dict[str, Frame]:
+    """The first sixteen seeds of every entrant, up to the leaderboard's cap, the fewest steps first."""
+    found = {}
+    for label in ENTRANTS:
+        rows = entered(label)
+        if label in runs:
+            rows = pd.concat([mod97.seeds_of(frame, runs[label]), rows])
+        rows = rows[rows["seed"] < 16].assign(max_steps=LEADERBOARD_CAP)
+        found[label] = rows.assign(
+            steps_to_95=rows["steps_to_95"].where(rows["steps_to_95"] <= LEADERBOARD_CAP, np.inf)
+        )
+    return mod97.by_median(found)
+
+
+@STUDY.table
+def board(frame: Frame) -> str:
+    """All entrants by the earlier rules, compared with AdamW."""
+    found = finals(frame, chosen(frame))
+    return standings((label, pair_of(rows), rows, found["AdamW"]) for label, rows in found.items())
+
+
+@STUDY.table
+def untouched(frame: Frame) -> str:
+    """The best five with 64 seeds, and with eight seeds on other tasks without further tuning."""
+    del frame
+    tasks = {name: {"operation": name} for name in ("addition", "subtraction", "division")}
+    tasks |= {"p = 113": {"p": 113}, "30 % of the pairs": {"train_fraction": 0.3}}
+    rows = []
+    for label in UNTOUCHED:
+        found = {"64 seeds": entered(label)} | {name: entered(label, **task) for name, task in tasks.items()}
+        steps = {name: runs["steps_to_95"].to_numpy() for name, runs in found.items()}
+        rows.append({"optimizer": label} | {k: views.steps_and_failures(v, LEADERBOARD_CAP) for k, v in steps.items()})
+    return markdown(rows)
+
+
+@STUDY.table
+def few_pairs(frame: Frame) -> str:
+    """With 30 % of the pairs, each tuned by nine pairs, against no filter."""
+    del frame
+    rows: Any = find_study("leaderboard").results().frame()
+    rows = rows[(rows["train_fraction"] == 0.3) & (rows["max_steps"] == 2_000)]
+    rows = rows.drop(columns="held_evals")
+    found = {label: rows[rows["method"] == method] for label, method in FEW_PAIRS.items()}
+    return standings((label, pair_of(runs), runs, found[control_of(label)]) for label, runs in found.items())
+
+
+@STUDY.figure("Muon variants needed the fewest steps (unequal tuning)", width=8.4, height=6.4)
+def optimizers(frame: Frame, axes: Axes) -> None:
+    """Every entrant by the earlier rules."""
+    mod97.method_dots(axes, finals(frame, chosen(frame)))
