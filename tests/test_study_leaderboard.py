@@ -61,7 +61,8 @@ def test_every_entrant_tries_the_same_points_of_the_unit_cube_within_its_ranges(
         for name, (low, high) in ranges.items():
             assert all(low * 0.99 <= point[name] <= high * 1.01 for point in points)
         assert all(1e-4 * 0.98 <= point["lr"] * point["weight_decay"] <= 3e-2 * 1.02 for point in points)
-        places.append([math.log(p["lr"] / entrant.lr.low) / math.log(entrant.lr.high / entrant.lr.low) for p in points])
+        low, high = entrant.lr
+        places.append([math.log(point["lr"] / low) / math.log(high / low) for point in points])
     np.testing.assert_allclose(places, [places[0]] * len(places), atol=0.01)
     assert abs(np.mean(places[0]) - 0.5) < 0.03  # a Sobol sequence fills its range evenly
 

@@ -33,7 +33,6 @@ from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Tx
 from examples.harness.optimizers import stacked_muon, warmup
-from examples.harness.plots import BLUE, ORANGE, PURPLE
 from examples.harness.tables import markdown
 from examples.modular import Modular
 from grokfast_jax import grokfast_ema, grokfast_ma, scale_by_filtered_adam
@@ -146,47 +145,37 @@ def muon_hidden(lr: float, weight_decay: float, one_minus_beta: float) -> Tx:
     return optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(group_of, params))
 
 
-class Range(NamedTuple):
-    """A range of a log-uniform number."""
-
-    low: float
-    high: float
-
-
 class Entrant(NamedTuple):
-    """A method, its number beside rate and decay with its range, and the range of its learning rate."""
+    """A method, its number beside rate and decay with its log-uniform range, and the range of its learning rate."""
 
     method: Callable[..., Tx]
     own: str
-    own_range: Range
-    lr: Range
+    own_range: tuple[float, float]
+    lr: tuple[float, float]
     task: Modular = Modular()
-    colour: str = BLUE
 
 
-DECAY = Range(1e-4, 3e-2)  # learning rate times weight decay, of all entrants
-ADAM, LION, MUON = Range(5e-4, 5e-2), Range(5e-5, 5e-3), Range(3e-3, 3e-1)
-MOMENTUM, LAMB = Range(0.02, 1.0), Range(0.2, 20.0)
+DECAY = (1e-4, 3e-2)  # learning rate times weight decay, of all entrants
+ADAM, LION, MUON = (5e-4, 5e-2), (5e-5, 5e-3), (3e-3, 3e-1)
+MOMENTUM, LAMB = (0.02, 1.0), (0.2, 20.0)
 ENTRANTS = {
     "AdamW": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, ADAM),
     "NAdamW": Entrant(nadamw_tuned, "one_minus_b1", MOMENTUM, ADAM),
-    "AdEMAMix": Entrant(ademamix_tuned, "one_minus_b3", Range(1e-4, 0.1), ADAM),
-    "Lion": Entrant(lion_tuned, "one_minus_b2", Range(0.003, 0.3), LION),
-    "EMA before AdamW": Entrant(ema_adamw_tuned, "lamb", LAMB, ADAM, colour=ORANGE),
-    "MA before AdamW": Entrant(ma_adamw_tuned, "lamb", LAMB, ADAM, colour=ORANGE),
-    "AdamW, gradient off the weights": Entrant(adamw_perpendicular, "one_minus_b1", MOMENTUM, ADAM),
+    "AdEMAMix": Entrant(ademamix_tuned, "one_minus_b3", (1e-4, 0.1), ADAM),
+    "Lion": Entrant(lion_tuned, "one_minus_b2", (0.003, 0.3), LION),
+    "EMA before AdamW": Entrant(ema_adamw_tuned, "lamb", LAMB, ADAM),
+    "MA before AdamW": Entrant(ma_adamw_tuned, "lamb", LAMB, ADAM),
+    "AdamW, perpendicular gradients": Entrant(adamw_perpendicular, "one_minus_b1", MOMENTUM, ADAM),
     "AdamW, StableMax": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, ADAM, StableMax()),
-    "AdamW, Nesterov kernel": Entrant(adamw_nesterov_kernel, "one_minus_beta", MOMENTUM, ADAM, colour=PURPLE),
+    "AdamW, Nesterov kernel": Entrant(adamw_nesterov_kernel, "one_minus_beta", MOMENTUM, ADAM),
     "Muon": Entrant(muon_tuned, "one_minus_beta", MOMENTUM, MUON),
-    "Muon on hidden matrices": Entrant(muon_hidden, "one_minus_beta", MOMENTUM, MUON, colour=PURPLE),
+    "Muon on hidden matrices": Entrant(muon_hidden, "one_minus_beta", MOMENTUM, MUON),
 }
-WITH_FEW_PAIRS = {
-    name: ENTRANTS.get(name) or Entrant(method, "lamb", LAMB, MUON, colour=ORANGE)
-    for name, method in {
-        "AdamW": None, "EMA before AdamW": None, "MA before AdamW": None,
-        "Muon": None, "EMA before Muon": ema_muon_tuned, "MA before Muon": ma_muon_tuned,
-    }.items()
-}  # fmt: skip
+BEFORE_MUON = {
+    "EMA before Muon": Entrant(ema_muon_tuned, "lamb", LAMB, MUON),
+    "MA before Muon": Entrant(ma_muon_tuned, "lamb", LAMB, MUON),
+}
+WITH_FEW_PAIRS = {k: ENTRANTS[k] for k in ("AdamW", "EMA before AdamW", "MA before AdamW", "Muon")} | BEFORE_MUON
 
 
 def points(entrant: Entrant) -> list[dict[str, float]]:
@@ -306,7 +295,8 @@ def budget(frame: Frame, axes: Any) -> None:
     """Steps of the best of k settings on the tuning seed, for each entrant."""
     for i, (name, entrant) in enumerate(ENTRANTS.items()):
         runs = of_entrant(frame, entrant, entrant.task)
-        steps = runs.loc[runs["seed"] == TUNING_SEEDS[0], "steps_to_95"].to_numpy()
+        tuning = (runs["seed"] == TUNING_SEEDS[0]) & (runs["max_steps"] == CAP)  # earlier rules had another cap
+        steps = runs.loc[tuning, "steps_to_95"].to_numpy()
         if len(steps) == SETTINGS:
             ks = range(1, SETTINGS + 1)
             style = ("-", "--", ":")[i // 4]
