@@ -99,7 +99,7 @@ def test_stored_results_are_found():
 
 
 def test_the_numbers_in_the_text_of_the_pages_are_those_of_the_results():
-    """Numbers that no table beside the text has: medians and ratios, and what was tuned how."""
+    """Numbers that no table beside the text has: medians, ratios and tuning budgets."""
     frame = mod97.STUDY.results().frame()
     runs = {label: mod97.seeds_of(frame, run).sort_values("seed") for label, run in mod97.RUNS.items()}
     ratio = lambda one, other: round(paired(runs[one], runs[other]).ratio, 2)
@@ -193,7 +193,7 @@ def test_tuning_chooses_the_best_median_of_the_three_best_with_one_seed_then_the
     runs += [result(run, first, n) for run, n in zip(filtered, [100, 200, 300, *[None] * 6], strict=True)]
     runs += [result(run, second, n) for run, n in zip(filtered[:3], [200, 300, 100], strict=True)]
     runs.append(result(mod97_tuned.pair("EMA before Muon", 0.01, 0.03), 0, 617))
-    assert cells(mod97_tuned.table(to_frame(runs)))[-1][-1] == "1 : 0 (1)"
+    assert cells(mod97_tuned.table(to_frame(runs)))[-1][-1] == "1 : 0 (p = 1)"
 
     nothing = [None] * 9
     by_accuracy = to_frame(tried(nothing, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3]))
@@ -244,7 +244,7 @@ def test_the_share_of_seeds_counts_those_that_fail():
     curves = ("EMA before Adam, decay 0.005", "Adam, decay 0.00167", "AdamW, learning rate 0.003, decay 1")
     runs = [result(mod97.RUNS[label], seed, n) for label in curves for seed, n in enumerate([1000, 500, None, None])]
     axes = drawn(mod97.STUDY, "mod97_hero", runs)
-    assert axes.get_xlim()[1] < 5_000  # where those that fail would be counted
+    assert axes.get_xlim()[1] < 5_000  # failed runs are counted there
     for line in axes.lines:
         assert list(line.get_xdata()) == [500, 500, 1000, 5000, 5000]
         assert list(line.get_ydata()) == [0, 0.25, 0.5, 0.75, 1]
@@ -262,7 +262,7 @@ def test_the_ablations_have_a_row_for_each_value():
     assert texts(decay) == ["× all 3 fail", "× 1 of 3 fail", "× all 3 fail", "× all 3 fail"]
     for axes in (*panels[0, :2], *panels[1]):
         right = axes.get_window_extent().x1
-        assert all(text.get_window_extent().x1 <= right for text in axes.texts)  # marks stand within the axes
+        assert all(text.get_window_extent().x1 <= right for text in axes.texts)  # marks are within the axes
 
 
 def test_the_bars_count_the_runs_that_reach_and_those_that_hold_95_percent():

@@ -6,10 +6,10 @@ Rules.
    rate that rises in ten steps. Loss and optimizer are the entrant's.
 2. Every entrant tries the same 32 points of a Sobol sequence, in log-uniform ranges of the learning rate, of learning
    rate times weight decay, and of one number of its own. One tuning seed, at most 1,000 steps. The best four are tried
-   with two further tuning seeds; the best of these in the median of three is entered. A best setting in the outer
+   with two further tuning seeds; the best median of three is entered. A best setting in the outer
    twentieth of a range is marked: the ranges are then to be widened for all.
 3. Steps are those to the first validation accuracy of 95 %, evaluated every ten steps; a run that needs more than 1,000
-   fails. 32 fresh seeds, followed for 50 evaluations. Entrants are compared seed by seed with the one that is first.
+   fails. 32 fresh seeds, followed for 50 evaluations. All entrants are compared seed by seed with the first.
 4. With 30 % of the pairs, AdamW and Muon, alone and with the published filters before them, by the same rules.
 5. The best five, untouched, with sixteen seeds on the other operations and on p = 113.
 """
@@ -255,15 +255,15 @@ def standings(found: Mapping[str, Frame], entrants: Mapping[str, Entrant], again
     """A row per entrant, compared seed by seed with one of them."""
     rows = []
     for name, runs in found.items():
-        cells, compared = views.outcome_cells(runs), paired(found[against], runs)
+        cells = views.outcome_cells(runs)
         setting = {key: runs[key].iloc[0] for key in ("lr", "weight_decay", entrants[name].own)}
-        wins = "" if name == against else f"{compared.fewer} : {compared.more} ({compared.p:.2g})"
+        wins = "" if name == against else views.seed_counts(paired(found[against], runs))
         rows.append(
             {
                 "entrant": name,
                 "rate, decay, own number": ", ".join(f"{value:.3g}" for value in setting.values()),
                 **{key: cells[key] for key in ("steps to 95 %", "fail", "hold")},
-                f"{against} needs fewer : more steps (p)": wins,
+                f"{against} needs fewer : more steps": wins,
             }
         )
     return markdown(rows) if rows else views.MISSING

@@ -116,14 +116,13 @@ def standings(items: Iterable[tuple[str, str, Frame, Frame]]) -> str:
     """A row per method and pair, compared seed by seed with a control unless it is the control."""
     rows = []
     for label, text, found, control in items:
-        compared, cells = paired(found, control), views.outcome_cells(found)
-        wins = f"{compared.fewer} : {compared.more} ({compared.p:.2g})"
+        cells = views.outcome_cells(found)
         rows.append(
             {
                 "method": label,
                 "learning rate, decay": text,
                 **{name: cells[name] for name in ("steps to 95 %", "fail", "hold") if name in cells},
-                "fewer : more (p)": "" if found is control else wins,
+                "fewer : more": "" if found is control else views.seed_counts(paired(found, control)),
             }
         )
     return markdown(rows) if rows else views.MISSING
