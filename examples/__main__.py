@@ -3,15 +3,15 @@
 import importlib
 import sys
 
-from .harness.errors import plain_errors
-from .harness.experiment import task_names
+from examples.harness.errors import plain_errors
+from examples.harness.experiment import task_names
 
 
 def main() -> None:
     """Print a line for each experiment."""
     print("The experiments; each takes --help, and python -m examples.sweep trains many runs of one:\n")
     for name in task_names():
-        summary = (importlib.import_module(f"examples.{name}").__doc__ or "").splitlines()[0]
+        summary = importlib.import_module(f"examples.{name}").__doc__ or ""  # none in `python -OO`
         print(f"  python -m examples.{name:<12} {summary.partition(':')[0]}")
     print("\npython -m examples.quickstart shows the filter and its control in one file, in half a minute.")
 

@@ -11,18 +11,17 @@ import optax
 from flax import nnx
 
 import grokfast_jax
+from examples import circuits
+from examples.fast import answer_logits
+from examples.harness.batches import Batch, shuffled
+from examples.harness.cli import main
+from examples.harness.errors import require
+from examples.harness.experiment import Experiment
+from examples.harness.methods import Alpha, Fast, Lamb, LearningRate, StartStep, Tx, WeightDecay, Window
+from examples.harness.optimizers import from_step, stacked_muon, warmup
+from examples.harness.task import Data, Task
+from examples.harness.torch_init import linear
 from grokfast_jax import grokfast_ema, grokfast_ma
-
-from . import circuits
-from .fast import answer_logits
-from .harness.batches import Batch, shuffled
-from .harness.cli import main
-from .harness.errors import require
-from .harness.experiment import Experiment
-from .harness.methods import Alpha, Fast, Lamb, LearningRate, StartStep, Tx, WeightDecay, Window
-from .harness.optimizers import from_step, stacked_muon, warmup
-from .harness.task import Data, Task
-from .harness.torch_init import linear
 
 Operation = Literal["multiplication", "addition", "subtraction", "division"]
 
@@ -119,8 +118,9 @@ class Modular(Task):
     def __post_init__(self) -> None:
         """Validate the numbers."""
         super().__post_init__()
-        prime = self.p >= 2 and all(self.p % k for k in range(2, int(self.p**0.5) + 1))
-        require(prime and self.pairs < 2**31, "p", "a prime number below 46,349", self.p)
+        is_prime = 2 <= self.p < 46_349 and all(self.p % k for k in range(2, int(self.p**0.5) + 1))
+        require(is_prime, "p", "a prime number below 46,349", self.p)  # pairs are numbered in int32
+        require(self.depth <= 1_000, "depth", "at most 1,000", self.depth)
         require(self.dim % self.heads == 0, "dim", f"a multiple of --heads ({self.heads})", self.dim)
         both = 0 < self.train_fraction < 1 and 0 < self.train_size < self.pairs
         require(both, "train_fraction", "in (0, 1) and leave a pair on either side", self.train_fraction)

@@ -12,16 +12,15 @@ import numpy as np
 import optax
 from flax import nnx
 
+from examples.harness.batches import Batch
+from examples.harness.cli import main
+from examples.harness.errors import require
+from examples.harness.experiment import Experiment
+from examples.harness.methods import Alpha, Fast, Lamb, LearningRate, Static, Tx, WeightDecay, Window
+from examples.harness.optimizers import stacked_muon
+from examples.harness.task import Data, Task
+from examples.harness.torch_init import linear
 from grokfast_jax import grokfast_ema, grokfast_ma
-
-from .harness.batches import Batch
-from .harness.cli import main
-from .harness.errors import require
-from .harness.experiment import Experiment
-from .harness.methods import Alpha, Fast, Lamb, LearningRate, Static, Tx, WeightDecay, Window
-from .harness.optimizers import stacked_muon
-from .harness.task import Data, Task
-from .harness.torch_init import linear
 
 
 class MLP(nnx.Module):

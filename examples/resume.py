@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from .harness.errors import UsageError, plain_errors
-from .harness.experiment import Experiment, Run
-from .harness.runner import Options, stored, train
+from examples.harness.errors import UsageError, plain_errors
+from examples.harness.experiment import Experiment, Run
+from examples.harness.runner import Options, stored, train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,16 +14,15 @@ import optax
 from flax import nnx
 from jax import lax
 
+from examples.harness.batches import Batch, in_batches
+from examples.harness.cli import main
+from examples.harness.downloads import fetch
+from examples.harness.errors import require
+from examples.harness.experiment import Experiment
+from examples.harness.methods import Alpha, Lamb, LearningRate, StartStep, Tx, WeightDecay
+from examples.harness.optimizers import from_step, warmup
+from examples.harness.task import Data, Task
 from grokfast_jax import grokfast_ema
-
-from .harness.batches import Batch, in_batches
-from .harness.cli import main
-from .harness.downloads import fetch
-from .harness.errors import require
-from .harness.experiment import Experiment
-from .harness.methods import Alpha, Lamb, LearningRate, StartStep, Tx, WeightDecay
-from .harness.optimizers import from_step, warmup
-from .harness.task import Data, Task
 
 SOURCES = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/",
@@ -161,6 +160,8 @@ class Shakespeare(Task):
         require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})", self.width)
         limit = "at most 100,000, for the validation part to hold a window"
         require(self.context <= 100_000, "context", limit, self.context)
+        require(self.val_windows <= 100_000, "val_windows", "at most 100,000", self.val_windows)
+        require(self.layers <= 1_000, "layers", "at most 1,000", self.layers)
         require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
 
     @property
@@ -213,7 +214,7 @@ class Shakespeare(Task):
 
         def write(text_l: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             character = jax.random.categorical(key, model(text_l[None])[0, -1])
-            return jnp.append(text_l[1:], character), character
+            return jnp.append(text_l[1:], character.astype(text_l.dtype)), character
 
         prompt = jnp.asarray(text[train_part(len(text)) :][: self.context], jnp.int32)
         _, written = jax.jit(functools.partial(lax.scan, write))(prompt, jax.random.split(key, length))

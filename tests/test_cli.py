@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ from examples.harness.engine import product
 from examples.harness.errors import RunInterruptedError, UsageError, UserError, plain_errors
 from examples.harness.experiment import Experiment, Run, find_experiment
 from examples.harness.methods import Static, Tx, hyperparams
-from examples.harness.run_folder import RunFolder
+from examples.harness.run_folder import RunFolder, read_config, to_json
 from examples.harness.runner import Options, stored
+from examples.modular import Modular
+from examples.shakespeare import Shakespeare
 
 from . import toy
 
@@ -27,6 +30,24 @@ ROOT = Path(__file__).parents[1]
 
 def words(text):
     return parse(toy.EXPERIMENT, text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("EXPERIMENT = 3", "EXPERIMENT is of type int"),
+        ("", "EXPERIMENT is of type NoneType"),
+        ("x = (", r"SyntaxError: '\(' was never closed \(broken.py, line 1\)"),
+        ("import math\n1 / 0", r"ZeroDivisionError: division by zero, .*broken\.py, line 2"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_what_is_wrong_with_a_module_is_said_in_one_line(text, reason, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(UsageError, match=rf"importable module that has an object EXPERIMENT, got 'broken' \({reason}"):
+        find_experiment("broken")
 
 
 def refused(text, capsys, experiment=toy.EXPERIMENT):
@@ -131,8 +152,11 @@ def test_what_cannot_be_read_is_named(line, part, capsys):
         ("--hold-evals -1", "--hold-evals must be at least 0, got -1"),
         ("--stop-at 95", r"--stop-at must be in \(0, 1\], or None, got 95.0"),
         ("--seed -1", r"--seed must be in \[0, 2\*\*32\), got -1"),
-        ("--batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("--batch-size 0", "--batch-size must be from 1 to 100,000,000, got 0"),
         ("--checkpoint-every 0", "--checkpoint-every must be at least 1, got 0"),
+        ("--max-steps 2147483648", "--max-steps must be a whole number that int32 can hold, got 2147483648"),
+        ("ma --window-size 2147483648", r"window_size \+ stride must be below 2\*\*31, got 2147483648"),
+        ("--examples 100000001", "--examples must be from 1 to 100,000,000, got 100000001"),
         ("--devices 4", r"--devices must be a divisor of the batch size \(6\), got 4"),
         ("--measure x", r"--measure must be left out, for tests.toy has no measure, got x"),
     ],
@@ -142,6 +166,27 @@ def test_bad_values_make_no_folder(line, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         runner.train(toy.EXPERIMENT, *words(f"{line} --out {out}"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value", "message"),
+    [
+        (Modular, "p", 10**18 + 9, "--p must be from 1 to 100,000,000, got 1000000000000000009"),  # a prime
+        (Modular, "p", 46_349, "--p must be a prime number below 46,349, got 46349"),
+        (Modular, "depth", 10**6, "--depth must be at most 1,000, got 1000000"),
+        (Shakespeare, "layers", 10**6, "--layers must be at most 1,000, got 1000000"),
+        (Shakespeare, "val_windows", 10**7, "--val-windows must be at most 100,000, got 10000000"),
+    ],
+)
+def test_sizes_without_bound_are_refused_before_any_loop_or_array(task, field, value, message):
+    with pytest.raises(UsageError, match=message):
+        task(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["\udcff", "\udcc3\udcb6"])
+def test_a_path_that_is_not_text_is_refused(name):
+    with pytest.raises(UsageError, match=r"--out must be a path in UTF-8, got .*; choose another, or set"):
+        runner.train(toy.EXPERIMENT, *words(f"--out {name}"))
 
 
 def test_help_lists_the_methods_and_groups_the_flags(capsys):
@@ -189,15 +234,45 @@ def test_resume_changes_the_rule_and_where_it_runs_but_nothing_else(folder, caps
         with pytest.raises(SystemExit, match="2"):
             resume.parse([str(folder), *flags])
         assert flags[0] in capsys.readouterr().err
-    with pytest.raises(UsageError, match=r"nowhere is not a run folder \(it has no config.json\); start a run there"):
+    with pytest.raises(
+        UsageError, match=r"nowhere is not a run folder \(it has no config.json\); name one, or"
+    ):
         resume.parse(["nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batch_size": "6"}, "str is not an instance of int"),
+        ({"seed": 0.5}, "float is not an instance of int"),
+        ({"checkpoint_every": None}, "None is not an instance of int"),
+        ({"window_size": [5]}, r"--window-size must be a whole number, got \[5\]"),
+        ({"lamb": "x"}, "--lamb must be a number, got x"),
+        ({"lr": -1.0}, "--lr must be a finite number of at least 0, got -1.0"),
+        ({"method": "mb"}, r"the method must be one of .*, got 'mb'"),
+        ({"method": 3}, "the method must be one of .*, got 3"),
+        ({"experiment": "nowhere"}, "the experiment must be one of .*, got 'nowhere'"),
+        ({"experiment": 3}, "."),
+        ({"data_dir": 3}, "."),
+        ({"experiment": ...}, "no 'experiment'"),
+        ({"lamb": ...}, "no 'lamb'"),
+        ({"max_steps": ...}, "no 'max_steps'"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_named_with_its_cure(changes, reason, folder):
+    config = {name: value for name, value in (read_config(folder) | changes).items() if value is not ...}
+    (folder / "config.json").write_text(to_json(config))
+    message = rf"config\.json describes no run that can be continued here \({reason}.*\); put it back from a copy, or"
+    with pytest.raises(UserError, match=message):
+        stored(folder)
 
 
 def test_an_experiment_is_a_name_or_an_importable_module(tmp_path):
     assert find_experiment("modular").name == "modular"
     assert find_experiment("tests.toy") is toy.EXPERIMENT
-    for name in ("foo", "json", "tests.nothing"):
-        with pytest.raises(UsageError, match=rf"must be one of imdb, .*, or an importable module .* got '{name}'"):
+    for name in ("foo", "json", "tests.nothing", "", "..modular"):
+        message = rf"must be one of imdb, .*, or an importable module .* got '{re.escape(name)}'"
+        with pytest.raises(UsageError, match=message):
             find_experiment(name)
     with pytest.raises(UsageError, match=r"got 'modula' .*; did you mean modular\?"):
         find_experiment("modula")
@@ -217,14 +292,20 @@ def test_an_experiment_is_a_name_or_an_importable_module(tmp_path):
         (
             OSError(28, "No space left on device", "x.csv"),
             1,
-            "error: x.csv: No space left on device; free space there and repeat the command",
+            "error: x.csv: No space left on device; free space there",
         ),
         (IsADirectoryError(21, "Is a directory", "x"), 1, "error: x: Is a directory; choose another path"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes."),
             1,
-            "error: RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.; choose a smaller batch, model, data set "
+            "error: RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes; choose a smaller batch, model, data set "
             "or window",
+        ),
+        (
+            FloatingPointError("invalid value (nan) encountered in jit(sub)."),
+            1,
+            "error: invalid value (nan) encountered in jit(sub). JAX_DEBUG_NANS or _INFS stops there; try a smaller "
+            "--lr or --lamb",
         ),
         (MemoryError(), 1, "error: out of memory; choose a smaller batch, model, data set or window"),
     ],
@@ -251,6 +332,60 @@ def test_a_defect_keeps_its_traceback_unless_jax_has_no_device(monkeypatch, caps
     message = capsys.readouterr().err
     assert message.startswith("error: JAX has no device (Unable to initialize backend 'cuda'); change the environment")
     assert "JAX_PLATFORMS=cuda" in message
+
+
+STUBS = {
+    "missing": "raise ModuleNotFoundError(\"No module named 'tyro'\", name='tyro')",
+    "interrupted": "import os\ntry: os.kill(os.getpid(), 2); os.urandom(9)\nexcept BaseException: pass",  # swallowed
+}
+RUN = "-m tests.toy --max-steps 4 --no-compilation-cache --out {0}/run"
+ENVIRONMENTS = ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise", "JAX_DEBUG_NANS=1", "PYTHONOPTIMIZE=2"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "command", "status", "message"),
+    [
+        ("PYTHONPATH={0}/missing", "-m examples", 1, "error: No module named 'tyro'; pip install -e '.[examples]', or"),
+        ("PYTHONPATH={0}/interrupted", "-m examples", 130, "interrupted; what was complete is kept"),
+        ("JAX_NUM_CPU_DEVICES=abc", "-m examples", 1, '"abc" for JAX flag jax_num_cpu_devices; change or unset that'),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in [
+                ("JAX_PLATFORMS=cuda", RUN, 1, "error: JAX has no device ("),
+                ("MPLBACKEND=unknown", RUN, 0, "The best validation accuracy"),
+                ("LC_ALL=POSIX PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", "-m examples", 0, "python -m examples.qm9"),
+                ("PYTHONIOENCODING=ascii", "-m examples.parity --help", 0, "--lamb"),
+                ("A=b", "examples/parity.py --lr -1", 2, "error: --lr must be a finite number of at least 0, got -1"),
+                ("A=b", RUN + " >/dev/full", 1, "error: No space left on device; free space there"),
+                ("A=b", RUN + " 2>/dev/full", 0, "The best validation accuracy"),
+                ("A=b", RUN + " 2>&-", 0, "The best validation accuracy"),
+                ("A=b", RUN + " >&-", 0, "100%"),
+                ("JAX_DEBUG_NANS=1", RUN + " --lr 3e38", 1, "JAX_DEBUG_NANS or _INFS stops there; try a smaller"),
+                ("PYTHONOPTIMIZE=2", "-m examples", 0, "python -m examples.qm9"),
+                *((environment, RUN, 0, "The best validation accuracy") for environment in ENVIRONMENTS),
+            ]
+        ),
+    ],
+)
+def test_a_command_in_a_hostile_environment(environment, command, status, message, tmp_path):
+    for name, text in STUBS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tyro.py").write_text(text)
+    line = f"{environment} {sys.executable} {command}".format(tmp_path)
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
+    printed = done.stdout + done.stderr
+    assert (done.returncode, message in printed, "Traceback" in printed) == (status, True, False), printed
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_message(tmp_path):
+    """TensorStore's threads and Orbax's logs are not heard above it."""
+    limited = f"ulimit -f 2; trap '' XFSZ; {sys.executable} {RUN} --checkpoint-every 1 --max-steps 8".format(tmp_path)
+    done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "could not be written (File too large" in done.stderr
+    assert "; what was there before is kept. Free space and continue with" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import chex
@@ -166,6 +167,15 @@ def test_an_existing_folder_is_left_alone(undisturbed, tmp_path):
     with pytest.raises(UserError, match=message):
         start("ma", "--out", undisturbed)
     assert content == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").touch()
+    with pytest.raises(UserError, match=r"other exists already and holds no run; choose another --out$"):
+        start("ma", "--out", other)
+    with pytest.raises(
+        UserError, match=r"other is not a run folder \(it has no config\.json\); name one, or start a run"
+    ):
+        go_on(other)
     (tmp_path / "empty").mkdir()
     start("ma", "--out", tmp_path / "empty", "--max-steps", 4)
     assert (tmp_path / "empty" / "metrics.csv").exists()
@@ -191,7 +201,35 @@ def test_a_run_without_out_gets_a_folder_of_its_own(tmp_path, monkeypatch):
     folder = start("ma", "--seed", 3, "--max-steps", 4)
     assert folder.path.parts[0] == "runs"
     assert folder.path.name.startswith("tests.toy-ma-seed3-")
+    _, run, _ = stored(folder.path)
+    assert len({runner.new_path(toy.EXPERIMENT, run) for _ in range(20)}) == 20  # in one second
     assert (folder.path / "metrics.csv").exists()
+
+
+def test_records_that_were_deleted_or_replaced_during_a_run(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    rows = [{"step": step, "val_loss": 0.5} for step in (4, 8)]
+    folder.append(rows[0])
+    (folder.path / "metrics.csv").unlink()
+    folder.append(rows[1])
+    assert (folder.path / "metrics.csv").read_text() == "step,val_loss\n4,0.5\n8,0.5\n"
+    (folder.path / "metrics.csv").unlink()
+    (folder.path / "metrics.csv").mkdir()
+    with pytest.raises(UserError, match=r"\(Is a directory\); what was there before is kept. Make it writable and"):
+        folder.append(rows[1])
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_and_keeps_both(tmp_path, capsys):
+    folder = start("ma", "--out", tmp_path / "run", "--max-steps", 4)
+    here = folder.config["device"]
+    folder.update_config({"device": "another"})
+    for steps in (8, 12):
+        go_on(folder.path, "--max-steps", steps)
+        note = f"may differ from an undisturbed one, because it was trained with device another, now {here}\n"
+        assert (note in capsys.readouterr().err) == (steps == 8)
+    assert folder.config["device"] == "another"
+    (resumed,) = folder.config["resumed"]
+    assert resumed["device"] == here
 
 
 def test_resume_refuses_other_data(undisturbed, tmp_path, monkeypatch):
@@ -529,6 +567,15 @@ def test_a_missing_logger_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"--tensorboard needs the package tensorboardX; pip install 'grokfast_jax\["):
         start("ma", "--out", tmp_path / "run", "--max-steps", 8, "--tensorboard")
+
+
+def test_what_weights_and_biases_refuses_is_a_message(tmp_path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("No API key configured.")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))  # type: ignore
+    with pytest.raises(UserError, match=r"--wandb: No API key configured.; log in by `wandb login`, or set WANDB_MODE"):
+        start("ma", "--out", tmp_path / "run", "--max-steps", 8, "--wandb")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")

@@ -129,7 +129,7 @@ class Results:
                 content = json.loads(line)
                 content["provenance"]
                 results = unstacked(content)
-            except (IndexError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
                 raise UserError(
                     f"{self.path}, line {number} is damaged; delete the line, and its run is trained again"
                 ) from error

@@ -71,9 +71,11 @@ def _message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or error}; {remedy(error)}"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        return f"{place}{error.strerror or error}; {'free space there' if is_full(error) else 'choose another path'}"
+    if isinstance(error, FloatingPointError):
+        return f"{str(error).splitlines()[0]} JAX_DEBUG_NANS or _INFS stops there; try a smaller --lr or --lamb"
+    if isinstance(error, MemoryError | OverflowError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else "out of memory"
         return f"{reason}; choose a smaller batch, model, data set or window"
     try:
         jax.devices()
@@ -83,10 +85,9 @@ def _message(error: Exception) -> str | None:
     return None
 
 
-def remedy(error: OSError) -> str:
-    """What helps against an error of the system."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "free space there and repeat the command" if is_full else "choose another path"
+def is_full(error: Exception) -> bool:
+    """Whether a file could not be written for want of space; Orbax makes a ValueError of that, with the same text."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class _Lossy:
@@ -129,7 +130,9 @@ def prepare_process() -> None:
     os.environ["MPLBACKEND"] = "agg"  # pictures are files
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    sys.excepthook = _import_failed
+    sys.excepthook = _excepthook
+    # Without an object: TensorStore's threads, about each piece of a checkpoint beside the error that Orbax raises.
+    sys.unraisablehook = lambda args: None if args.object is None else sys.__unraisablehook__(args)
 
 
 def _interrupt(*_: object) -> None:
@@ -138,7 +141,7 @@ def _interrupt(*_: object) -> None:
     os._exit(RunInterruptedError.exit_code)
 
 
-def _import_failed(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Say of an import that failed what is missing; show the traceback of other errors."""
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace)]
     if isinstance(error, ModuleNotFoundError):

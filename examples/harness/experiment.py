@@ -6,9 +6,10 @@ import difflib
 import functools
 import importlib
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+T = TypeVar("T")
 RULE = ("seed", "max_steps", "stop_at", "hold_evals", "group_size")  # fields of `Run`
 
 
@@ -66,6 +68,8 @@ class Run:
         for name, value in self.key.items():
             if not isinstance(value, str | int | float | None):
                 raise TypeError(f"{name} must be a number, a text or None, which a key can hold, got {value!r}")
+            fits = not isinstance(value, int) or name == "seed" or -(2**31) <= value < 2**31
+            require(fits, name, "a whole number that int32 can hold", value)
 
     @property
     def traced(self) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def nearest(what: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     if name in known:
         return name
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(str(name), known, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UsageError(f"{what} must be one of {', '.join(known)}, got {name!r}{hint}")
 
@@ -151,7 +155,7 @@ def nearest(what: str, name: str, known: Iterable[str]) -> str:
 def task_names() -> list[str]:
     """The experiments of this package: its modules that have an EXPERIMENT."""
     files = sorted(Path(__file__).parents[1].glob("*.py"))
-    return [file.stem for file in files if "\nEXPERIMENT = " in file.read_text()]
+    return [file.stem for file in files if "\nEXPERIMENT = " in file.read_text("utf-8")]
 
 
 def module_name(experiment: str) -> str:
@@ -161,15 +165,30 @@ def module_name(experiment: str) -> str:
 
 def find_experiment(name: str) -> Experiment:
     """The `EXPERIMENT` of a task of this package, or of any importable module."""
-    names = task_names()
+    return find_object(module_name(name), Experiment, name, task_names())
+
+
+def find_object(module: str, kind: type[T], name: str, names: Sequence[str]) -> T:
+    """The object of a module that is named as its kind in capitals.
+
+    Raises:
+      UsageError: There is none, or the module cannot be imported; `name` is what the user wrote, `names` are the known
+        ones.
+    """
+    what, reason = kind.__name__.upper(), ""
     try:
-        return importlib.import_module(module_name(name)).EXPERIMENT
-    except (ImportError, AttributeError) as error:
-        close = difflib.get_close_matches(name, names, 1)
-        raise UsageError(
-            f"the experiment must be one of {', '.join(names)}, or an importable module that has an EXPERIMENT, "
-            f"got {name!r} ({error})" + (f"; did you mean {close[0]}?" if close else "")
-        ) from error
+        found = getattr(importlib.import_module(module), what, None)
+        if isinstance(found, kind):
+            return found
+        reason = f"{what} is of type {type(found).__name__}"
+    except Exception as error:  # whatever the module raises
+        file, line, *_ = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error}" + f", {file}, line {line}" * ("importlib" not in file)
+    close = difflib.get_close_matches(name, names, 1)
+    raise UsageError(
+        f"the {what.lower()} must be one of {', '.join(names)}, or an importable module that has an object {what}, "
+        f"got {name!r} ({reason})" + (f"; did you mean {close[0]}?" if close else "")
+    )
 
 
 def title(name: str, run: Run) -> str:

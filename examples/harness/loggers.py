@@ -35,7 +35,13 @@ def wandb(folder: Path, config: dict[str, Any]) -> Iterator[Logger]:
     id_file = folder / "wandb_id"
     if not id_file.exists():
         write_whole(id_file, uuid.uuid4().hex)
-    with module.init(project="grokfast_jax", dir=folder, id=id_file.read_text(), resume="allow", config=config) as run:
+    try:
+        run = module.init(
+            project="grokfast_jax", dir=folder, id=id_file.read_text("ascii"), resume="allow", config=config
+        )
+    except Exception as error:  # without an account, or with an unknown mode
+        raise UserError(f"--wandb: {error}; log in by `wandb login`, or set WANDB_MODE=offline") from error
+    with run:
         yield lambda row: run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
 

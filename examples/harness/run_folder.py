@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import filelock
 import jax
 import numpy as np
 
-from .errors import UsageError, UserError
+from .errors import UsageError, UserError, is_full
 from .files import provenance, write_whole
 from .records import Row
 from .train import is_primary_process
@@ -95,22 +96,24 @@ class RunFolder:
         """Say of an error what could not be written and how to go on."""
         try:
             yield
-        except (OSError, ValueError) as error:  # Orbax makes a ValueError of a full disk, whose text ends in the reason
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split(": ")[-1]
+        except (OSError, ValueError) as error:  # Orbax makes ValueErrors, whose text ends in the reason
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].split(": ")[-1]
             raise UserError(
                 f"{self.path / name} could not be written ({reason}); what was there before is kept. "
-                f"Free space and continue with python -m examples.resume {self.path}"
+                f"{'Free space' if is_full(error) else 'Make it writable'} and continue with "
+                f"python -m examples.resume {self.path}"
             ) from error
 
     def append(self, row: Row) -> None:
         """Add a record to metrics.csv."""
-        text = to_csv([row], like=self.rows[0] if self.rows else None)
+        self.rows.append(row)
         if is_primary_process():
-            with self.writing("metrics.csv"), self._metrics.open("a") as file:
+            goes_on = len(self.rows) > 1 and self._metrics.exists()  # else somebody deleted it
+            text = to_csv([row], like=self.rows[0]) if goes_on else to_csv(self.rows)
+            with self.writing("metrics.csv"), self._metrics.open("a", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-        self.rows.append(row)
 
     def save(self, state: Any, seconds: float) -> None:
         """Keep a checkpoint of state and records, `seconds` into the run, in place of the one before."""
@@ -148,11 +151,17 @@ class RunFolder:
     def _metrics(self) -> Path:
         return self.path / "metrics.csv"
 
-    def _checkpoints(self) -> "ocp.CheckpointManager":
+    @contextlib.contextmanager
+    def _checkpoints(self) -> "Iterator[ocp.CheckpointManager]":
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        return ocp.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
+        logging.disable()  # Orbax logs the tracebacks of its threads, beside the error that it raises
+        try:
+            with ocp.CheckpointManager((self.path / "checkpoints").absolute(), options=options) as manager:
+                yield manager
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def to_csv(rows: Sequence[Row], like: Row | None = None) -> str:
@@ -169,7 +178,7 @@ def to_csv(rows: Sequence[Row], like: Row | None = None) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """The content of the config.json in a run folder."""
     if not (path / "config.json").is_file():
-        raise UsageError(f"{path} is not a run folder (it has no config.json); start a run there with --out {path}")
+        raise UsageError(f"{path} is not a run folder (it has no config.json); name one, or start a run with --out")
     return read_json(path / "config.json")
 
 
@@ -177,15 +186,15 @@ def read_json(file: Path) -> dict[str, Any]:
     """The content of a file made by `to_json`, whose checksum must be right."""
     with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
         content = json.loads(file.read_bytes())
-        if file.read_text() == to_json(content):
+        if file.read_text("utf-8") == to_json(content):
             return content
     raise _damaged(str(file))
 
 
 def _occupied(path: Path) -> UserError:
-    return UsageError(
-        f"{path} exists already; continue its run with python -m examples.resume {path}, or choose another --out"
-    )
+    has_run = (path / "config.json").exists()
+    what = f"; continue its run with python -m examples.resume {path}, or" if has_run else " and holds no run;"
+    return UsageError(f"{path} exists already{what} choose another --out")
 
 
 def _damaged(what: str) -> UserError:

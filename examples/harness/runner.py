@@ -2,22 +2,26 @@
 
 import contextlib
 import dataclasses
+import datetime
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
 import tqdm
+import typeguard
 
 from . import loggers
 from .errors import RunInterruptedError, UsageError, UserError, require
 from .experiment import Experiment, Measure, Run, find_experiment, title
+from .files import provenance
 from .loop import evaluations
-from .methods import base, parameters
+from .methods import base, hyperparams, parameters
 from .records import Row, after_reaching, best, format_metric, is_finished, reaches, steps_to, to_row
 from .run_folder import RunFolder, fingerprint, read_config
 from .train import Precision, fitted, in_any_process, is_primary_process, keep_compiled, program
@@ -105,6 +109,9 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
 def validate(experiment: Experiment, run: Run, options: Options) -> None:
     """Refuse what cannot be trained, before anything is compiled."""
     find_experiment(experiment.name)  # as examples.resume will
+    path = str((options.out or Path()).absolute())
+    is_text = path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
+    require(is_text, "out", "a path in UTF-8", path, "choose another, or set PYTHONUTF8=1 in the environment")
     batch_size = run.task.batch_size
     divides = options.devices >= 1 and batch_size % options.devices == 0
     require(divides, "devices", f"a divisor of the batch size ({batch_size})", options.devices)
@@ -180,33 +187,60 @@ def open_folder(experiment: Experiment, run: Run, options: Options, data: str, *
         return RunFolder.create(options.out or new_path(experiment, run), about)
     assert options.out is not None
     folder = RunFolder.open(options.out)
-    if folder.config.get("data", data) != data:
+    config = folder.config
+    if config.get("data", data) != data:
         raise UsageError(
             f"the data are not those that the run in {options.out} was started with; "
             "pass the --data-dir that holds them, or start a new run"
         )
+    now, before = provenance(), [config, *config.get("resumed", [])]
+    if changed := [
+        f"{name} {before[-1].get(name)}, now {now[name]}"
+        for name in ("device", "versions")
+        if before[-1].get(name) != now[name]
+    ]:
+        print(
+            f"note: the run may differ from an undisturbed one, because it was trained with {'; '.join(changed)}",
+            file=sys.stderr,
+        )
+        about["resumed"] = [*before[1:], now]
     folder.update_config(about)
     return folder
 
 
 def new_path(experiment: Experiment, run: Run) -> Path:
     """The run folder of a command line without --out."""
-    name = f"{experiment.name}-{base(run.method).__name__}-seed{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs") / name
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # runs may start in the same second
+    return Path("runs") / f"{experiment.name}-{base(run.method).__name__}-seed{run.seed}-{now}"
 
 
 def stored(folder: Path) -> tuple[Experiment, Run, Options]:
     """The experiment, run and options of a run folder."""
     config = read_config(folder)
-    experiment = find_experiment(config["experiment"])
-    if config.get("data_dir") is not None:
-        config["data_dir"] = Path(config["data_dir"])
-    fields = lambda cls: [field.name for field in dataclasses.fields(cls) if field.name in config]
-    task = type(experiment.task)(**{name: config[name] for name in fields(experiment.task)})
-    method = experiment.method(config["method"])
-    options = Options(out=folder, **{name: config[name] for name in fields(Options)})
-    rule = {name: config[name] for name in ("seed", "max_steps", "stop_at", "hold_evals")}
-    return experiment, Run(task, method, {name: config[name] for name in parameters(method)}, **rule), options
+
+    def given(cls: type, names: Iterable[str]) -> dict[str, Any]:
+        hints = typing.get_type_hints(cls)
+        return {name: typeguard.check_type(config[name], hints[name]) for name in names}
+
+    def known(cls: type) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls) if field.name in config]
+
+    try:
+        if config.get("data_dir") is not None:
+            config["data_dir"] = Path(config["data_dir"])
+        experiment = find_experiment(config["experiment"])
+        kind, method = type(experiment.task), experiment.method(config["method"])
+        values = hyperparams(method, **{name: config[name] for name in parameters(method)})
+        rule = given(Run, ("seed", "max_steps", "stop_at", "hold_evals"))
+        run = Run(kind(**given(kind, known(kind))), method, values, **rule)
+        options = Options(out=folder, **given(Options, known(Options)))
+    except (LookupError, TypeError, ValueError, UserError, typeguard.TypeCheckError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"{folder / 'config.json'} describes no run that can be continued here ({reason}); put it back from a "
+            "copy, or start a new run"
+        ) from error
+    return experiment, run, options
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from .batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
-from .errors import require
+from .errors import require_whole
 
 Metric = Literal["accuracy", "loss"]
 Data = Mapping[str, jax.Array]
@@ -34,9 +34,10 @@ class Task:
     init_scale = 1.0  # factor of all initial parameters
 
     def __post_init__(self) -> None:
-        """Validate the numbers: a whole one must be at least 1. A subclass adds what else must hold."""
+        """Validate the whole numbers; XLA counts in int32 and aborts beyond. A subclass adds what else must hold."""
         for name, value in vars(self).items():
-            require(type(value) is not int or value >= 1, name, "at least 1", value)
+            if isinstance(value, int):
+                require_whole(name, value, most=10**8)
 
     @property
     def train_size(self) -> int:

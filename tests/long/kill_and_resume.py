@@ -53,7 +53,7 @@ def final_parameters(folder: Path) -> list[np.ndarray]:
 def records(folder: Path) -> int:
     """Complete lines of the metrics file, the header included."""
     path = folder / "metrics.csv"
-    return path.read_text().count("\n") if path.exists() else 0
+    return path.read_text("ascii").count("\n") if path.exists() else 0
 
 
 def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> None:
