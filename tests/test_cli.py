@@ -234,9 +234,7 @@ def test_resume_changes_the_rule_and_where_it_runs_but_nothing_else(folder, caps
         with pytest.raises(SystemExit, match="2"):
             resume.parse([str(folder), *flags])
         assert flags[0] in capsys.readouterr().err
-    with pytest.raises(
-        UsageError, match=r"nowhere is not a run folder \(it has no config.json\); name one, or"
-    ):
+    with pytest.raises(UsageError, match=r"nowhere is not a run folder \(it has no config.json\); name one, or"):
         resume.parse(["nowhere"])
 
 
