@@ -240,16 +240,6 @@ def test_a_figure_says_how_many_seeds_fail_and_draws_no_value_for_them():
     assert sorted(dots) == [900, 1000, 1100]
 
 
-def test_the_share_of_seeds_counts_those_that_fail():
-    curves = ("EMA before Adam, decay 0.005", "Adam, decay 0.00167", "AdamW, learning rate 0.003, decay 1")
-    runs = [result(mod97.RUNS[label], seed, n) for label in curves for seed, n in enumerate([1000, 500, None, None])]
-    axes = drawn(mod97.STUDY, "mod97_hero", runs)
-    assert axes.get_xlim()[1] < 5_000  # failed runs are counted there
-    for line in axes.lines:
-        assert list(line.get_xdata()) == [500, 500, 1000, 5000, 5000]
-        assert list(line.get_ydata()) == [0, 0.25, 0.5, 0.75, 1]
-
-
 def test_the_ablations_have_a_row_for_each_value():
     frame = mod97.STUDY.results().frame()
     figure, panels = mod97.views.chart("", **{**mod97.STUDY.figures["mod97_ablations"].layout})
