@@ -299,12 +299,6 @@ def test_an_experiment_is_a_name_or_an_importable_module(tmp_path):
             "error: RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes; choose a smaller batch, model, data set "
             "or window",
         ),
-        (
-            FloatingPointError("invalid value (nan) encountered in jit(sub)."),
-            1,
-            "error: invalid value (nan) encountered in jit(sub). JAX_DEBUG_NANS or _INFS stops there; try a smaller "
-            "--lr or --lamb",
-        ),
         (MemoryError(), 1, "error: out of memory; choose a smaller batch, model, data set or window"),
     ],
 )
@@ -358,7 +352,7 @@ ENVIRONMENTS = ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise", "JAX_DEBUG
                 ("A=b", RUN + " 2>/dev/full", 0, "The best validation accuracy"),
                 ("A=b", RUN + " 2>&-", 0, "The best validation accuracy"),
                 ("A=b", RUN + " >&-", 0, "100%"),
-                ("JAX_DEBUG_NANS=1", RUN + " --lr 3e38", 1, "JAX_DEBUG_NANS or _INFS stops there; try a smaller"),
+                ("JAX_DEBUG_NANS=1", RUN + " --lr 3e38", 1, "the loss is no longer finite at step 2;"),
                 ("PYTHONOPTIMIZE=2", "-m examples", 0, "python -m examples.qm9"),
                 *((environment, RUN, 0, "The best validation accuracy") for environment in ENVIRONMENTS),
             ]

@@ -72,8 +72,6 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}; {'free space there' if is_full(error) else 'choose another path'}"
-    if isinstance(error, FloatingPointError):
-        return f"{str(error).splitlines()[0]} JAX_DEBUG_NANS or _INFS stops there; try a smaller --lr or --lamb"
     if isinstance(error, MemoryError | OverflowError) or "RESOURCE_EXHAUSTED" in str(error):
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else "out of memory"
         return f"{reason}; choose a smaller batch, model, data set or window"

@@ -38,7 +38,8 @@ def evaluations(
     current: TrainState = program.init(hyper, key) if state is None else state
     steps, many = program.task.steps, key.ndim > 0
     for chunk in itertools.count(int(current.chunk) + 1):
-        current, metrics = program.advance(hyper, key, shared, own, current)
+        with jax.debug_nans(False), jax.debug_infs(False):  # which say no more than `diverged_at`
+            current, metrics = program.advance(hyper, key, shared, own, current)
         metrics = jax.device_get(metrics)
         runs = [metrics] if not many else [{k: v[i] for k, v in metrics.items()} for i in range(len(key))]
         step = steps * chunk
