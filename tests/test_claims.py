@@ -90,7 +90,16 @@ def tuned_parity():
         assert wins(adamw, other)[2] < 0.001
     yield "fewer steps on all 16 seeds than with either filter (p < 0.001)"
     tuned = steps("mod97_tuned", "adamw", lr=0.003, weight_decay=1.0, hold_evals=50)
-    yield f"AdamW needs {median(tuned)} steps at a learning rate of 0.003"
+    yield f"AdamW needs {median(tuned)} steps"
+    ema = steps("mod97_tuned", "ema_adamw", lr=0.001, weight_decay=3.0, max_steps=5_000, hold_evals=50)
+    ma, weak = (
+        steps("mod97_tuned", "ma_adamw", lr=0.003, weight_decay=3.0, lamb=lamb, hold_evals=50) for lamb in (5, 3)
+    )
+    assert wins(ema, tuned)[:2] == (0, 8)
+    yield f"more on all eight seeds (p = {wins(ema, tuned)[2]:.3f})"
+    assert failed(ma) == 2
+    yield "(4:4, and two seeds fail)".replace("4:4", "{}:{}".format(*wins(ma, tuned)[:2]))
+    yield "needs {} ({}:{}, p = {:.2g})".format(median(weak), *wins(weak, tuned))
 
 
 def low_rate():
