@@ -108,7 +108,7 @@ def test_a_collective_is_noticed():
 
 @needs["TPU v5e"]
 def test_rows_that_no_tile_divides_are_copied_unless_xla_chooses_the_layout():
-    """What docs/results/cost.md warns of; should the first line fail one day, the text can be shorter."""
+    """What docs/cost.md warns of; should the first line fail one day, the text can be shorter."""
     assert cost.odd_rows("TPU v5e", None)["temporary"] > 400
     chosen = cost.odd_rows("TPU v5e", Layout.AUTO)
     assert chosen["bytes"] <= 56

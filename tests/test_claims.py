@@ -99,7 +99,6 @@ def tuned_parity():
     yield f"more on all eight seeds (p = {wins(ema, tuned)[2]:.3f})"
     assert failed(ma) == 2
     yield "(4:4, and two seeds fail)".replace("4:4", "{}:{}".format(*wins(ma, tuned)[:2]))
-    yield "needs {} ({}:{}, p = {:.2g})".format(median(weak), *wins(weak, tuned))
 
 
 def low_rate():
@@ -137,25 +136,20 @@ def stability():
 
 def paper_rate():
     ema, ma = mod97("ema", weight_decay=0.005, **EMA), mod97("ma", weight_decay=0.01, **MA)
-    third, own = mod97("adam", lr=0.001, weight_decay=0.00167), mod97("adam", lr=0.001, weight_decay=0.005)
+    third, faster = mod97("adam", lr=0.001, weight_decay=0.00167), mod97("adam", lr=0.003, weight_decay=0.001)
     adamw = mod97("adamw", lr=0.001, weight_decay=1.0)
     yield f"the EMA needs a median of {median(ema)} steps and the MA {median(ma)}"
-    yield f"a third of the EMA's decay needs {median(third)}; with the EMA's own decay half of its runs fail"
-    assert failed(own) * 2 == len(own)
-    for filtered in (ema, ma):
-        assert wins(filtered, third)[:2] == (7, 1)
-        yield f"on seven of eight seeds (p = {wins(filtered, third)[2]:.2f})"
-    yield f"AdamW with a decay of 1 needs {median(adamw)} steps"
-    yield f"(p = {wins(ema, adamw)[2]:.0f} and {wins(ma, adamw)[2]:.2f})"
-    counts = []
-    for name, decay, numbers in (("ema", 0.005, EMA), ("ma", 0.01, MA)):
-        fewer = []
-        for operation in ("addition", "subtraction", "division"):
-            there = functools.partial(steps, "mod97", **(MOD97 | {"operation": operation}))
-            control = there("adam", lr=0.001, weight_decay=0.00167)
-            fewer.append(wins(there(name, weight_decay=decay, **numbers), control)[0])
-        counts.append(sum(fewer))
-    yield f"the EMA does on {counts[0]} of 15 runs and the MA on {counts[1]}"
+    yield f"a third of the EMA's decay needs {median(third)}"
+    yield "more than with either filter on seven of eight seeds (p = 0.07)"
+    assert [wins(x, third)[:2] for x in (ema, ma)] == [(7, 1), (7, 1)]
+    counts = ["{}:{}".format(*wins(x, control)) for control in (faster, adamw) for x in (ema, ma)]
+    yield f"three times the rate needs {median(faster)} (EMA {counts[0]}, MA {counts[1]})"
+    yield f"AdamW with a decay of 1 needs {median(adamw)} ({counts[2]} and {counts[3]})"
+    for operation in ("addition", "subtraction", "division"):
+        there = functools.partial(steps, "mod97", **(MOD97 | {"operation": operation}))
+        control = there("adam", lr=0.001, weight_decay=0.00167)
+        assert wins(there("ema", weight_decay=0.005, **EMA), control)[:2] == (5, 0)
+    yield "on all five seeds (p = 0.06 each)"
 
 
 def undecayed():
@@ -167,7 +161,8 @@ def undecayed():
     yield f"With the MA all eight reach 95 %, in a median of {median(ma)} steps"
     assert wins(staged, ma)[:2] == (8, 0)
     yield f"they need {median(staged)}, fewer on all eight seeds (p = {wins(staged, ma)[2]:.3f})"
-    yield f"at six times the rate Adam fails on {NUMBERS[failed(faster)]} of eight seeds"
+    yield f"Adam alone fails on {NUMBERS[failed(faster)]} of eight seeds"
+    yield f"the comparison with the MA is undecided (p = {wins(faster, ma)[2]:.2g})"
 
 
 def hold():
@@ -181,18 +176,6 @@ def hold():
         kept[method] = int((reached["held_evals"] == 50).sum()), len(reached)
     yield f"{kept['ma_adamw'][0]} of {kept['ma_adamw'][1]} runs with the MA before AdamW stay at 95 %"
     yield f"Of the {kept['adamw'][1]} runs of AdamW alone that reach 95 %, {NUMBERS[kept['adamw'][0]]} stay"
-
-
-def hold_table():
-    for lr, decay in ((0.001, 1.0), (0.001, 3.0), (0.003, 1.0), (0.003, 3.0)):
-        cells = []
-        for method, numbers in (("adamw", {}), ("ma_adamw", {"lamb": 5.0}), ("late_ema_adamw", {"lamb": 5.0})):
-            found = runs("mod97_tuned", method, lr=lr, weight_decay=decay, hold_evals=50, **numbers)
-            reached = found[np.isfinite(found["steps_to_95"])]
-            cells.append(
-                f"{(reached['held_evals'] == 50).sum()} of {len(reached)}" if len(reached) else "none reaches it"
-            )
-        yield " | ".join([f"| {lr:g}, {decay:g}", cells[0] + " hold" * (lr == 0.001 and decay == 1), *cells[1:]])
 
 
 def choose():
@@ -223,7 +206,6 @@ def readme():
 
 CLAIMS = {
     "docs/findings.md": [tuned_parity, low_rate, stability, paper_rate, undecayed, hold],
-    "docs/hold.md": [hold_table],
     "docs/choose.md": [choose],
     "README.md": [readme],
 }
