@@ -154,7 +154,8 @@ def test_initialisation_is_that_of_gpt_2():
         assert (block["ln1"]["scale"] == 1).all()
 
 
-def test_sampling_slides_a_window(monkeypatch):
+@pytest.mark.parametrize("wide", [False, True])
+def test_sampling_slides_a_window(wide, monkeypatch):
     monkeypatch.setattr(shakespeare, "load", lambda _: TEXT)
     t = task(context=4)
     params = perturbed(t.init(jax.random.key(0)))
@@ -163,7 +164,9 @@ def test_sampling_slides_a_window(monkeypatch):
     for _ in range(6):
         last = [ALPHABET.index(c) for c in text[-4:]]
         text += ALPHABET[np.argmax(numpy_logits(params, 2, last)[-1])]
-    assert t.sample(jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params), jax.random.key(0), 6) == text[4:]
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    with jax.enable_x64(wide):
+        assert t.sample(params, jax.random.key(0), 6) == text[4:]
 
 
 @pytest.fixture
