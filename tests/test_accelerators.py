@@ -16,13 +16,12 @@ import optax
 import pytest
 from jax import lax
 from jax.experimental.layout import Layout
-from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.cost import compiled as cost
-from benchmarks.cost.accelerators import Program, collectives, compiled, devices, rounded_products, scatters
+from benchmarks.cost.accelerators import Program, collectives, compiled, one_device, rounded_products, scatters
 from examples.harness.experiment import find_experiment
-from examples.harness.train import program
 
 INSTALL = "is not installed; pip install -r tests/accelerators.txt"
 PACKAGES = {"TPU v5e": "libtpu", "H100": "jax_cuda12_plugin"}
@@ -69,7 +68,7 @@ def test_64_seeds_in_one_program_update_their_ring_buffers_in_place(chip):
 @every_chip
 def test_a_scatter_and_a_copy_of_the_ring_are_noticed(chip):
     """The control: a counter for each run makes a scatter, and a ring that is not donated is copied."""
-    place = SingleDeviceSharding(devices(chip)[0])
+    place = one_device(chip)
     array = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     ring, value, slots = array((64, 11, 256, 256)), array((64, 256, 256)), array((64,), jnp.int32)
     write = lambda ring, value, slot: lax.dynamic_update_index_in_dim(ring, value, slot, 0)
@@ -85,14 +84,14 @@ def test_a_scatter_and_a_copy_of_the_ring_are_noticed(chip):
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("label", ["EMA", "MA, stride 10, bfloat16 buffer"])
 def test_the_update_of_a_sharded_model_communicates_nothing(label, axis_type):
-    measured = cost.pod_update(cost.POD_OPTIMIZERS[label], cost.uneven(), axis_type)
+    measured = cost.pod_update(label, cost.uneven(), axis_type)
     assert measured["collectives"] == 0
     assert measured["temporary_gigabytes"] < 0.01
 
 
 @needs["TPU v5e"]
 def test_8_billion_parameters_on_256_chips_communicate_nothing_and_need_no_temporary():
-    measured = cost.pod_update(cost.POD_OPTIMIZERS["EMA"], cost.llama(), AxisType.Auto)
+    measured = cost.pod_update("EMA", cost.llama(), AxisType.Auto)
     assert measured["parameters"] == pytest.approx(8.03e9, rel=1e-3)
     assert measured["collectives"] == measured["temporary_gigabytes"] == 0
     state = 20 * measured["parameters"] / 256 / 1e9  # gradient, parameter, two moments and the average
@@ -117,7 +116,7 @@ def test_rows_that_no_tile_divides_are_copied_unless_xla_chooses_the_layout():
 
 @every_chip
 def test_matrix_products_are_float32_where_the_precision_is_set(chip):
-    x = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=SingleDeviceSharding(devices(chip)[0]))
+    x = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=one_device(chip))
     model = lambda x: jnp.tanh(x @ x) @ x
     assert len(rounded_products(compiled(model, x))) == 2
     with jax.default_matmul_precision("highest"):
@@ -126,11 +125,8 @@ def test_matrix_products_are_float32_where_the_precision_is_set(chip):
 
 @every_chip
 def test_an_experiment_multiplies_in_float32_unless_told_otherwise(chip):
-    run, key = find_experiment("parity").run("ma"), jax.random.key(0)
     for precision, rounds in (("float32", False), ("default", True)):
-        whole = program(run, precision=precision)
-        (shared, own), state = jax.eval_shape(whole.draw, key), jax.eval_shape(whole.init, run.traced, key)
-        found = cost.whole_program(chip, whole.advance, run.traced, key, shared, own, state)
+        found = cost.whole_program(chip, find_experiment("parity").run("ma"), precision)
         assert (found["rounded_products"] > 0) == rounds
 
 
@@ -144,7 +140,7 @@ def test_the_experiments_in_the_table_multiply_in_float32():
 @every_chip
 def test_a_program_is_read_as_it_is(chip):
     """By hand: a sum of two arrays reads 8 and writes 4 bytes an element; a slice that is updated counts as a slice."""
-    place = SingleDeviceSharding(devices(chip)[0])
+    place = one_device(chip)
     array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
     size = 8192**2
     total = Program(compiled(lambda x, y: x + 2 * y, array(8192, 8192), array(8192, 8192)), size)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 
 class Chip(NamedTuple):
@@ -65,17 +66,24 @@ def devices(chip: str, topology: str | None = None) -> list[Any]:
         raise RuntimeError(f"no compiler for {chip}; pip install -r tests/accelerators.txt") from error
 
 
+def one_device(chip: str) -> SingleDeviceSharding:
+    """The place of arrays of a program for one device."""
+    return SingleDeviceSharding(devices(chip)[0])
+
+
 def placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """The shapes and dtypes of `tree`, all with one sharding."""
     shapes = jax.eval_shape(lambda tree: tree, tree)  # of arrays and numbers, too
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def compiled(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> jax.stages.Compiled:
-    """`function`, compiled for the devices of the shardings of its abstract arguments."""
+def compiled(
+    function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = (), **options: Any
+) -> jax.stages.Compiled:
+    """`function`, compiled for the devices of the shardings of its abstract arguments; options are of `jax.jit`."""
     sharding = next(leaf.sharding for leaf in jax.tree.leaves(arguments) if leaf.sharding is not None)
     platform = "tpu" if next(iter(sharding.device_set)).platform == "tpu" else "cuda"
-    traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
+    traced = jax.jit(function, donate_argnums=donate, **options).trace(*arguments)
     return traced.lower(lowering_platforms=(platform,)).compile()
 
 

@@ -19,10 +19,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +29,13 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental.layout import Format, Layout
-from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy.signal import butter
 
-from benchmarks import RESULTS, run_command
-from examples.harness.experiment import find_experiment
+from benchmarks import RESULTS, DataDir, OutFile, run_command
+from examples.harness.experiment import Run, find_experiment
+from examples.harness.methods import Range
 from examples.harness.tables import markdown
 from examples.harness.train import Precision, program
 from grokfast_jax import (
@@ -57,14 +57,18 @@ from .accelerators import (
     compiled,
     devices,
     memory_of,
+    one_device,
     placed,
     rounded_products,
     scatters,
     update_step,
 )
 from .tasks import default_run
-from .timing import write
+from .timing import versions, write
 
+Chips = Annotated[
+    tuple[str, ...], Range(f"of {', '.join(CHIPS)}", lambda chips: bool(chips) and CHIPS.keys() >= set(chips))
+]
 OUT = RESULTS / "compiled.json"
 SIDE = 8192  # of the matrix
 WINDOW = 100
@@ -131,12 +135,7 @@ SHOWN = (  # in the tables for people
     "MA in AdamW",
     "Muon",
 )
-POD_OPTIMIZERS = {
-    "AdamW": optax.adamw(1e-3),
-    "EMA": before_adamw(grokfast_ema()),
-    "MA": before_adamw(grokfast_ma(WINDOW)),
-    "MA, stride 10, bfloat16 buffer": before_adamw(grokfast_ma(WINDOW, stride=10, buffer_dtype="bfloat16")),
-}
+POD_OPTIMIZERS = ("AdamW", "EMA", "MA", "MA, stride 10, bfloat16 buffer")
 PROGRAMS: dict[str, list[tuple[str, Precision]]] = {  # methods, and the precision of matrix products
     "modular": [
         ("ema", "default"),
@@ -144,17 +143,7 @@ PROGRAMS: dict[str, list[tuple[str, Precision]]] = {  # methods, and the precisi
     ],
     "mnist": [("paper", "float32"), ("decay-only", "float32")],
 }
-FILTERS = {  # alone, for the table of their memory
-    "EMA": grokfast_ema(),
-    "MA": grokfast_ma(WINDOW),
-    "MA, stride 10": grokfast_ma(WINDOW, stride=10),
-    "MA, stride 10, bfloat16 buffer": grokfast_ma(WINDOW, stride=10, buffer_dtype="bfloat16"),
-}
-
-
-def matrix(dtype: jax.typing.DTypeLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """Parameters: one large matrix."""
-    return {"w": jax.ShapeDtypeStruct((SIDE, SIDE), dtype)}
+FILTERS = ("EMA", "MA", "MA, stride 10", "MA, stride 10, bfloat16 buffer")  # in the table of their memory
 
 
 def nbytes(tree: Any) -> int:
@@ -171,38 +160,40 @@ def least_bytes(params: Any, state: Any) -> int:
 
 def state_and_least(label: str, dtype: jax.typing.DTypeLike) -> dict[str, float]:
     """Bytes per parameter of the state with the full window, and the least bytes that an update moves."""
-    params = matrix(dtype)
+    params = {"w": jax.ShapeDtypeStruct((SIDE, SIDE), dtype)}
     state = jax.eval_shape(OPTIMIZERS[label](WINDOW).init, params)
     return {"state": round(nbytes(state) / SIDE**2, 2), "least": round(least_bytes(params, state) / SIDE**2, 2)}
 
 
-def update(chip: str, label: str, dtype: jax.typing.DTypeLike) -> dict[str, float]:
-    """What the update of a matrix is compiled to for a chip."""
-    tx, params = OPTIMIZERS[label](COMPILED_WINDOW), matrix(dtype)
-    arguments = placed((params, jax.eval_shape(tx.init, params), params), SingleDeviceSharding(devices(chip)[0]))
-    return description(compiled(update_step(tx), *arguments, donate=(0, 1)), SIDE**2)
+def update(
+    chip: str,
+    label: str,
+    dtype: jax.typing.DTypeLike,
+    *,
+    window: int = COMPILED_WINDOW,
+    rows: int = SIDE,
+    layout: Layout | None = None,
+) -> dict[str, float]:
+    """Kernels and copies of the update of a matrix for a chip; bytes per parameter that it moves and needs.
 
-
-def description(executable: jax.stages.Compiled, size: int) -> dict[str, float]:
-    """Kernels and copies of a program over arrays of `size` elements; bytes that it moves and needs, per element."""
-    program = Program(executable, size)
+    `layout` is of all arrays, by default the chip's own.
+    """
+    tx, params = OPTIMIZERS[label](window), {"w": jax.ShapeDtypeStruct((rows, SIDE), dtype)}
+    arguments = placed((params, jax.eval_shape(tx.init, params), params), one_device(chip))
+    place = {} if layout is None else dict.fromkeys(("in_shardings", "out_shardings"), Format(layout, one_device(chip)))
+    executable = compiled(update_step(tx), *arguments, donate=(0, 1), **place)
+    program = Program(executable, rows * SIDE)
     return {
         "kernels": len(program.kernels()),
         "copies": len(program.moves()),
-        "bytes": round(program.bytes() / size, 2),
-        "temporary": round(memory_of(executable).temp_size_in_bytes / size, 2),
+        "bytes": round(program.bytes() / (rows * SIDE), 2),
+        "temporary": round(memory_of(executable).temp_size_in_bytes / (rows * SIDE), 2),
     }
 
 
 def odd_rows(chip: str, layout: Layout | None) -> dict[str, float]:
-    """The moving average over a matrix of 99 rows, which no tile of a TPU divides; None is the default layout."""
-    tx, params = before_adamw(grokfast_ma(WINDOW)), {"w": jax.ShapeDtypeStruct((99, SIDE), jnp.float32)}
-    arguments = (params, jax.eval_shape(tx.init, params), params)
-    sharding = SingleDeviceSharding(devices(chip)[0])
-    place = sharding if layout is None else Format(layout, sharding)
-    jitted = jax.jit(update_step(tx), donate_argnums=(0, 1), in_shardings=place, out_shardings=place)
-    lowered = jitted.trace(*arguments).lower(lowering_platforms=(CHIPS[chip].platform,))
-    return description(lowered.compile(), 99 * SIDE)
+    """The moving average over a matrix of 99 rows, which no tile of a TPU divides."""
+    return update(chip, "MA", jnp.float32, window=WINDOW, rows=99, layout=layout)
 
 
 def llama(vocabulary: int = 128_256, hidden: int = 14_336) -> dict[str, tuple[tuple[int, ...], P]]:
@@ -256,8 +247,9 @@ def sharded_arguments(
     return params, state, params
 
 
-def pod_update(tx: optax.GradientTransformation, tree: Any, axis_type: AxisType) -> dict[str, Any]:
+def pod_update(label: str, tree: Any, axis_type: AxisType) -> dict[str, Any]:
     """What the update of a sharded tree is compiled to: collectives and bytes per chip."""
+    tx = OPTIMIZERS[label](WINDOW)
     mesh = pod_mesh(axis_type)
     with jax.set_mesh(mesh):
         arguments = sharded_arguments(tx, tree, mesh)
@@ -271,44 +263,32 @@ def pod_update(tx: optax.GradientTransformation, tree: Any, axis_type: AxisType)
     }
 
 
-def seeds_program(tx: optax.GradientTransformation, steps: int = 200) -> Callable[[Any], Any]:
-    """Many runs, from `init` to the last of a scan of updates, vmapped over their parameters."""
+def seeds(chip: str, side: int = 256, steps: int = 200) -> dict[str, float]:
+    """What 64 runs with the moving average, from `init` to the last update, are compiled to as one program."""
+    tx = before_adamw(grokfast_ma(WINDOW))
 
     def run(params: Any) -> Any:
-        def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-            params, state = carry
-            grads = jax.tree.map(jnp.sin, params)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
+        update = update_step(tx)
+        step = lambda carry, _: (update(carry[0], carry[1], jax.tree.map(jnp.sin, carry[0])), None)
         return lax.scan(step, (params, tx.init(params)), None, length=steps)[0][0]
 
-    return jax.vmap(run)
-
-
-def seeds(chip: str, side: int = 256) -> dict[str, float]:
-    """What 64 runs with the moving average are compiled to as one program."""
     params = {"w": jax.ShapeDtypeStruct((SEEDS, side, side), jnp.float32)}
-    executable = compiled(
-        seeds_program(before_adamw(grokfast_ma(WINDOW))), placed(params, SingleDeviceSharding(devices(chip)[0]))
-    )
+    executable = compiled(jax.vmap(run), *placed([params], one_device(chip)))
     ring = (WINDOW + 1) * nbytes(params)
-    program = Program(executable, ring // 4)
     return {
         "scatters": scatters(executable),
-        "ring_copies": len(program.moves()),
+        "ring_copies": len(Program(executable, ring // 4).moves()),
         "ring_gigabytes": round(ring / 1e9, 3),
         "temporary_gigabytes": round(memory_of(executable).temp_size_in_bytes / 1e9, 3),
     }
 
 
-def whole_program(chip: str, jitted: jax.stages.Wrapped, *arguments: Any) -> dict[str, float]:
-    """What a jitted function is compiled to for a chip: memory, and matrix products that are not in float32.
-
-    Arguments may be arrays, numbers or `jax.ShapeDtypeStruct`.
-    """
-    traced = jitted.trace(*placed(arguments, SingleDeviceSharding(devices(chip)[0])))
-    executable = traced.lower(lowering_platforms=(CHIPS[chip].platform,)).compile()
+def whole_program(chip: str, run: Run, precision: Precision) -> dict[str, float]:
+    """What a chunk of training is compiled to, evaluation included: memory, and products that are not in float32."""
+    whole, key = program(run, precision=precision), jax.random.key(0)
+    (shared, own), state = jax.eval_shape(whole.draw, key), jax.eval_shape(whole.init, run.traced, key)
+    arguments = placed((run.traced, key, shared, own, state), one_device(chip))
+    executable = compiled(whole.advance, *arguments, donate=(4,))
     memory = memory_of(executable)
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
@@ -318,37 +298,31 @@ def whole_program(chip: str, jitted: jax.stages.Wrapped, *arguments: Any) -> dic
 
 
 def measure_programs(chip: str, data_dir: Path | None) -> dict[str, Any]:
-    """What a chunk of training is compiled to, evaluation included, with float32 products or the default precision."""
-    rows: dict[str, Any] = {}
-    for task, methods in PROGRAMS.items():
-        for method, precision in methods:
-            run = default_run(find_experiment(task), data_dir, method)
-            whole, key = program(run, precision=precision), jax.random.key(0)
-            (shared, own), state = jax.eval_shape(whole.draw, key), jax.eval_shape(whole.init, run.traced, key)
-            found = whole_program(chip, whole.advance, run.traced, key, shared, own, state)
-            rows[f"{task} {method}, {precision}"] = found
-    return rows
+    """Chunks of training, with float32 products or the default precision."""
+    return {
+        f"{task} {method}, {precision}": whole_program(
+            chip, default_run(find_experiment(task), data_dir, method), precision
+        )
+        for task, methods in PROGRAMS.items()
+        for method, precision in methods
+    }
 
 
 def measure_chip(chip: str) -> dict[str, Any]:
     """Everything about one chip."""
-    result: dict[str, Any] = {
-        name: {label: update(chip, label, dtype) for label in OPTIMIZERS} for name, dtype in DTYPES.items()
-    }
     layouts = {"default layout": None, "layout chosen by XLA": Layout.AUTO}
+    updates = {name: {label: update(chip, label, dtype) for label in OPTIMIZERS} for name, dtype in DTYPES.items()}
     odd = {name: odd_rows(chip, layout) for name, layout in layouts.items()}
-    return result | {"odd_rows": odd, "seeds": seeds(chip)}
+    return {**updates, "odd_rows": odd, "seeds": seeds(chip)}
 
 
 def measure_pod(chip: str) -> dict[str, Any]:
     """The sharded updates."""
-    rows: dict[str, Any] = {}
-    for name, axis_type in (("auto", AxisType.Auto), ("explicit", AxisType.Explicit)):
-        for tree_name, tree in (("llama", llama()), ("uneven", uneven())):
-            rows[f"{tree_name}, {name} axes"] = {
-                label: pod_update(tx, tree, axis_type) for label, tx in POD_OPTIMIZERS.items()
-            }
-    return rows
+    return {
+        f"{tree_name}, {axes} axes": {label: pod_update(label, tree, axis_type) for label in POD_OPTIMIZERS}
+        for axes, axis_type in (("auto", AxisType.Auto), ("explicit", AxisType.Explicit))
+        for tree_name, tree in (("llama", llama()), ("uneven", uneven()))
+    }
 
 
 def alone(function: Callable[[str], dict[str, Any]], chips: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -358,13 +332,11 @@ def alone(function: Callable[[str], dict[str, Any]], chips: Iterable[str]) -> di
         return dict(zip(chips, pool.map(function, chips), strict=True))
 
 
-def common(values: dict[str, float], suffix: str = "") -> str:
+def common(values: dict[str, float]) -> str:
     """A number that most chips share, and the chips that differ."""
     (usual, _), *others = Counter(values.values()).most_common()
-    parts = [f"{usual:g}{suffix}"]
-    for value, _ in others:
-        parts.append(f"{value:g} on {', '.join(chip for chip, v in values.items() if v == value)}")
-    return "; ".join(parts)
+    differ = [f"{value:g} on {', '.join(chip for chip, v in values.items() if v == value)}" for value, _ in others]
+    return "; ".join([f"{usual:g}", *differ])
 
 
 def dtype_table(result: dict[str, Any], dtype: str) -> str:
@@ -372,15 +344,16 @@ def dtype_table(result: dict[str, Any], dtype: str) -> str:
     rows = []
     for label in SHOWN:
         by_chip = {chip: found[dtype][label] for chip, found in result["chips"].items()}
+        names = ("kernels", "bytes", "temporary")
+        kernels, moved, temporary = (common({c: round(row[key], 1) for c, row in by_chip.items()}) for key in names)
         shared = result["state"][dtype][label]
-        column = lambda key, by_chip=by_chip: common({chip: round(row[key], 1) for chip, row in by_chip.items()})
         rows.append(
             {
                 "optimizer": label,
-                "kernels": column("kernels"),
-                "bytes moved": column("bytes"),
+                "kernels": kernels,
+                "bytes moved": moved,
                 "least bytes": f"{shared['least']:g}" if label != "Muon" else "",
-                "temporary bytes": column("temporary"),
+                "temporary bytes": temporary,
                 "state bytes": f"{shared['state']:g}",
             }
         )
@@ -422,8 +395,9 @@ def pod_table(result: dict[str, Any]) -> str:
 
 def memory_table(result: dict[str, Any]) -> str:
     """Gigabytes of the filters' state by the number of parameters, as Markdown."""
-    rows = []
-    for label, per_parameter in result["filter_state"].items():
+    rows, state = [], result["state"]["float32"]
+    for label in FILTERS:
+        per_parameter = round(state[label]["state"] - state["AdamW"]["state"], 2)
         total = {name: count * per_parameter / 1e9 for name, count in SIZES.items()}
         cells = {f"{name} parameters": f"{gb:,.0f} GB" if gb >= 100 else f"{gb:.3g} GB" for name, gb in total.items()}
         rows.append({"filter": label, "bytes per parameter": f"{per_parameter:g}"} | cells)
@@ -442,7 +416,7 @@ def programs_table(result: dict[str, Any]) -> str:
     return markdown(rows)
 
 
-def main(chips: tuple[str, ...] = tuple(CHIPS), data_dir: Path | None = None, out: Path = OUT) -> None:
+def main(chips: Chips = tuple(CHIPS), data_dir: DataDir = None, out: OutFile = OUT) -> None:
     """Compile every optimizer's update for every chip, and whole programs for two of them.
 
     Args:
@@ -452,13 +426,9 @@ def main(chips: tuple[str, ...] = tuple(CHIPS), data_dir: Path | None = None, ou
     """
     packages = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12", "optax")
     result = {
-        "versions": {name: version(name) for name in packages},
+        "versions": versions(packages, "-r tests/accelerators.txt"),
         "state": {
             name: {label: state_and_least(label, dtype) for label in OPTIMIZERS} for name, dtype in DTYPES.items()
-        },
-        "filter_state": {
-            label: round(nbytes(jax.eval_shape(tx.init, matrix(jnp.float32))) / SIDE**2, 2)
-            for label, tx in FILTERS.items()
         },
         "chips": alone(measure_chip, chips),
         "pod": alone(measure_pod, ["TPU v5e"])["TPU v5e"],

@@ -15,63 +15,56 @@ that need more memory than --memory are left out, and said to be.
 """
 
 import itertools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from benchmarks import RESULTS, run_command
+from benchmarks import RESULTS, Count, Counts, OutFile, run_command
 from examples.harness.files import provenance
+from examples.harness.methods import Range
 from examples.harness.tables import markdown
 from grokfast_jax import grokfast_ema, grokfast_ma
 
+from .accelerators import memory_of, update_step
 from .timing import in_turn, in_words, ratios, spread, write
 
 OUT = RESULTS / "step_cost.json"
 MODEL_BYTES = {"none": 28, "ema": 36, "ma": 52}  # per parameter, float32, each array read and written once
-SMALL_LEAF = 128 * 128
-
-
-def transformation(name: str) -> optax.GradientTransformation:
-    """AdamW behind the filter `name`: none, ema or ma-WINDOW."""
-    window = name.partition("-")[2]
-    filtering = grokfast_ma(int(window)) if window else {"none": optax.identity(), "ema": grokfast_ema()}[name]
-    return optax.chain(filtering, optax.adamw(1e-3))
+LAYOUTS = {"few": lambda parameters: 4, "many": lambda parameters: min(max(parameters // 128**2, 1), 256)}
 
 
 def contender(name: str, sizes: list[int], mode: str, steps: int) -> tuple[Callable[[], object], dict[str, float]]:
-    """A call that runs `steps` updates to their end, and the bytes per parameter that it needs and moves."""
-    tx = transformation(name)
+    """A call that runs `steps` updates to their end, and the bytes per parameter that it needs and moves.
 
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    The contender is AdamW with the filter `name` before it: none, ema or ma-WINDOW.
+    """
+    kind, _, window = name.partition("-")
+    make_filter = {"none": optax.identity, "ema": grokfast_ema, "ma": lambda: grokfast_ma(int(window))}[kind]
+    tx = optax.chain(make_filter(), optax.adamw(1e-3))
+    step = update_step(tx)
 
     def scan(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         # The gradient is scaled anew in each step, so that none of it can be precomputed.
         body = lambda carry, scale: (step(carry[0], carry[1], jax.tree.map(lambda g: scale * g, grads)), None)
         return lax.scan(body, (params, state), jnp.linspace(1.0, 1.1, steps))[0]
 
-    params = {f"p{i}": jnp.full(size, 0.5) for i, size in enumerate(sizes)}
-    grads = {f"p{i}": jnp.full(size, 1e-3) for i, size in enumerate(sizes)}
+    params, grads = ({f"p{i}": jnp.full(size, value) for i, size in enumerate(sizes)} for value in (0.5, 1e-3))
     state = jax.jit(tx.init)(params)
     compile_ = lambda function: jax.jit(function, donate_argnums=(0, 1)).lower(params, state, grads).compile()
     one = compile_(step)
     compiled = one if mode == "step" else compile_(scan)
-    total, memory, cost = sum(sizes), compiled.memory_analysis(), one.cost_analysis()
-    if memory is None or cost is None:
-        raise RuntimeError(f"the backend {jax.default_backend()} tells no memory and cost of a compiled program")
+    cost: Any = one.cost_analysis()
+    total, carry = sum(sizes), (params, state)
     facts = {
         "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / total,
-        "temporary_bytes": memory.temp_size_in_bytes / total,
+        "temporary_bytes": memory_of(compiled).temp_size_in_bytes / total,
         "compiled_bytes": cost["bytes accessed"] / total,
-        "model_bytes": MODEL_BYTES[name.partition("-")[0]],
+        "model_bytes": MODEL_BYTES[kind],
     }
-    carry = params, state
 
     def call() -> None:
         nonlocal carry
@@ -95,26 +88,25 @@ def copy_bandwidth(rounds: int) -> dict[str, float]:
 
 
 def measure(
-    parameters: int, layout: str, mode: str, *, windows: tuple[int, ...], rounds: int, updates: int, memory: float
+    parameters: int, layout: str, mode: str, *, windows: Sequence[int], rounds: int, updates: int, memory: float
 ) -> list[dict[str, Any]]:
     """One row for each contender of a cell; `layout` is few arrays, or many of 128 x 128 (256 at most)."""
-    arrays = 4 if layout == "few" else min(max(parameters // SMALL_LEAF, 1), 256)
-    sizes = [parameters // arrays] * arrays
+    arrays = LAYOUTS[layout](parameters)
+    sizes = [max(parameters // arrays, 1)] * arrays
     steps = max(1, updates // parameters)
     place = {"parameters": sum(sizes), "layout": layout, "arrays": arrays, "mode": mode}
-    names, skipped, longest = ["none", "ema"], [], 0
-    used = 2 * 7 * 4 * parameters
-    for window in windows:
-        needed = (window + 8) * 4 * parameters
-        if used + needed > memory * 1e9:
-            skipped.append({**place, "filter": f"ma-{window}", "left_out": f"needs {needed / 1e9:.3g} GB"})
+    gigabytes = {window: (window + 8) * 4 * parameters / 1e9 for window in windows}
+    used = 2 * 7 * 4 * parameters / 1e9
+    fitting, skipped = [], []
+    for window, needed in gigabytes.items():
+        if used + needed > memory:
+            skipped.append({**place, "filter": f"ma-{window}", "left_out": f"needs {needed:.3g} GB"})
         else:
             used += needed
-            longest = max(longest, window)
-            names.append(f"ma-{window}")
-    built = {name: contender(name, sizes, mode, steps) for name in names}
+            fitting.append(window)
+    built = {name: contender(name, sizes, mode, steps) for name in ("none", "ema", *(f"ma-{w}" for w in fitting))}
     for call, _ in built.values():
-        for _ in range(-(-longest // steps)):
+        for _ in range(-(-max(fitting, default=0) // steps)):
             call()
     seconds = in_turn({name: call for name, (call, _) in built.items()}, rounds)
     rows = []
@@ -145,12 +137,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(
-    parameters: tuple[int, ...] = (400_000, 10_000_000, 100_000_000),
-    windows: tuple[int, ...] = (10, 100, 1000),
-    rounds: int = 15,
-    updates: int = 60_000_000,
-    memory: float = 8.0,
-    out: Path = OUT,
+    parameters: Counts = (400_000, 10_000_000, 100_000_000),
+    windows: Counts = (10, 100, 1000),
+    rounds: Count = 15,
+    updates: Count = 60_000_000,
+    memory: Annotated[float, Range("above 0", lambda gigabytes: gigabytes > 0)] = 8.0,
+    out: OutFile = OUT,
 ) -> None:
     """Time one update of AdamW alone and behind each filter; the file is written after each cell.
 
@@ -163,7 +155,7 @@ def main(
       out: File for the results.
     """
     result = {**provenance(), "rounds": rounds, "copy_gb_per_second": copy_bandwidth(rounds), "rows": []}
-    for cell in itertools.product(parameters, ("few", "many"), ("step", "scan")):
+    for cell in itertools.product(parameters, LAYOUTS, ("step", "scan")):
         result["rows"] += measure(*cell, windows=windows, rounds=rounds, updates=updates, memory=memory)
         write(out, result)
     print(table(result))

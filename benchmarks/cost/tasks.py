@@ -10,13 +10,12 @@ import functools
 import multiprocessing
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks import RESULTS, run_command
+from benchmarks import RESULTS, Count, Counts, DataDir, Names, OutFile, run_command
 from examples.harness.errors import UserError
 from examples.harness.experiment import Experiment, Run, find_experiment, task_names
 from examples.harness.files import provenance
@@ -54,23 +53,18 @@ def flop_per_step(run: Run, compiled: Program) -> float | None:
     return float(cost["flops"])
 
 
-def measure(tasks: Sequence[str], threads: int, rounds: int, data_dir: Path | None) -> list[dict[str, Any]]:
-    """One row per task, in a process that has so many threads."""
-    rows: list[dict[str, Any]] = []
-    for name in tasks:
-        run = default_run(find_experiment(name), data_dir)
-        try:
-            compiled = program(run)
-        except UserError as error:
-            rows.append({"task": name, "threads": threads, "left_out": str(error).splitlines()[0]})
-            continue
-        records = evaluations(compiled, run.traced, jax.random.key(0))
-        seconds = in_turn({name: lambda records=records: next(records)}, rounds)[name]
-        per_step = spread([value / run.task.steps for value in seconds])
-        flop = flop_per_step(run, compiled)
-        row = {"task": name, "threads": threads, "seconds": per_step}
-        rows.append(row | ({} if flop is None else {"gflop": flop / 1e9}))
-    return rows
+def measure(name: str, threads: int, rounds: int, data_dir: Path | None) -> dict[str, Any]:
+    """The row of a task, in a process that has so many threads."""
+    run, row = default_run(find_experiment(name), data_dir), {"task": name, "threads": threads}
+    try:
+        compiled = program(run)
+    except UserError as error:
+        return row | {"left_out": str(error).splitlines()[0]}
+    records = evaluations(compiled, run.traced, jax.random.key(0))
+    seconds = in_turn({name: lambda: next(records)}, rounds)[name]
+    row["seconds"] = spread([value / run.task.steps for value in seconds])
+    flop = flop_per_step(run, compiled)
+    return row if flop is None else row | {"gflop": flop / 1e9}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -91,11 +85,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(
-    tasks: tuple[str, ...] = TASKS,
-    threads: tuple[int, ...] = THREADS,
-    rounds: int = 10,
-    data_dir: Path | None = None,
-    out: Path = OUT,
+    tasks: Names = TASKS, threads: Counts = THREADS, rounds: Count = 10, data_dir: DataDir = None, out: OutFile = OUT
 ) -> None:
     """Time the experiments, in a fresh process for each number of threads.
 
@@ -107,11 +97,13 @@ def main(
         downloads them once.
       out: File for the results.
     """
+    for name in tasks:
+        find_experiment(name)
     rows = []
     for count in threads:
         os.environ["PJRT_NPROC"] = str(count)
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            rows += pool.submit(measure, tasks, count, rounds, data_dir).result()
+            rows += pool.map(functools.partial(measure, threads=count, rounds=rounds, data_dir=data_dir), tasks)
     result = {**provenance(), "rounds": rounds, "rows": rows}
     write(out, result)
     print(table(result))

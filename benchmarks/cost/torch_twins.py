@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from examples.harness.experiment import Run
 from examples.harness.train import Program, keys
-from examples.mnist import CLASSES, Mnist
+from examples.mnist import CLASSES
 from examples.modular import Modular
 
 Weights = Mapping[Any, Any]
@@ -105,6 +105,11 @@ class MLP(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
+def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error against one-hot targets."""
+    return functional.mse_loss(output, functional.one_hot(target, CLASSES).to(output.dtype))
+
+
 def put(target: torch.Tensor, value: np.ndarray) -> None:
     """Copy an array into a tensor."""
     with torch.no_grad():
@@ -119,7 +124,7 @@ def put_layer(layer: Any, values: Weights) -> None:
 
 
 class Trainer:
-    """A run in PyTorch with the weights and batches of ours."""
+    """A run in PyTorch with the weights and batches of ours: Adam with coupled decay and a warm-up, MNIST AdamW."""
 
     def __init__(
         self,
@@ -131,38 +136,34 @@ class Trainer:
         frugal: bool = False,
         grokfast_pytorch: bool = False,
     ):
-        numbers = run.hyperparams
-        task, key = compiled.task, jax.random.key(seed)
+        numbers, task, key = run.hyperparams, compiled.task, jax.random.key(seed)
         shared, own = compiled.draw(key)
         weights = jax.device_get(compiled.init(run.traced, key).params)
+        options = {"lr": numbers["lr"], "weight_decay": numbers["weight_decay"]}
         if isinstance(task, Modular):
             pairs = jnp.arange(task.pairs)
             model, examples = Decoder(task, weights), (task.tokens(pairs), task.answer(pairs))
+            make_optimizer, self.loss = torch.optim.Adam, functional.cross_entropy
+            options["betas"], warmup = (0.9, 0.98), lambda step: min(step / 10, 1.0)
         else:
             model, examples = MLP(weights), (shared["images"], shared["labels"])
+            make_optimizer, self.loss, warmup = torch.optim.AdamW, squared_error, lambda step: 1.0
+        if grokfast_pytorch:  # an AdamW with the EMA inside
+            make_optimizer = GrokFastAdamW
+            options |= {"grokfast_alpha": numbers["alpha"], "grokfast_lamb": numbers["lamb"]}
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.to(self.device)
         self.forward: Callable[[torch.Tensor], torch.Tensor] = model.frugal if frugal else model
         if torch_compile:
             self.forward = torch.compile(self.forward)
-        self.inputs, self.targets = map(self.tensor, jax.device_get(examples))
-        self.squared = isinstance(task, Mnist)
-        coupled = isinstance(task, Modular)  # Adam with the paper's betas and warm-up of ten steps; MNIST has AdamW
-        options = {"lr": numbers["lr"], "weight_decay": numbers["weight_decay"]}
-        options["betas"] = (0.9, 0.98) if coupled else (0.9, 0.999)
-        # Arguments of the filter, by its function: an EMA has an alpha, an MA a window.
-        self.filter: Callable[..., Any] | None = None
-        self.filter_options = {name: numbers[name] for name in ("alpha", "lamb", "window_size") if name in numbers}
-        if grokfast_pytorch:  # its own AdamW with the EMA inside; decoupled decay
-            inside = {"grokfast_alpha": numbers["alpha"], "grokfast_lamb": numbers["lamb"]}
-            self.optimizer: torch.optim.Optimizer = GrokFastAdamW(model.parameters(), **options, **inside)
-        else:
-            if self.filter_options:
-                self.filter = gradfilter_ema if "alpha" in numbers else gradfilter_ma
-            self.optimizer = (torch.optim.Adam if coupled else torch.optim.AdamW)(model.parameters(), **options)
-        warmup = lambda step: min(step / 10, 1.0) if coupled else 1.0
+        self.optimizer: torch.optim.Optimizer = make_optimizer(model.parameters(), **options)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warmup)
+        # Arguments of the filter, by its function: an EMA has an alpha, an MA a window.
+        self.filter = gradfilter_ema if "alpha" in numbers else gradfilter_ma
+        names = () if grokfast_pytorch else ("alpha", "lamb", "window_size")
+        self.filter_options = {name: numbers[name] for name in names if name in numbers}
         self.memory: Any = None
+        self.inputs, self.targets = map(self.tensor, jax.device_get(examples))
         self.batches = jax.jit(lambda chunk: task.batches(own, jax.random.fold_in(keys(key).batch, chunk)))
         self.validation = self.examples(task.validation(own))
         self.chunks = 0
@@ -189,14 +190,10 @@ class Trainer:
 
     def step(self, inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """One update; returns the loss before it."""
-        output = self.forward(inputs)
-        if self.squared:
-            loss = functional.mse_loss(output, functional.one_hot(target, CLASSES).to(output.dtype))
-        else:
-            loss = functional.cross_entropy(output, target)
+        loss = self.loss(self.forward(inputs), target)
         self.optimizer.zero_grad()
         loss.backward()
-        if self.filter is not None:
+        if self.filter_options:
             self.memory = self.filter(self.model, self.memory, **self.filter_options)
         self.optimizer.step()
         self.schedule.step()

@@ -15,32 +15,39 @@ And for the mod-97 model
 - `grokfast-pytorch`: `torch` with that package's AdamW, which has the EMA inside.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
-import pandas as pd
 
-from benchmarks import RESULTS, run_command
-from examples.harness.errors import UserError
+from benchmarks import RESULTS, Count, DataDir, Names, OutFile, run_command
+from examples.harness.errors import require
 from examples.harness.experiment import Run, find_experiment
 from examples.harness.files import provenance
 from examples.harness.loop import evaluations
+from examples.harness.methods import Range
 from examples.harness.tables import markdown
 from examples.harness.train import Program, program
+from examples.mnist import Mnist
 from examples.modular import Modular
 
-from .timing import in_turn, in_words, ratios, spread, write
+from .tasks import default_run
+from .timing import in_turn, in_words, ratios, spread, versions, write
 
 OUT = RESULTS / "vs_torch.json"
 COMPILATIONS = 3
 TOLERANCE = 1e-4  # of the losses of the first ten steps, relative where they are above 1
+SIDES: dict[str, dict[str, bool]] = {  # of the mod-97 model; MNIST has the first alone
+    "torch": {},
+    "torch, frugal": {"frugal": True},
+    "torch.compile": {"torch_compile": True},
+    "torch.compile, frugal": {"torch_compile": True, "frugal": True},
+    "grokfast-pytorch": {"grokfast_pytorch": True},
+}
 
+Seeds = Annotated[tuple[int, ...], Range("numbers of at least 0", lambda seeds: min(seeds, default=0) >= 0)]
 Chunk = Callable[[], float]  # trains one chunk; the validation accuracy after it
 
 
@@ -53,8 +60,7 @@ def ours(compiled: Program, run: Run, seed: int) -> Chunk:
 def check_agreement(compiled: Program, run: Run, other: Any) -> float:
     """The largest difference of the losses of the first ten steps, of which `other` has none; they must agree."""
     key = jax.random.key(0)
-    state = compiled.init(run.traced, key)
-    _, metrics = compiled.advance(run.traced, key, *compiled.draw(key), state)
+    _, metrics = compiled.advance(run.traced, key, *compiled.draw(key), compiled.init(run.traced, key))
     other.chunk()
     losses, theirs = np.asarray(metrics["losses"])[:10], np.array(other.losses)[:10]
     difference = np.max(np.abs(losses - theirs) / np.maximum(1, np.abs(losses)))
@@ -67,11 +73,11 @@ def compile_seconds(compiled: Program, run: Run) -> float:
     """Seconds to trace and compile a run: those of its first chunk, less those of its second."""
     jax.clear_caches()
     chunk = ours(compiled, run, 0)
-    times = [time.perf_counter()]
-    for _ in range(2):
-        chunk()
-        times.append(time.perf_counter())
-    return (times[1] - times[0]) - (times[2] - times[1])
+    start = time.perf_counter()
+    chunk()
+    middle = time.perf_counter()
+    chunk()
+    return (middle - start) - (time.perf_counter() - middle)
 
 
 def time_chunks(run: Run, rounds: int) -> dict[str, Any]:
@@ -80,35 +86,30 @@ def time_chunks(run: Run, rounds: int) -> dict[str, Any]:
 
     compiled, steps, numbers = program(run), run.task.steps, run.hyperparams
     compiling = spread([compile_seconds(compiled, run) for _ in range(COMPILATIONS)])
-    options: dict[str, dict[str, bool]] = {"torch": {}}
-    if isinstance(run.task, Modular):
-        options |= {"torch, frugal": {"frugal": True}, "torch.compile": {"torch_compile": True}}
-        options |= {"torch.compile, frugal": {"torch_compile": True, "frugal": True}}
-        if "alpha" in numbers:
-            options |= {"grokfast-pytorch": {"grokfast_pytorch": True}}
     contenders: dict[str, Chunk] = {"ours": ours(compiled, run, 0)}
-    gflop, failed, difference = {}, {}, 0.0
-    for side, option in options.items():
+    gflop, failed, differences = {}, {}, []
+    for side, option in SIDES.items() if isinstance(run.task, Modular) else [("torch", {})]:
+        if side == "grokfast-pytorch":
+            if "alpha" in numbers:
+                contenders[side] = Trainer(compiled, run, 0, **option).chunk  # its decay is another
+            continue
         trainer = Trainer(compiled, run, 0, **option)
-        if side == "grokfast-pytorch":  # its decay is another
-            trainer.chunk()
-        elif "torch_compile" not in option:
-            difference = max(difference, check_agreement(compiled, run, trainer))
+        try:
+            differences.append(check_agreement(compiled, run, trainer))
+        except Exception as error:  # whatever torch.compile lacks here, such as a C++ compiler
+            if "torch_compile" not in option:
+                raise
+            failed[side] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            continue
+        if "torch_compile" not in option:
             gflop[side] = trainer.forward_gflop()
-        else:
-            try:
-                check_agreement(compiled, run, trainer)
-            except Exception as error:  # whatever torch.compile lacks here, such as a C++ compiler
-                failed[side] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-                continue
         contenders[side] = trainer.chunk
-    if "window_size" in numbers:  # its cost in PyTorch grows until the window is full
-        for _ in range(numbers["window_size"] // steps):
-            for chunk in contenders.values():
-                chunk()
+    for _ in range(numbers.get("window_size", 0) // steps):  # the cost in PyTorch grows until the window is full
+        for chunk in contenders.values():
+            chunk()
     seconds = in_turn(contenders, rounds)
     return {
-        "first_losses_differ_by": difference,
+        "first_losses_differ_by": max(differences),
         "compile_seconds": compiling,
         "forward_gflop": gflop,
         "seconds_a_step": {n: spread([v / steps for v in values]) for n, values in seconds.items()},
@@ -134,12 +135,10 @@ def time_to_95(method: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
             sides["torch"] = Trainer(compiled, setting, seed).chunk
         for side, run in sides.items():
             start = time.perf_counter()
-            chunks, accuracy = 0, 0.0
-            while accuracy < 0.95 and chunks * steps < setting.max_steps:
-                accuracy = run()
-                chunks += 1
+            ends = range(steps, setting.max_steps + steps, steps)
+            reached = next((step for step in ends if run() >= 0.95), None)
             row = {"method": method, "seed": seed, "side": side, "seconds": time.perf_counter() - start}
-            rows.append({**row, "steps": chunks * steps, "reached": accuracy >= 0.95})
+            rows.append({**row, "steps": reached or ends[-1], "reached": reached is not None})
             print(rows[-1])
     return rows
 
@@ -155,16 +154,14 @@ def whole_runs(rows: list[dict[str, Any]]) -> str:
         | {"seconds": f"{row['seconds']:.1f}"}
         for row in rows
     ]
-    seconds = pd.DataFrame(rows).pivot(index=["method", "seed"], columns="side", values="seconds")
-    in_torch = {method: times["torch"].dropna() for method, times in seconds.groupby("method", sort=False)}
+    here, there = ({(r["method"], r["seed"]): r["seconds"] for r in rows if r["side"] == s} for s in ("ours", "torch"))
     texts = []
-    for method, times in seconds["ours"].groupby("method", sort=False):
-        other = method if len(in_torch[method]) else "ema"
-        found = (in_torch[other].droplevel("method") / times.droplevel("method")).dropna()
-        if len(found):
-            of = f"`{method}`" if other == method else f"`{method}`, the {str(other).upper()} in PyTorch"
-            times_ours = f"{found.median():.1f} ({found.min():.1f} to {found.max():.1f})"
-            texts.append(f"PyTorch took {times_ours} times as long as ours ({of}).")
+    for method in sorted({method for method, _ in here}):
+        in_torch = method if any(method == name for name, _ in there) else "ema"
+        found = [there[in_torch, seed] / seconds for (name, seed), seconds in here.items() if name == method]
+        of = f"`{method}`" if in_torch == method else f"`{method}`, the EMA in PyTorch"
+        times_ours = f"{np.median(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+        texts.append(f"PyTorch took {times_ours} times as long as ours ({of}).")
     return f"{markdown(shown)}\n{' '.join(texts)}\n"
 
 
@@ -193,11 +190,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(
-    runs: tuple[str, ...] = ("modular adam", "modular ema", "modular ma", "mnist paper"),
-    rounds: int = 15,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    data_dir: Path | None = None,
-    out: Path = OUT,
+    runs: Names = ("modular adam", "modular ema", "modular ma", "mnist paper"),
+    rounds: Count = 15,
+    seeds: Seeds = (0, 1, 2),
+    data_dir: DataDir = None,
+    out: OutFile = OUT,
 ) -> None:
     """Time the mod-97 and the MNIST experiment here and in PyTorch; the file is written after each part.
 
@@ -208,19 +205,16 @@ def main(
       data_dir: Folder with the four files of MNIST; None downloads them once.
       out: File for the results.
     """
+    chosen = {}
+    for name in runs:
+        task, _, method = name.partition(" ")
+        chosen[name] = default_run(find_experiment(task), data_dir, method)
+        require(isinstance(chosen[name].task, Modular | Mnist), "runs", "of modular or mnist", name)
     jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
     result = {**provenance(), "rounds": rounds, "epochs": {}, "to_95": []}
-    try:
-        result["versions"] |= {name: version(name) for name in ("torch", "pytorch_optimizer", "grokfast-pytorch")}
-    except PackageNotFoundError as error:
-        raise UserError(f"{error.name} is missing; pip install -e '.[bench]'") from error
-    for run in runs:
-        name, _, method = run.partition(" ")
-        experiment = find_experiment(name)
-        task: Any = experiment.task
-        if data_dir is not None and hasattr(task, "data_dir"):
-            task = dataclasses.replace(task, data_dir=data_dir)
-        result["epochs"][run] = time_chunks(experiment.run(method, task), rounds)
+    result["versions"] |= versions(("torch", "pytorch_optimizer", "grokfast-pytorch"), "-e '.[bench]'")
+    for name, run in chosen.items():
+        result["epochs"][name] = time_chunks(run, rounds)
         write(out, result)
     for method in ("ema", "ma", "fastest"):
         result["to_95"] += time_to_95(method, seeds)
