@@ -49,9 +49,9 @@ def write_report(docs: Path = DOCS) -> None:
 
 
 def main() -> None:
-    """Run the subcommand of the command line."""
+    """Run the subcommand of the command line; without one, list them."""
     commands = {"list": list_studies, "run": run, "report": write_report}
-    tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks")
+    tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks", args=sys.argv[1:] or ["--help"])
 
 
 if __name__ == "__main__":

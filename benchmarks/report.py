@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import RESULTS
 from examples.harness import plots
+from examples.harness.errors import UserError
 
 from .cost import compiled, step_cost, tasks, vs_torch
 from .study import find_study, study_names
@@ -63,7 +64,13 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     made = {}
     for name, (file, table) in COSTS.items():
         path = results / file
-        made[name] = table(json.loads(path.read_text())) if path.exists() else MISSING
+        try:
+            made[name] = table(json.loads(path.read_bytes())) if path.exists() else MISSING
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            script = f"python -m benchmarks.cost.{path.stem}"
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}: {error}); write it again by {script}"
+            ) from error
     for name in study_names():
         made |= find_study(name).made_tables(results)
     return made
@@ -75,7 +82,7 @@ def fill(text: str, made: Mapping[str, str]) -> str:
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->\n")
         if start and not end:
-            raise ValueError(f"the text lacks the end of {name}; write <!-- end of {name} --> below the table")
+            raise UserError(f"the text lacks the end of {name}; write <!-- end of {name} --> below the table")
         if start:
             text = f"{before}{start}\n{table}\n{end}{after}"
     return text
@@ -85,19 +92,19 @@ def pages(docs: Path, made: Mapping[str, str]) -> dict[Path, str]:
     """The texts of all pages that have tables, by file.
 
     Raises:
-      ValueError: A table with results is in no page.
+      UserError: A table with results is in no page.
     """
-    written = {path: path.read_text() for path in sorted(docs.rglob("*.md"))}
+    written = {path: path.read_text("utf-8") for path in sorted(docs.rglob("*.md"))}
     measured = [name for name, table in made.items() if table != MISSING]
     if lost := [name for name in measured if not any(f"<!-- {name} -->\n" in text for text in written.values())]:
-        raise ValueError(f"no page in {docs} has the marks of {', '.join(lost)}; write <!-- {lost[0]} --> in one")
+        raise UserError(f"no page in {docs} has the marks of {', '.join(lost)}; write <!-- {lost[0]} --> in one")
     return {path: fill(text, made) for path, text in written.items() if "<!-- end of " in text}
 
 
 def write(docs: Path) -> None:
     """Write all tables and figures into the sources of the site."""
     for path, text in pages(docs, tables()).items():
-        path.write_text(text)
+        path.write_text(text, "utf-8")
     (docs / "pictures").mkdir(exist_ok=True)
     plots.save(cost_figure(), docs / "pictures" / "cost.png")
     for name in study_names():

@@ -1,8 +1,6 @@
 """What a study is: the runs that answer one question, and the tables and figures drawn from their results."""
 
 import dataclasses
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import RESULTS
 from examples.harness.engine import Measure, Observe, Reduce, Results
-from examples.harness.errors import UsageError
-from examples.harness.experiment import Run
+from examples.harness.experiment import Run, find_object
 
 from . import views
 
@@ -98,16 +95,10 @@ class Study:
 def study_names() -> list[str]:
     """The studies of this package."""
     files = sorted((Path(__file__).parent / "studies").glob("*.py"))
-    return [file.stem for file in files if "\nSTUDY = " in file.read_text()]
+    return [file.stem for file in files if "\nSTUDY = " in file.read_text("utf-8")]
 
 
 def find_study(name: str) -> Study:
     """The `STUDY` of a file of this package, or of any importable module."""
     names = study_names()
-    try:
-        return importlib.import_module(f"benchmarks.studies.{name}" if name in names else name).STUDY
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"the study must be one of {', '.join(names)}, or an importable module that has a STUDY, got {name!r} "
-            f"({error})"
-        ) from error
+    return find_object(f"benchmarks.studies.{name}" if name in names else name, Study, name, names)

@@ -21,7 +21,7 @@ from benchmarks.cost.timing import in_turn, in_words, ratios, spread
 from benchmarks.study import find_study, study_names
 from benchmarks.views import MISSING
 from examples import mnist, modular
-from examples.harness.errors import UsageError
+from examples.harness.errors import UsageError, UserError
 from examples.harness.train import program
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -39,6 +39,47 @@ def test_a_command_explains_all_its_flags(module, monkeypatch, capsys):
         explained = re.search(rf"^  {name}: (.{{14}})", inspect.getdoc(module.main), re.MULTILINE)
         assert explained, name
         assert explained[1] in shown
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        (step_cost, ["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (step_cost, ["--parameters", "5", "0"], "--parameters must be one or more numbers of at least 1, got (5, 0)"),
+        (step_cost, ["--windows"], "--windows must be one or more numbers of at least 1, got ()"),
+        (step_cost, ["--updates", "0"], "--updates must be at least 1, got 0"),
+        (step_cost, ["--memory", "0"], "--memory must be above 0, got 0.0"),
+        (tasks, ["--tasks"], "--tasks must be one or more names, got ()"),
+        (tasks, ["--tasks", "parity", "foo"], "the experiment must be one of imdb, "),
+        (tasks, ["--threads", "0"], "--threads must be one or more numbers of at least 1, got (0,)"),
+        (tasks, ["--data-dir", "nowhere"], "--data-dir must be a folder, got nowhere"),
+        (vs_torch, ["--runs"], "--runs must be one or more names, got ()"),
+        (vs_torch, ["--runs", "parity ma"], "--runs must be of modular or mnist, got parity ma"),
+        (vs_torch, ["--seeds", "-1"], "--seeds must be numbers of at least 0, got (-1,)"),
+        (compiled, ["--chips", "TPU"], "--chips must be of TPU v4, "),
+        (compiled, ["--chips"], "--chips must be of TPU v4, "),
+        *(
+            (m, ["--out", "nowhere/x.json"], "--out must be a file in a wr")
+            for m in (compiled, step_cost, tasks, vs_torch)
+        ),
+    ],
+)
+def test_a_flag_that_cannot_be_used_is_told_before_any_work(module, flags, message, tmp_path, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "r.json")]
+    monkeypatch.setattr("sys.argv", ["", *(out if "--out" not in flags else []), *flags])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(module.main, module.__name__)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_command_the_commands_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [""])
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main()
+    assert stopped.value.code == 0
+    assert "{list,run,report}" in capsys.readouterr().out
 
 
 def test_the_studies_are_listed_with_their_questions(monkeypatch, capsys):
@@ -63,6 +104,7 @@ def test_contenders_take_turns():
 
 def test_spread_and_ratios_by_hand():
     assert in_words({"median": 0.0034, "low": 0.002, "high": 0.005}, ".1f", 1e3) == "3.4 (2.0 to 5.0)"
+    assert spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert spread([5.0, 1.0, 2.0, 4.0, 3.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
     assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
 
@@ -115,7 +157,7 @@ def test_a_task_that_finds_no_data_is_left_out_and_told(small, tmp_path, monkeyp
     (tmp_path / "mnist").mkdir()
     found = {"small": small, "mnist": mnist.EXPERIMENT}
     monkeypatch.setattr(tasks, "find_experiment", found.__getitem__)
-    rows = tasks.measure(tuple(found), threads=2, rounds=2, data_dir=tmp_path)
+    rows = [tasks.measure(name, threads=2, rounds=1, data_dir=tmp_path) for name in found]
     assert [(row["task"], row["threads"]) for row in rows] == [("small", 2), ("mnist", 2)]
     assert rows[0]["gflop"] > 0
     assert rows[0]["seconds"]["median"] > 0
@@ -151,11 +193,20 @@ def test_every_picture_is_shown_and_every_shown_picture_exists():
     assert shown == {path.name for path in (DOCS / "pictures").iterdir()}
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"rows": 3}'])
+def test_a_damaged_result_file_is_named_with_its_cure(content, tmp_path):
+    (tmp_path / "tasks.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"tasks\.json is damaged \(.*; write it again by python -m benchmarks\.cost\.tasks"
+    ):
+        report.tables(tmp_path)
+
+
 def test_a_table_that_no_page_has_is_told(tmp_path):
     (tmp_path / "page.md").write_text("<!-- tasks -->\n")
-    with pytest.raises(ValueError, match=r"no page in .* has the marks of leaderboard; write <!-- leaderboard -->"):
+    with pytest.raises(UserError, match=r"no page in .* has the marks of leaderboard; write <!-- leaderboard -->"):
         report.pages(tmp_path, {"leaderboard": ""})
-    with pytest.raises(ValueError, match=r"the text lacks the end of tasks; write <!-- end of tasks -->"):
+    with pytest.raises(UserError, match=r"the text lacks the end of tasks; write <!-- end of tasks -->"):
         report.fill("<!-- tasks -->\n", {"tasks": ""})
     assert set(report.tables(tmp_path / "none").values()) == {MISSING}
 
