@@ -10,15 +10,16 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import tyro
+from matplotlib.figure import Figure
 
-from .harness import plots
-from .harness.cli import parse
-from .harness.engine import Results, as_text
-from .harness.errors import UsageError, plain_errors
-from .harness.experiment import Experiment, Run, find_experiment, nearest
-from .harness.files import write_whole
-from .harness.methods import parameters
-from .harness.tables import markdown, median_and_range
+from examples.harness import plots
+from examples.harness.cli import parse
+from examples.harness.engine import Results, as_text
+from examples.harness.errors import UsageError, plain_errors, require
+from examples.harness.experiment import Experiment, Run, find_experiment, nearest
+from examples.harness.files import write_whole
+from examples.harness.methods import parameters
+from examples.harness.tables import markdown, median_and_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +48,8 @@ class Sweep:
     as many as fit its memory; on a CPU 1 is as fast and stops earlier."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A run of a sweep, and its place in the grid."""
-
-    axes: dict[str, str]
-    run: Run
-
-
-def cells(sweep: Sweep, experiment: Experiment) -> list[Cell]:
-    """All runs of a sweep; seeds vary fastest."""
+def cells(sweep: Sweep, experiment: Experiment) -> list[tuple[dict[str, str], Run]]:
+    """All runs of a sweep, each with its place in the grid; seeds vary fastest."""
     axes: dict[str, list[str]] = {}
     for item in sweep.grid:
         name, _, values = item.partition("=")
@@ -67,18 +60,15 @@ def cells(sweep: Sweep, experiment: Experiment) -> list[Cell]:
         if (name := name.replace("-", "_")) == "seed" or name in axes:
             raise UsageError(f"--grid must name a flag once, and seeds by --seeds, got {item!r}")
         axes[name] = values.split(",")
-    if not sweep.methods or not sweep.seeds:
-        raise UsageError("--methods and --seeds must name at least one each")
+    require(bool(sweep.methods), "methods", "one or more methods", sweep.methods)
+    require(bool(sweep.seeds), "seeds", "one or more seeds", sweep.seeds)
     found = []
     for label, *values in itertools.product(sweep.methods, *axes.values()):
         flags = dict(zip(axes, values, strict=True))
         run = run_of(experiment, label, flags)
-        varied = {name: value for name, value in flags.items() if len(axes[name]) > 1}
-        for seed in sweep.seeds:
-            found.append(
-                Cell({"method": label, **varied}, dataclasses.replace(run, seed=seed, group_size=sweep.group_size))
-            )
-    if len({as_text(cell.run.key) for cell in found}) < len(found):
+        place = {"method": label} | {name: value for name, value in flags.items() if len(axes[name]) > 1}
+        found += [(place, dataclasses.replace(run, seed=seed, group_size=sweep.group_size)) for seed in sweep.seeds]
+    if len({as_text(run.key) for _, run in found}) < len(found):
         raise UsageError("--methods, --seeds and --grid must not name any run twice")
     return found
 
@@ -110,53 +100,45 @@ def table(frame: pd.DataFrame, axes: Sequence[str], thresholds: Sequence[float])
     return markdown(lines)
 
 
-def report(sweep: Sweep, experiment: Experiment, frame: pd.DataFrame, axes: Sequence[str]) -> str:
-    """Write what a sweep found: every record, a row per run, a table and a picture; return the table."""
-    curves = pd.concat(
-        pd.DataFrame(row["curve"]).assign(**{axis: row[axis] for axis in (*axes, "seed")})
-        for row in frame.to_dict("records")
-    )
-    write_whole(sweep.out / "curves.csv", curves.set_index([*axes, "seed", "step"]).to_csv())
-    write_whole(sweep.out / "runs.csv", frame.drop(columns="curve").replace(np.inf, np.nan).to_csv(index=False))
-    task = experiment.task
-    text = table(frame, axes, task.thresholds)
-    write_whole(sweep.out / "table.md", text)
-
-    varied = [axis for axis in axes if len(set(frame[axis])) > 1]
+def picture(experiment: Experiment, frame: pd.DataFrame, axes: Sequence[str]) -> Figure:
+    """A map of the medians if two axes of numbers vary, the curves of every combination otherwise."""
+    thresholds, varied = experiment.task.thresholds, [axis for axis in axes if len(set(frame[axis])) > 1]
     if len(varied) == 2 and "method" not in varied:
-        y, x = varied
         name, shown, form = "min_val_loss", "lowest loss", ".3g"
-        if task.thresholds:
-            name, form = f"steps_to_{100 * task.thresholds[-1]:g}", ",.0f"
-            shown = f"steps to {task.thresholds[-1]:.0%} accuracy"
-        order = {axis: list(dict.fromkeys(frame[axis])) for axis in varied}
-        median = frame.pivot_table(name, y, x, "median", sort=False).loc[order[y], order[x]]
-        title = f"{experiment.name}: median {shown} on the validation examples"
-        figure = plots.heat_map(median.replace(np.inf, np.nan), title, form)
-    else:
-        groups = {}
-        for _, group in frame.groupby(list(axes), sort=False):
-            first = group.iloc[0]
-            label = ", ".join(first[axis] if axis == "method" else f"{axis} {first[axis]}" for axis in varied)
-            groups[label or first["method"]] = [pd.DataFrame(curve).to_dict("records") for curve in group["curve"]]
-        figure = plots.bands(groups, f"{experiment.name}: median and range of the seeds", task.metric)
-    plots.save(figure, sweep.out / "sweep.png")
-    return text
+        if thresholds:
+            name, shown, form = f"steps_to_{100 * thresholds[-1]:g}", f"steps to {thresholds[-1]:.0%} accuracy", ",.0f"
+        y, x = ([*dict.fromkeys(frame[axis])] for axis in varied)
+        median = frame.pivot_table(name, varied[0], varied[1], "median", sort=False).loc[y, x].replace(np.inf, np.nan)
+        return plots.heat_map(median, f"{experiment.name}: median {shown} on the validation examples", form)
+    groups = {}
+    for _, group in frame.groupby(list(axes), sort=False):
+        first = group.iloc[0]
+        label = ", ".join(first[axis] if axis == "method" else f"{axis} {first[axis]}" for axis in varied)
+        groups[label or first["method"]] = [pd.DataFrame(curve).to_dict("records") for curve in group["curve"]]
+    return plots.bands(groups, f"{experiment.name}: median and range of the seeds", experiment.task.metric)
 
 
 def run(sweep: Sweep) -> None:
-    """Train what is missing, then report."""
+    """Train what is missing, then report: every record, a row per run, a table and a picture."""
     experiment = find_experiment(sweep.experiment)
-    chosen = cells(sweep, experiment)
-    path = sweep.out / "results.jsonl"
-    if not path.exists() and sweep.out.exists() and any(sweep.out.iterdir()):
+    places, runs = zip(*cells(sweep, experiment), strict=True)
+    results = Results(sweep.out / "results.jsonl", trains=True, keep_curves=True)
+    if not results.path.exists() and sweep.out.exists() and any(sweep.out.iterdir()):
         raise UsageError(f"{sweep.out} exists already and holds no sweep; choose another --out")
-    results = Results(path, trains=True, keep_curves=True)
-    frame = results.of(cell.run for cell in chosen)
-    axes = pd.DataFrame([cell.axes for cell in chosen])
-    frame = frame.drop(columns=axes.columns, errors="ignore").join(axes)
-    print(report(sweep, experiment, frame, list(axes.columns)))
-    print(f"results in {sweep.out}")
+    stored = results.by_key().values()
+    if any(line["run"].get("task") != runs[0].key["task"] or "curve" not in line for line in stored):
+        raise UsageError(f"{results.path} holds what no sweep of {experiment.name} made; choose another --out")
+    frame, grid = results.of(runs), pd.DataFrame(places)
+    axes = list(grid.columns)
+    frame = frame.drop(columns=axes, errors="ignore").join(grid)
+    place = lambda row: {axis: row[axis] for axis in (*axes, "seed")}
+    curves = [pd.DataFrame(row["curve"]).assign(**place(row)) for row in frame.to_dict("records")]
+    text = table(frame, axes, experiment.task.thresholds)
+    write_whole(sweep.out / "curves.csv", pd.concat(curves).set_index([*axes, "seed", "step"]).to_csv())
+    write_whole(sweep.out / "runs.csv", frame.drop(columns="curve").replace(np.inf, np.nan).to_csv(index=False))
+    write_whole(sweep.out / "table.md", text)
+    plots.save(picture(experiment, frame, axes), sweep.out / "sweep.png")
+    print(f"{text}\nresults in {sweep.out}")
 
 
 def main() -> None:

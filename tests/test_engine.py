@@ -138,7 +138,10 @@ def test_a_crash_in_the_middle_of_a_line_loses_that_line_alone(group_size, tmp_p
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"[1, 2]", b"3", b'{"run": {}}', b"\xff", b'{"provenance": "a", "run": {"seed": [0, 1]}, "x": [1]}'],
+    [
+        *(b"", b"{", b"[1, 2]", b"3", b"\xff", b'{"run": {}}', b'{"provenance": "a", "run": [1]}'),
+        b'{"provenance": "a", "run": {"seed": [0, 1]}, "x": [1]}',
+    ],
 )
 def test_a_damaged_line_is_named_with_its_cure(damage, tmp_path, stub):
     results(tmp_path).of(EMAS)

@@ -4,6 +4,11 @@ import csv
 import functools
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("lenient", "shared_programs")
 
 
 def make(out, **changes):
-    arguments = {"methods": ("ema", "ma"), "seeds": (0, 1), "grid": ("lr=0.01,0.1", "max-steps=40")}
-    return Sweep("tests.toy", out, **(arguments | changes))
+    arguments = {"experiment": "tests.toy", "methods": ("ema", "ma"), "seeds": (0, 1)}
+    return Sweep(out=out, **(arguments | {"grid": ("lr=0.01,0.1", "max-steps=40")} | changes))
 
 
 def table(path):
@@ -98,6 +103,23 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, groups_trained)
     assert len(groups_trained) == 4 + 4
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_xla_computes_exits_with_130_and_keeps_results(tmp_path):
+    """Python crashes if it ends by KeyboardInterrupt then; the second run would take minutes."""
+    flags = ["--methods", "adam", "--grid", "lr=0.1,0.0", "stop-at=0.8", "max-steps=1000000", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "examples.sweep", "tests.toy", *flags]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job, and what it starts, would ignore it
+    root, results = Path(__file__).parents[1], tmp_path / "results.jsonl"
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not results.exists():
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted; what was complete is kept" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert [json.loads(line).get("steps_to_80") for line in results.read_text().splitlines()][1] > 0
+
+
 def test_a_larger_sweep_keeps_what_a_smaller_one_trained(tmp_path, groups_trained):
     sweep.run(make(tmp_path / "s", methods=("ema",)))
     sweep.run(make(tmp_path / "s", methods=("ema",), seeds=(0, 1, 2)))
@@ -124,11 +146,40 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UsageError, match="exists already and holds no sweep; choose another --out"):
         sweep.run(make(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+    for stored in ({"run": {"task": "Other"}, "curve": {}}, {"run": {"task": "Toy"}}, {"run": {}}):
+        line = json.dumps(stored | {"provenance": "a"}) + "\n"
+        (tmp_path / "results.jsonl").write_text(line)
+        with pytest.raises(UsageError, match=r"results\.jsonl holds what no sweep of tests\.toy made; choose another"):
+            sweep.run(make(tmp_path))
+        assert (tmp_path / "results.jsonl").read_text() == line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1 / 0", r"ZeroDivisionError: division by zero, .*faulty\.py, line 1\)"),
+        ("import json\ndef", r"SyntaxError: invalid syntax \(faulty\.py, line 2\)\)"),
+        ("EXPERIMENT = 3", r"EXPERIMENT is of type int\)"),
+        ("", r"EXPERIMENT is of type NoneType\)"),
+        ("import no_such_module", r"ModuleNotFoundError: No module named 'no_such_module'\)"),
+    ],
+)
+def test_a_module_that_fails_says_why_and_where_in_one_line(content, message, tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faulty", raising=False)
+    with pytest.raises(UsageError, match=rf"^the experiment must be one of .*, got 'faulty' \({message}$"):
+        sweep.run(make(tmp_path / "s", experiment="faulty"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"experiment": ""}, "the experiment must be one of imdb, .* got '' .ValueError: Empty module name"),
+        (
+            {"experiment": "..modular"},
+            "the experiment must be one of .* got '..modular' .TypeError: .* relative import",
+        ),
         ({"methods": ("foo",)}, "--methods must be one of ema, ma, adam, got 'foo'"),
         ({"methods": ("adan",)}, r"got 'adan'; did you mean adam\?"),
         ({"grid": ("lamb",)}, r"--grid must be FLAG=VALUE,VALUE .* got 'lamb'"),
@@ -142,8 +193,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         ({"grid": ("lamb=1,1.0",)}, "must not name any run twice"),
         ({"seeds": (0, 0)}, "must not name any run twice"),
         ({"methods": ("ema", "ema")}, "must not name any run twice"),
-        ({"seeds": ()}, "--methods and --seeds must name at least one each"),
-        ({"methods": ()}, "--methods and --seeds must name at least one each"),
+        ({"seeds": ()}, "--seeds must be one or more seeds, got "),
+        ({"seeds": (-1,)}, "--seed must be in .*, got -1"),
+        ({"methods": ()}, "--methods must be one or more methods, got "),
         ({"group_size": 0}, "--group-size must be at least 1, got 0"),
     ],
 )

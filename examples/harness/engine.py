@@ -17,10 +17,10 @@ import pandas as pd
 import tqdm
 
 from .errors import UserError
-from .experiment import RULE, Run
+from .experiment import Run, make_run
 from .files import provenance
 from .loop import evaluations, stack
-from .methods import Method, hyperparams
+from .methods import Method
 from .records import Row, best, format_metric, is_finished, outcome
 from .task import Data, Task
 from .train import Program, TrainState, program
@@ -41,14 +41,8 @@ def product(task: Task, method: Method, **values: Any) -> list[Run]:
       **values: Hyperparameters of the method and `seed`, `max_steps`, `stop_at`, `hold_evals`, `group_size`, each one
         value, or a list, range or tuple of them. The last one varies fastest.
     """
-    defaults = {"max_steps": task.max_steps, "stop_at": task.stop_at}
     axes = [value if isinstance(value, list | range | tuple) else [value] for value in values.values()]
-    runs = []
-    for combination in itertools.product(*axes):
-        settings = dict(zip(values, combination, strict=True))
-        rule = defaults | {name: settings.pop(name) for name in RULE if name in settings}
-        runs.append(Run(task, method, hyperparams(method, **settings), **rule))
-    return runs
+    return [make_run(task, method, **dict(zip(values, point, strict=True))) for point in itertools.product(*axes)]
 
 
 def as_text(key: Mapping[str, Any]) -> str:
@@ -115,8 +109,8 @@ class Results:
         with filelock.FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
-            known = any(line.get("versions") and line["provenance"] == name for line in self._lines())
-            lines = [*([] if known else [{"provenance": name, **origin}])]
+            known = any("run" not in line and line["provenance"] == name for line in self._lines())
+            lines = [] if known else [{"provenance": name, **origin}]
             lines += [{**line, "provenance": name} for line in stacked(results)]
             file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode())
             file.flush()
@@ -148,11 +142,11 @@ class Results:
                             if compiled is None or compiled_for != group[0].program_key:
                                 compiled, compiled_for = program(group[0]), group[0].program_key
                             options = {"observe": self.observe, "keep_curve": self.keep_curves}
-                            found = train_group(compiled, group, bar, self.measure, **options)
+                            results = train_group(compiled, group, bar, self.measure, **options)
                             self.append(
                                 [
                                     {"run": run.key, **result, **{k: self.reduce(v) for k, v in measured.items()}}
-                                    for run, (result, measured) in zip(group, found, strict=True)
+                                    for run, (result, measured) in zip(group, results, strict=True)
                                 ]
                             )
                             bar.update(len(group))

@@ -105,6 +105,13 @@ class Run:
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in key.items()}
 
 
+def make_run(task: Task, method: Method, **settings: Any) -> Run:
+    """A run of a method; settings are fields of `Run` and hyperparameters, by default those of the task and method."""
+    rule = {"max_steps": task.max_steps, "stop_at": task.stop_at}
+    rule |= {name: settings.pop(name) for name in RULE if name in settings}
+    return Run(task, method, hyperparams(method, **settings), **rule)
+
+
 class Measure(NamedTuple):
     """What `--measure NAME` adds to a run: columns NAME_... of its records, and NAME.png drawn from these."""
 
@@ -132,10 +139,7 @@ class Experiment:
 
     def run(self, method: str | None = None, task: Task | None = None, **settings: Any) -> Run:
         """A run of a method by name; settings are fields of `Run` and hyperparameters."""
-        task, function = task or self.task, self.method(method or self.default)
-        rule = {"max_steps": task.max_steps, "stop_at": task.stop_at}
-        rule |= {name: settings.pop(name) for name in RULE if name in settings}
-        return Run(task, function, hyperparams(function, **settings), **rule)
+        return make_run(task or self.task, self.method(method or self.default), **settings)
 
 
 def nearest(what: str, name: str, known: Iterable[str]) -> str:
