@@ -18,17 +18,16 @@ import optax
 from flax import nnx
 from jax import lax
 
+from examples.fast import padded_logits
+from examples.harness.batches import Batch
+from examples.harness.cli import main
+from examples.harness.downloads import fetch
+from examples.harness.errors import UserError, require
+from examples.harness.experiment import Experiment
+from examples.harness.methods import Alpha, Lamb, LearningRate, Tx, WeightDecay
+from examples.harness.task import Data, Task
+from examples.harness.torch_init import linear, uniform
 from grokfast_jax import grokfast_ema
-
-from .fast import padded_logits
-from .harness.batches import Batch
-from .harness.cli import main
-from .harness.downloads import fetch
-from .harness.errors import UserError, require
-from .harness.experiment import Experiment
-from .harness.methods import Alpha, Lamb, LearningRate, Tx, WeightDecay
-from .harness.task import Data, Task
-from .harness.torch_init import linear, uniform
 
 ARCHIVE = "aclImdb_v1.tar.gz"  # the Large Movie Review Dataset of Maas et al. 2011
 SOURCE = "https://ai.stanford.edu/~amaas/data/sentiment/"
@@ -223,7 +222,9 @@ class Imdb(Task):
         """Validate the numbers."""
         super().__post_init__()
         require(self.length % 20 == 0, "length", "a multiple of 20", self.length)
-        require(0 < self.validation_part < 1, "validation_part", "in (0, 1)", self.validation_part)
+        least = 1 / REVIEWS
+        allowed = f"from {least:g} to {1 - least:g}, for a review on either side"
+        require(least <= self.validation_part <= 1 - least, "validation_part", allowed, self.validation_part)
 
     @property
     def val_size(self) -> int:
@@ -242,7 +243,9 @@ class Imdb(Task):
     def load(self) -> dict[str, np.ndarray]:
         """The words of the reviews, (reviews, most words), see `numbered`; and 1 for a positive review, (reviews,)."""
         reviews, labels = load(self.data_dir)
-        return {"words": numbered(reviews), "labels": labels}
+        if not (table := numbered(reviews)).any():
+            raise UserError(f"the reviews in {self.data_dir} have no word but stop words; get the file again")
+        return {"words": table, "labels": labels}
 
     def split(self, shared: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, jax.Array]:
         """The numbers of the reviews for training and for validation, and the tokens of all reviews."""

@@ -19,12 +19,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import jax
+import tqdm
 
-from . import resume
-from .harness.cli import parse
-from .harness.errors import UsageError, UserError, plain_errors
-from .harness.experiment import Run, find_experiment
-from .harness.runner import Options, deferred_interrupts, new_path, train, validate
+from examples import resume
+from examples.harness.cli import parse
+from examples.harness.errors import UsageError, UserError, plain_errors, require
+from examples.harness.experiment import Run, find_experiment
+from examples.harness.runner import Options, deferred_interrupts, new_path, train, validate
 
 
 def work(address: str, process: int, name: str, run: Run, options: Options, resumes: bool) -> None:
@@ -38,6 +39,7 @@ def work(address: str, process: int, name: str, run: Run, options: Options, resu
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    tqdm.tqdm.set_lock(threading.RLock())  # by default a semaphore, which a process that is killed leaves behind
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -53,6 +55,8 @@ def work(address: str, process: int, name: str, run: Run, options: Options, resu
 
 def launch(processes: int, command: str, argv: Sequence[str]) -> None:
     """Start the processes and wait for them; if one ends before its time, end them all."""
+    devices = [word for word in argv if word.partition("=")[0] == "--devices"]
+    require(not devices, "devices", "left out, because PROCESSES is their number", " ".join(argv))
     if resumes := command == "resume":
         experiment, run, options = resume.parse(argv)
     else:
@@ -61,13 +65,13 @@ def launch(processes: int, command: str, argv: Sequence[str]) -> None:
     out = options.out or new_path(experiment, run)
     options = dataclasses.replace(options, out=out, devices=processes)
     validate(experiment, run, options)
-    name = command if command != "resume" else experiment.name
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (
         deferred_interrupts() as interrupts,
         ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
     ):
+        name = experiment.name
         futures = [pool.submit(work, address, process, name, run, options, resumes) for process in range(processes)]
         workers = multiprocessing.active_children()
         asked = killed = False

@@ -21,7 +21,7 @@ from examples import imdb
 from examples.fast import padded_logits
 from examples.harness import downloads
 from examples.harness.engine import product
-from examples.harness.errors import UserError
+from examples.harness.errors import UsageError, UserError
 from examples.harness.loop import evaluations
 from examples.harness.train import program
 from examples.imdb import LSTM, STOP_WORDS, Classifier, Imdb, load, numbered, words
@@ -233,6 +233,21 @@ def small(monkeypatch):
     monkeypatch.setattr(imdb, "REVIEWS", 80)
     monkeypatch.setattr(imdb, "load", lambda _: (reviews, np.arange(80, dtype=np.int32) % 2))
     return Imdb(vocabulary=10, length=20, batch_size=6, dim=4, hidden=8, epochs=8)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.0009, 0.9991, 1.0, float("nan")])
+def test_a_split_has_a_review_on_either_side(part):
+    with pytest.raises(
+        UsageError, match=r"--validation-part must be from 0\.001 to 0\.999, for a review on either side"
+    ):
+        Imdb(validation_part=part)
+    assert (Imdb(validation_part=0.001).val_size, Imdb(validation_part=0.999).train_size) == (1, 1)
+
+
+def test_reviews_without_a_word_are_told(monkeypatch):
+    monkeypatch.setattr(imdb, "load", lambda _: (["", "The it was"], np.array([0, 1])))
+    with pytest.raises(UserError, match="the reviews in folder have no word but stop words; get the file again"):
+        Imdb(data_dir=Path("folder")).load()
 
 
 def test_loss_and_accuracy_by_hand(small):

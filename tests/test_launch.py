@@ -92,6 +92,9 @@ def test_devices_that_are_not_there_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "ProcessPoolExecutor", None)  # no process is started
     with pytest.raises(UsageError, match=r"--devices must be a divisor of the batch size \(6\), got 4"):
         launch.launch(4, "tests.toy", ["--out", str(tmp_path / "run")])
+    for flags in (["--devices", "4"], ["--devices=2"]):
+        with pytest.raises(UsageError, match="--devices must be left out, because PROCESSES is their number, got --d"):
+            launch.launch(2, "tests.toy", flags)
     with pytest.raises(UsageError, match=r"got 'toy'"):
         launch.launch(2, "toy", [])
     with pytest.raises(UsageError, match="nowhere is not a run folder"):

@@ -328,8 +328,31 @@ def test_the_archive_is_read_without_unpacking(zipped):
     assert list(zipped.parent.iterdir()) == [zipped]
 
 
+def field(offset, value):
+    """Damage that sets two bytes of each file's entry in the directory of an archive, and of the file's own header."""
+
+    def damage(content):
+        for mark, shift in ((b"PK\x01\x02", 2), (b"PK\x03\x04", 0)):
+            *parts, last = content.split(mark)
+            heads = [
+                *parts[:1],
+                *(part[: offset + shift] + value + part[offset + shift + 2 :] for part in [*parts[1:], last]),
+            ]
+            content = mark.join(heads)
+        return content
+
+    return damage
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[:200], lambda content: content.replace(content[60:80], b"")]
+    "damage",
+    [
+        lambda content: content[:200],
+        lambda content: content.replace(content[60:80], b""),
+        field(2, b"\x01\x00"),  # encrypted
+        field(4, b"\x63\x00"),  # compressed in a way that is not known
+    ],
+    ids=["cut", "changed", "encrypted", "compression"],
 )
 def test_a_damaged_archive_is_named(damage, zipped):
     zipped.write_bytes(damage(zipped.read_bytes()))

@@ -24,11 +24,11 @@ def python_in_empty_folder(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(Path(grokfast_jax.__file__).parents[1])
 
-    def python(*arguments):
+    def python(*arguments, status=0):
         # A donated array that XLA cannot reuse is a UserWarning.
         command = [sys.executable, "-W", "error::UserWarning", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == status, done.stderr
         return done.stdout, done.stderr
 
     return python
@@ -52,7 +52,7 @@ def test_only_the_filter_or_the_tuned_learning_rate_reaches_the_goal(python_in_e
     run = "import quickstart; quickstart.main('curves.png', num_seeds=4, num_steps=4_000)"
     printed, progress = python_in_empty_folder("-c", run)
     methods = [
-        re.fullmatch(r"(.+): (\d) of 4 seeds reach 95 %(?:, after ([\d,]+) steps in the median)? \(\d+ s\)", line)
+        re.fullmatch(r"(.+): (\d) of 4 seeds reach 95 %(?:, after ([\d,]+) steps in the median)?", line)
         for line in printed.splitlines()
     ]
     reached = {match[1]: int(match[2]) for match in methods if match}
@@ -71,3 +71,17 @@ def test_help_names_the_picture_and_trains_nothing(python_in_empty_folder, tmp_p
     assert "picture" in printed
     assert "default: quickstart.png" in printed
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [("nowhere/x.png", "No such file or directory: 'nowhere/x.png'"), ("x.foo", "Format 'foo' is not supported")],
+)
+def test_a_picture_that_cannot_be_written_is_told_before_the_training(
+    picture, message, python_in_empty_folder, tmp_path
+):
+    printed, errors = python_in_empty_folder("quickstart.py", picture, status=2)
+    assert f"error: picture {picture}: " in errors
+    assert message in errors
+    assert printed == ""
+    assert not (tmp_path / picture).exists()
