@@ -161,7 +161,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         ("import json\ndef", r"SyntaxError: invalid syntax \(faulty\.py, line 2\)\)"),
         ("EXPERIMENT = 3", r"EXPERIMENT is of type int\)"),
         ("", r"EXPERIMENT is of type NoneType\)"),
-        ("import no_such_module", r"ModuleNotFoundError: No module named 'no_such_module'\)"),
+        ("import no_such_module", r"ModuleNotFoundError: No module named 'no_such_module', .*faulty\.py, line 1\)"),
     ],
 )
 def test_a_module_that_fails_says_why_and_where_in_one_line(content, message, tmp_path, monkeypatch):
