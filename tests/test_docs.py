@@ -58,8 +58,8 @@ def test_sentences_are_found():
 
 
 @every_document
-def test_no_sentence_is_longer_than_35_words(path):
-    assert [s for s in sentences(path.read_text()) if len(s.split()) > 35] == []
+def test_no_sentence_is_longer_than_30_words(path):
+    assert [s for s in sentences(path.read_text()) if len(s.split()) > 30] == []
 
 
 @every_document
