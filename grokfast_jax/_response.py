@@ -148,7 +148,7 @@ def mean_age(tx: optax.GradientTransformation, length: int | None = None, *, set
 
     Returns:
       A scalar array, in the default float dtype. NaN if the gain of a constant is 0, up to a rounding error of
-      n eps :math:`\sum |h_k|`: the mean age is then undefined.
+      eps :math:`\sum (k + 1) |h_k|`: the mean age is then undefined.
 
     Raises:
       TypeError, ValueError: As in `impulse_response`.
@@ -159,10 +159,9 @@ def mean_age(tx: optax.GradientTransformation, length: int | None = None, *, set
       4.0
     """
     h = impulse_response(tx, LENGTH if length is None else length, settle=settle)
-    gain = h.sum()
-    is_zero = jnp.abs(gain) <= _rounding(h)
-    age = (jnp.arange(h.size, dtype=h.dtype) * h).sum() / jnp.where(is_zero, 1, gain)
-    return jnp.where(is_zero, jnp.nan, age)
+    gain = _gain(h)
+    age = (jnp.arange(h.size, dtype=h.dtype) * h).sum() / jnp.where(gain == 0, 1, gain)
+    return jnp.where(gain == 0, jnp.nan, age)
 
 
 def stability_limit(
@@ -180,7 +179,7 @@ def stability_limit(
     is gradient descent with `tx` on a parabola, with s the product of learning rate and curvature, d = `decay`, and h
     the impulse response, which must be close to 0 after n = `length` steps, as for `dc_gain`. Descent converges for s
     below the smallest positive value at which a root of :math:`z - 1 + d + s H(z)` is on the unit circle. A grid of
-    16 n frequencies locates this value.
+    256 n frequencies locates this value to a relative error below 1e-4.
 
     Without decay, the limit is 2 for the gradients themselves, :math:`2 (1 + \alpha) / (1 - \alpha)` for an EMA, and
     :math:`2 w \sin^2(\pi / 2w)` for a moving average of w gradients. An EMA therefore tolerates a larger learning rate
@@ -212,23 +211,36 @@ def stability_limit(
     cure = "pass learning rate times weight decay, or omit decay"
     check_number("decay", decay, allowed="a number in [0, 1)", cure=cure, low=0, high=1, schedule=False)
     h = impulse_response(tx, LENGTH if length is None else length, settle=settle)
-    points = 16 * h.size
-    angle = 2 * np.pi * np.arange(1, points // 2 + 1) / points
-    decay = jnp.asarray(decay, h.dtype)
-    real, imag = (jnp.asarray(part, h.dtype) for part in (1 - np.cos(angle), -np.sin(angle)))
-    loop = jnp.fft.rfft(h, points)[1:] / lax.complex(real - decay, imag)  # 1 / s where it is real
+    points = 32 * h.size
+    slope = jnp.fft.rfft(jnp.arange(h.size, dtype=h.dtype) * h, points) * (-2j * np.pi / points)  # of H, per point
+    response = _refined(jnp.fft.rfft(h, points), slope)
+    half = jnp.arange(1, response.size + 1, dtype=h.dtype) * (np.pi / 2 / response.size)  # z = exp(2i half)
+    sin, cos, decay = jnp.sin(half), jnp.cos(half), jnp.asarray(decay, h.dtype)
+    loop = response / lax.complex(2 * sin * sin - decay, -2 * sin * cos)  # 1 / s where it is real
     real, imag = loop.real, loop.imag
     crosses = (imag[:-1] > 0) != (imag[1:] > 0)
     along = jnp.where(crosses, imag[:-1] / jnp.where(crosses, imag[:-1] - imag[1:], 1), 0)
     at = jnp.where(crosses, real[:-1] + along * (real[1:] - real[:-1]), 0)
-    slowest = jnp.where(decay > 0, -h.sum() / decay, jnp.where(h.sum() > _rounding(h), 0, jnp.inf))
-    # `loop` is real at the lowest and at the highest frequency.
-    return 1 / jnp.maximum(jnp.maximum(at.max(), real[-1]), slowest)
+    # `loop` is real at the lowest and at the highest frequency. Without decay, it is infinite at the lowest.
+    gain, decays = _gain(h), decay > 0
+    slowest = jnp.where(decays, -gain / jnp.where(decays, decay, 1), 0)
+    is_unstable = ~decays & (gain <= 0)
+    inverse = jnp.maximum(jnp.maximum(at.max(), real[-1]), slowest)
+    return jnp.where(is_unstable, 0, 1 / jnp.where(is_unstable, 1, inverse))
 
 
-def _rounding(h: jax.Array) -> jax.Array:
-    """Return a bound of the rounding error of the sum of `h`."""
-    return h.size * jnp.finfo(h.dtype).eps * jnp.abs(h).sum()
+def _refined(y: jax.Array, slope: jax.Array) -> jax.Array:
+    """Interpolate by cubic polynomials with the slopes of `y`: 16 values per interval, the last at its end."""
+    t = (jnp.arange(1, 17) / 16).astype(y.dtype)[None, :]
+    rise = (y[1:] - y[:-1])[:, None]
+    bend = (slope[:-1, None] - rise) * (1 - t) - (slope[1:, None] - rise) * t
+    return (y[:-1, None] + t * (rise + (1 - t) * bend)).ravel()
+
+
+def _gain(h: jax.Array) -> jax.Array:
+    """Return the sum of `h`, but 0 if rounding alone can have given it: `h[k]` is rounded in k + 1 steps."""
+    rounding = jnp.finfo(h.dtype).eps * (jnp.arange(1, h.size + 1, dtype=h.dtype) * jnp.abs(h)).sum()
+    return jnp.where(jnp.abs(h.sum()) <= rounding, 0, h.sum())
 
 
 def _frequencies(values: Any) -> np.ndarray:

@@ -82,6 +82,13 @@ def test_mean_age_is_nan_if_the_gain_is_0(highpass):
     assert np.isnan(gf.mean_age(highpass))
 
 
+SMALL_GAIN = gf.parallel((1.0, optax.identity()), (-0.999, gf.ema(0.9)))  # 0.001, far above rounding
+
+
+def test_mean_age_at_a_small_gain():
+    assert gf.mean_age(SMALL_GAIN) == pytest.approx(-0.999 * 9 / 0.001, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("tx", "limit"),
     [
@@ -96,6 +103,8 @@ def test_mean_age_is_nan_if_the_gain_is_0(highpass):
         (gf.grokfast_ema(0.98, 2.0), 2 / (1 + 2 * 0.02 / 1.98)),  # at the fastest frequency
         (optax.scale(-1.0), 0),
         (gf.lfilter([1.0, -1.0]), 0),
+        (gf.parallel((1.0, optax.identity()), (-1.0, gf.ema(0.9))), 0),
+        (SMALL_GAIN, 2 / (1 - 0.999 * 0.1 / 1.9)),
     ],
 )
 def test_stability_limit_equals_its_closed_form(tx, limit):
@@ -123,6 +132,28 @@ def test_descent_converges_up_to_the_stability_limit(tx, decay, x64):
         return np.abs(np.roots(polynomial)).max()
 
     assert largest_root(0.99 * limit) < 1 < largest_root(1.01 * limit)
+
+
+@pytest.mark.parametrize("length", [1, 4, 100])
+def test_stability_limit_of_a_delay_as_long_as_the_response(length):
+    delay = gf.lfilter([0.0] * (length - 1) + [1.0])
+    limit = gf.stability_limit(delay, length, settle=0)
+    assert limit == pytest.approx(2 * np.sin(np.pi / (4 * length - 2)), rel=1e-4)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_stability_limit_equals_that_of_a_dense_grid(decay, x64):
+    h = np.random.default_rng(0).normal(size=(100, 8)) + 0.3
+    of = jax.jit(jax.vmap(lambda h: gf.stability_limit(gf.lfilter(h), 8, decay=decay, settle=0)))
+    points = 2**15
+    loop = np.fft.rfft(h, points)[:, 1:] / (1 - decay - np.exp(2j * np.pi * np.arange(1, points // 2 + 1) / points))
+    left, right = loop[:, :-2], loop[:, 1:-1]
+    crossing = (left.real * right.imag - right.real * left.imag) / (right.imag - left.imag)
+    crosses = np.signbit(left.imag) != np.signbit(right.imag)
+    inverse = np.maximum((crosses * crossing).max(axis=1), loop.real[:, -1])
+    gain = h.sum(axis=1)
+    want = 1 / np.maximum(inverse, -gain / decay) if decay else (gain > 0) / inverse
+    np.testing.assert_allclose(of(h), want, rtol=1e-4)
 
 
 def test_decay_moves_the_stability_limit():
@@ -206,3 +237,46 @@ def test_filtering_the_gradients_of_sgd_is_filtering_its_updates(lowpass, sgd, x
 def test_filtering_the_gradients_of_adam_is_not(lowpass, x64, lenient):
     before, after = filtered_before_and_after(lowpass, optax.adam(0.5))
     assert np.abs(before - after).max() > 0.1
+
+
+DIFFERENTIABLE = {
+    "ema": (gf.ema, 0.8),
+    "ema debiased": (lambda alpha: gf.ema(alpha, start="debiased"), 0.8),
+    "ema of 0": (gf.ema, 0.0),
+    "amplify normalize": (lambda lamb: gf.amplify(gf.moving_average(5), lamb, normalize=True), 2.0),
+    "parallel": (lambda weight: gf.parallel((weight, optax.identity()), (1.0, gf.ema(0.5))), 0.0),
+    "lfilter": (lambda a: gf.lfilter([0.2], jnp.stack([jnp.ones(()), a]), start="gradient"), -0.8),
+    "sosfilt": (lambda scale: gf.sosfilt(jnp.array(SOS).at[:, 0].multiply(scale), start="gradient"), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_derivatives_of_measurements(name, x64):
+    make, at = DIFFERENTIABLE[name]
+
+    def measured(x):
+        tx, how = make(x), {"length": 90, "settle": 6}
+        _, response = gf.frequency_response(tx, **how, frequencies=[0.0, 0.1, 0.5])
+        limits = [gf.stability_limit(tx, **how, decay=decay) for decay in (0.0, 0.02)]
+        numbers = jnp.stack([gf.dc_gain(tx, **how), gf.mean_age(tx, **how), *limits])
+        return jnp.concatenate([gf.impulse_response(tx, 4, settle=6), response.real, response.imag, numbers])
+
+    step = 1e-5
+    points = at + step * np.arange(3)  # to one side, because alpha starts at 0
+    by_points = lambda points: jax.jvp(jax.vmap(measured), (points,), (jnp.ones(3),))
+    values, forward = jax.jit(by_points)(points)
+    reverse = jax.jit(jax.jacrev(measured))(at)
+    np.testing.assert_allclose(reverse, forward[0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(reverse, np.array([-3.0, 4.0, -1.0]) @ values / (2 * step), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("measure", "derivative"), [(gf.mean_age, 25), (gf.stability_limit, 100)])
+def test_derivatives_use_no_infinities(measure, derivative):
+    with jax.debug_nans(True), jax.debug_infs(True):
+        by_alpha = jax.grad(lambda alpha: measure(gf.ema(alpha), 100, settle=2))
+        assert by_alpha(0.8) == pytest.approx(derivative, rel=1e-4)
+
+
+def test_derivative_of_the_stability_limit_by_decay():
+    by_decay = jax.grad(lambda decay: gf.stability_limit(optax.identity(), 4, decay=decay))
+    np.testing.assert_allclose([by_decay(0.0), by_decay(0.1)], -1.0, rtol=1e-5)
