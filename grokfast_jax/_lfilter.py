@@ -217,10 +217,10 @@ def sosfilt(
     b0, b1, b2, _, a1, a2 = array.T
     numerators = xp.stack([b0, 2 * b0 + b1, b0 + b1 + b2], axis=1)
     denominators = xp.stack([xp.ones_like(a1), 2 + a1, 1 + a1 + a2], axis=1)
-    if not traced and numerators.any(axis=1).all():
-        # Distribute the gain. SciPy puts all of it into the first section, and its output underflows at low cutoffs.
-        gain = abs(numerators).max(axis=1, keepdims=True)
-        numerators = numerators * (np.exp(np.log(gain).mean()) / gain)
+    # Distribute the gain. SciPy puts all of it into the first section, and its output underflows at low cutoffs.
+    gain = abs(numerators).max(axis=1, keepdims=True)
+    gain = xp.where(gain.all(), gain, 1.0)  # unless a section is 0
+    numerators = numerators * (xp.exp(xp.log(gain).mean()) / gain)
     steady = xp.zeros((len(array), 2))
     if start == "gradient":
         if not traced and not denominators[:, 2].all():
