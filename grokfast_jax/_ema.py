@@ -1,10 +1,12 @@
 """The exponential moving average as a low-pass filter."""
 
+import operator
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from ._arrays import aligned, cast_like, next_step, wide_dtype, widest_dtype, zeros
 from ._checks import check_choice, check_float_dtype, check_number, check_state, check_updates, number_at
@@ -36,11 +38,13 @@ def ema(
 
     Args:
       alpha: Weight of the past, in [0, 1): a number, a scalar array or a schedule of the update count (its values are
-        not checked). 0 passes the gradient through; 0.98 is the paper's value for modular arithmetic.
+        not checked). 0 passes the gradient through and discards the past, also where that is not finite; a schedule
+        that returns 1 keeps the average, whatever the gradient. 0.98 is the paper's value for modular arithmetic.
       start: How the average starts. `"gradient"`: at the first gradient, :math:`\mu_0 = g_0`, as in the authors' code;
         this gradient counts :math:`1 / (1 - \alpha)` times as much as a later one. `"zero"`: at 0, therefore
         :math:`\mu_0 = (1 - \alpha) g_0`. `"debiased"`: at 0, and divided by the sum of the weights so far, as in
-        `optax.ema(alpha, debias=True)`.
+        `optax.ema(alpha, debias=True)`; while this sum is 0, because a schedule starts at 1, the gradient passes
+        through.
       accumulator_dtype: Dtype of the average. None uses the parameters' dtype, but at least float32, because a bfloat16
         average with `alpha` near 1 stops moving. Averages of complex parameters use the complex dtype of that width,
         at least complex64.
@@ -81,6 +85,9 @@ def ema(
     )
     check_choice("start", start, get_args(Start))
     check_float_dtype("accumulator_dtype", accumulator_dtype)
+    # The weight of the past is 0 at the start, too, but there the past is 0.
+    is_positive = not callable(alpha) and not isinstance(alpha, Tracer) and float(alpha) > 0
+    times = operator.mul if is_positive else _weighted
 
     def init_fn(params: optax.Params) -> Any:
         slow = zeros(params, accumulator_dtype)
@@ -104,16 +111,22 @@ def ema(
             keep = keep.astype(state.mass.dtype)
             past = keep * state.mass
             mass = past + (1 - keep)
-            keep = past / mass
+            keep = past / jnp.where(mass == 0, 1, mass)
 
         def average(g: Any, slow: jax.Array) -> jax.Array:
             # Algorithm 1: mu <- alpha mu + (1 - alpha) g. With 1 - alpha in the dtype of alpha, the two weights sum to
             # exactly 1, and the average of a constant gradient is that gradient.
             dtype = wide_dtype(slow)
             a = keep.astype(dtype)
-            return (a * slow.astype(dtype) + (1 - a) * aligned(g, slow, dtype)).astype(slow.dtype)
+            return (times(a, slow.astype(dtype)) + times(1 - a, aligned(g, slow, dtype))).astype(slow.dtype)
 
         slow = jax.tree.map(average, updates, state.slow)
         return cast_like(slow, updates), EmaState(slow, next_step(state.ema_step), mass)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _weighted(weight: jax.Array, part: jax.Array) -> jax.Array:
+    """Return `weight * part`, but 0 where `weight` is 0 and `part` is not finite."""
+    # Replaced before the product, the sum of two of them compiles to the same rounding as without this.
+    return weight * jnp.where((weight == 0) & ~jnp.isfinite(part), 0, part)

@@ -86,7 +86,7 @@ def scale_by_filtered_adam(
     for name, value, cure in (("eps", eps, "the usual value is 1e-8"), ("eps_root", eps_root, "the usual value is 0")):
         check_number(name, value, allowed="a finite number of at least 0", low=0.0, cure=cure, schedule=False)
     first_moment = optax.with_extra_args_support(lowpass)
-    second_moment = ema(lambda step: number_at("b2", b2, step), start="debiased")
+    second_moment = ema((lambda step: number_at("b2", b2, step)) if callable(b2) else b2, start="debiased")
 
     def init_fn(params: optax.Params) -> Any:
         params = widened(params)

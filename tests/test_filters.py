@@ -300,6 +300,36 @@ def test_a_weight_of_0_keeps_non_finite_values_out():
     np.testing.assert_array_equal(run(gf.parallel((0.0, gf.ema(0.9))), g.astype(jnp.complex64)), jnp.zeros_like(g))
 
 
+RESET = [0.9, 0.9, 0.9, 0.0, 0.9, 1.0, 0.9, 0.9]
+
+
+@pytest.mark.parametrize("start", ["gradient", "zero", "debiased"])
+def test_an_alpha_of_exactly_0_or_1_keeps_non_finite_values_out(start):
+    g = nan_after(2)
+    out = run(gf.ema(0.0, start=start), g)
+    np.testing.assert_array_equal(out, g)
+    np.testing.assert_array_equal(jax.jit(lambda alpha: run(gf.ema(alpha, start=start), g))(0.0), g)
+    out = run(gf.ema(lambda step: jnp.array(RESET)[step], start=start), g)
+    assert np.isfinite(out).all(axis=1).tolist() == [True, True, False, True, True, True, True, True]
+    np.testing.assert_allclose(out[3:], g[3:])
+    out = run(gf.ema(lambda step: jnp.array(RESET)[step], start=start), nan_after(5))
+    np.testing.assert_array_equal(out[5], out[4])
+    assert np.isfinite(out).all()
+
+
+def test_a_b2_of_0_discards_non_finite_squares():
+    for b2 in (0.0, optax.constant_schedule(0.0)):
+        out = run(gf.scale_by_filtered_adam(optax.identity(), b2=b2, eps=0.0), nan_after(2))
+        np.testing.assert_array_equal(out[3:], 1.0)
+
+
+def test_a_debiased_average_starts_when_its_alpha_falls_below_1():
+    g = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2)), jnp.float32)
+    out = run(gf.ema(lambda step: jnp.where(step < 3, 1.0, 0.9), start="debiased"), g)
+    np.testing.assert_array_equal(out[:3], g[:3])  # as for every alpha below 1 at its first gradient
+    np.testing.assert_allclose(out[3:], run(gf.ema(0.9, start="debiased"), g[3:]), rtol=1e-6)
+
+
 def test_weights_of_0_have_derivatives_and_vmap():
     g = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
     last = lambda lamb, fast, g: run(gf.amplify(gf.ema(0.5), lamb, fast=fast), g)[-1].sum()
