@@ -223,7 +223,8 @@ def grokfast_ema(
     r"""Grokfast-EMA: add `lamb` times the exponential moving average of the gradients to each gradient.
 
     .. math::
-        \mu_t = \alpha \mu_{t-1} + (1 - \alpha) g_t, \qquad \hat g_t = g_t + \lambda \mu_t
+        \mu_t &= \alpha \mu_{t-1} + (1 - \alpha) g_t \\
+        \hat g_t &= g_t + \lambda \mu_t
 
     Equivalent to `amplify(ema(alpha, ...), lamb, ...)`.
 

@@ -44,7 +44,7 @@ def lfilter(
     r"""Linear filter of the gradients over the steps, with the meaning of `scipy.signal.lfilter`.
 
     .. math::
-        a_0 y_t = b_0 g_t + b_1 g_{t-1} + \dots + b_M g_{t-M} - a_1 y_{t-1} - \dots - a_N y_{t-N}
+        a_0 y_t = \sum_{k=0}^M b_k g_{t-k} - \sum_{k=1}^N a_k y_{t-k}
 
     in direct form II transposed, which stores max(M, N) arrays per parameter. Use `sosfilt` for designs above order 2
     and for low cutoffs. Rounding `a` moves its roots, and the closer together the roots are, the farther they move.
@@ -160,7 +160,7 @@ def sosfilt(
     input of the next:
 
     .. math::
-        a_0 y_t = b_0 g_t + b_1 g_{t-1} + b_2 g_{t-2} - a_1 y_{t-1} - a_2 y_{t-2}
+        a_0 y_t = \sum_{k=0}^2 b_k g_{t-k} - \sum_{k=1}^2 a_k y_{t-k}
 
     Use it for any design of `scipy.signal` (`butter`, `bessel`, `cheby1`, `ellip`, ... with `output="sos"`). The
     coefficients are stored relative to a double pole at 1. Designs of high order and low cutoff made in float64
