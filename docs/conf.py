@@ -61,11 +61,11 @@ notfound_context = {
 
 
 class Search(SearchEnglish):
-    """The search for English words, which finds λ as lambda too."""
+    """The search for English words, which finds α and λ by their names too."""
 
     def split(self, text):
         """The words of a text."""
-        return super().split(re.sub("[αλ]", lambda letter: {"α": " α alpha ", "λ": " λ lambda "}[letter[0]], text))
+        return super().split(text.replace("α", " α alpha ").replace("λ", " λ lambda "))
 
 
 def keep_numbers_on_a_line(app, doctree):
