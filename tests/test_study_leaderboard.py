@@ -13,6 +13,7 @@ import optax
 import pandas as pd
 import pytest
 
+from benchmarks import views
 from benchmarks.studies import leaderboard, momentum_and_rate
 from benchmarks.study import find_study
 from examples import modular
@@ -156,11 +157,33 @@ def test_the_primary_comparisons_come_first_and_have_sixteen_fresh_seeds(tmp_pat
     )  # the grid; raised rates; the MA's own decay; traded for each other
 
 
-def test_a_primary_comparison_is_a_sign_test_with_adjusted_p():
+def primary_results(**more):
+    """Results of the primary comparisons, whose first sides all need fewer steps."""
     rows = []
     for sides in momentum_and_rate.PRIMARY.values():
         for side, steps in zip(sides, (500.0, 700.0), strict=True):
-            rows += [run.key | {"steps_to_95": steps} for run in side]
-    table = momentum_and_rate.primary(pd.DataFrame(rows))
-    assert table.count("16 : 0 : 0") == 3
+            rows += [run.key | {"steps_to_95": steps} | more for run in side]
+    return pd.DataFrame(rows)
+
+
+def test_a_primary_comparison_is_a_sign_test_with_adjusted_p():
+    table = momentum_and_rate.primary(primary_results())
+    assert table.count("16 : 0 (p < 0.001)") == 3
     assert f"{2 * 0.5**16:.2g}" in table
+    assert momentum_and_rate.primary(primary_results().iloc[1:17]) == views.MISSING
+
+
+def test_the_shrinkage_of_a_coupled_decay_is_divided_by_the_root_of_the_second_moment():
+    table = momentum_and_rate.shrinkage(primary_results(root_nu=[0.01] * 5, param_norm=[4, 3, 2, 2, 1]))
+    first, *_, last = ([cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:])
+    assert first == ["EMA before Adam", "0.01", f"{0.001 * 0.005 / 0.01:.2g}", "2, 1"]
+    assert last == ["AdamW with β1 0.5", "0.01", "0.001", "2, 1"]
+
+
+def test_the_grid_has_the_rows_with_all_momenta_and_seeds():
+    runs = momentum_and_rate.on_mod97(lr=0.001, b1=momentum_and_rate.B1S, lowpass="ma", **momentum_and_rate.DECOUPLED)
+    frame = pd.DataFrame([run.key | {"steps_to_95": 100.0 * run.hyperparams["b1"]} for run in runs])
+    assert [cell.strip() for cell in momentum_and_rate.table(frame).splitlines()[2].split("|")[4:-1]] == [
+        "0", "50", "80", "90", "98",
+    ]  # fmt: skip
+    assert momentum_and_rate.table(frame.iloc[1:]) == views.MISSING
