@@ -71,7 +71,7 @@ def changed_adamw(
     """
     from_here = functools.partial(from_step, change_step)  # type: ignore[arg-type]
 
-    def lr(step: Any) -> jax.Array:
+    def lr(step: Any) -> Any:
         decayed = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((step - change_step) / STEPS, 0, 1)))
         return warmup(1e-3)(step) * from_here(rate * (1 - cosine * (1 - decayed)), 1.0)(step)
 
@@ -89,9 +89,9 @@ def changed_adamw(
 def remove_along(share: optax.Schedule) -> optax.GradientTransformation:
     """Remove a share of each gradient's part along its parameter."""
 
-    def update(updates: Any, step: jax.Array, params: Any = None) -> tuple[Any, jax.Array]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:  # the state is the step
         along = lambda g, p: p * jnp.vdot(p, g) / (jnp.vdot(p, p) + 1e-30)
-        return jax.tree.map(lambda g, p: g - share(step) * along(g, p), updates, params), step + 1
+        return jax.tree.map(lambda g, p: g - share(state) * along(g, p), updates, params), state + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
