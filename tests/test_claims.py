@@ -98,7 +98,8 @@ def tuned_parity():
     assert wins(ema, tuned)[:2] == (0, 8)
     yield f"more on all eight seeds (p = {wins(ema, tuned)[2]:.3f})"
     assert failed(ma) == 2
-    yield "(4:4, and two seeds fail)".replace("4:4", "{}:{}".format(*wins(ma, tuned)[:2]))
+    yield "({}:{}, and two seeds fail)".format(*wins(ma, tuned))
+    yield "λ = 3, untuned: {}:{} (p = {:.2f})".format(*wins(weak, tuned))
 
 
 def low_rate():
