@@ -159,7 +159,9 @@ def figure(frame: Frame, panels: Any) -> None:
     last.figure.supxlabel(key + "Crosses: most seeds do not fit their training points.", fontsize="large")
 
 
-@STUDY.figure("A low learning rate needs the filter; a tuned one does not", width=10, height=4, columns=2, sharey=True)
+@STUDY.figure(
+    "A low learning rate needs the MA; a tuned one needs no filter", width=10, height=4, columns=2, sharey=True
+)
 def two_rates(frame: Frame, panels: Any) -> None:
     """The share of seeds that have reached 95 % over the steps, at one low learning rate and with each one tuned."""
     methods = {"without a filter": (parity.adamw, BLUE, "-"), "with the EMA": (parity.ema, ORANGE, ":")}

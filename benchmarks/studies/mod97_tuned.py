@@ -164,7 +164,7 @@ def rate(frame: Frame) -> str:
     return markdown(rows) if rows else views.MISSING
 
 
-@STUDY.figure("With learning rate and decay tuned, filters gain little (8 seeds)", width=8.4, height=4.8)
+@STUDY.figure("With learning rate and decay tuned, no filter clearly gains (8 seeds)", width=8.4, height=4.8)
 def all_tuned(frame: Frame, axes: Axes) -> None:
     """The methods with a filter and without."""
     found = chosen(frame)
