@@ -135,22 +135,20 @@ def stability():
     yield f"With a smaller λ they fail in {NUMBERS[sum(within)]} of the {len(within)}"
 
 
-def paper_rate():
-    ema, ma = mod97("ema", weight_decay=0.005, **EMA), mod97("ma", weight_decay=0.01, **MA)
-    third, faster = mod97("adam", lr=0.001, weight_decay=0.00167), mod97("adam", lr=0.003, weight_decay=0.001)
-    adamw = mod97("adamw", lr=0.001, weight_decay=1.0)
-    yield f"the EMA needs a median of {median(ema)} steps and the MA {median(ma)}"
-    yield f"a third of the EMA's decay needs {median(third)}"
-    yield "more than with either filter on seven of eight seeds (p = 0.07)"
-    assert [wins(x, third)[:2] for x in (ema, ma)] == [(7, 1), (7, 1)]
-    counts = ["{}:{}".format(*wins(x, control)) for control in (faster, adamw) for x in (ema, ma)]
-    yield f"three times the rate needs {median(faster)} (EMA {counts[0]}, MA {counts[1]})"
-    yield f"AdamW with a decay of 1 needs {median(adamw)} ({counts[2]} and {counts[3]})"
-    for operation in ("addition", "subtraction", "division"):
-        there = functools.partial(steps, "mod97", **(MOD97 | {"operation": operation}))
-        control = there("adam", lr=0.001, weight_decay=0.00167)
-        assert wins(there("ema", weight_decay=0.005, **EMA), control)[:2] == (5, 0)
-    yield "on all five seeds (p = 0.06 each)"
+def paper_settings():
+    rival = functools.partial(steps, "momentum_and_rate", "filtered_adam")
+    ema, ma = (rival(lr=0.001, coupled=True, lowpass=name, b1=0.9) for name in ("ema", "ma"))
+    faster, fastest = (rival(lr=lr, coupled=True, lowpass="none", b1=0.9) for lr in (0.0029, 0.0054))
+    adamw = {"lr": 0.001, "weight_decay": 1.0, "coupled": False}
+    ma_adamw, short = rival(lowpass="ma", b1=0.9, **adamw), rival(lowpass="none", b1=0.5, **adamw)
+    assert [len(x) for x in (ema, ma, faster, fastest, ma_adamw, short)] == [16] * 6
+    yield f"the EMA before Adam needs a median of {median(ema)} steps"
+    yield f"needs {median(faster)}, fewer on {wins(faster, ema)[0]} seeds (p = {wins(faster, ema)[2]:.2f})"
+    yield f"The MA needs {median(ma)}"
+    yield f"more on {wins(ma, fastest)[0]} seeds (p < 0.001), and fails on {failed(fastest)} within 3,000 steps"
+    assert wins(ma, fastest)[2] < 0.001
+    yield f"AdamW needs {median(ma_adamw)} steps with the MA, and {median(short)} with β1 = 0.5"
+    yield "({}:{}, p = {:.2g})".format(*wins(ma_adamw, short))
 
 
 def undecayed():
@@ -204,6 +202,7 @@ def readme():
     for series in rows:
         assert len(series) == 8
         yield f"| {median(series)} ({series.min():,.0f} to {series.max():,.0f}) | {failed(series)} of 8 |"
+    yield "With 16 other seeds, Adam at 2.9 times the rate needs fewer steps than the EMA on 13 (p = 0.02)"  # as findings
     frame = pd.read_csv(ROOT / "benchmarks" / "results" / "authors.csv")
     authors = frame.loc[frame["preset"] == "ema", "steps_to_95"]
     assert len(authors) == 5
@@ -212,7 +211,7 @@ def readme():
 
 
 CLAIMS = {
-    "docs/findings.md": [tuned_parity, low_rate, stability, paper_rate, undecayed, hold],
+    "docs/findings.md": [tuned_parity, low_rate, stability, paper_settings, undecayed, hold],
     "docs/how.md": [second_moments],
     "docs/choose.md": [choose],
     "README.md": [readme],

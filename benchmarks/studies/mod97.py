@@ -277,17 +277,6 @@ def method_dots(axes: Axes, groups: Mapping[str, Frame]) -> None:
     views.legend(axes.figure, {"without a filter": NO_FILTER, "with a filter": FILTER}, fontsize="large")
 
 
-@STUDY.figure(
-    "Both filters need fewer steps than Adam with a third of the decay\non 7 of 8 seeds (p = 0.07)",
-    width=8.4,
-    height=3.4,
-)
-def fair_control(frame: Frame, axes: Axes) -> None:
-    """The published filters, Adam with a third of the decay, and Adam with the same decays."""
-    labels = [*PUBLISHED.values(), "Adam, decay 0.00167", "Adam, decay 0.005", "Adam, decay 0.01"]
-    method_dots(axes, {label: seeds_of(frame, RUNS[label]) for label in labels})
-
-
 @STUDY.figure("Filters help Adam at 0.001; so does a learning rate of 0.003", width=8.4, height=5.2)
 def all_methods(frame: Frame, axes: Axes) -> None:
     """The settings that make the point."""
