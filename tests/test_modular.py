@@ -268,12 +268,12 @@ def test_methods_are_those_of_the_paper():
         assert hyperparams(METHODS[name]) == {"lr": 1e-3, **numbers}, name
 
 
-def test_each_filter_has_its_fair_control():
+def test_filters_have_controls_with_the_same_learning_rate():
     runs = {name: EXPERIMENT.run(name) for name in METHODS}
     assert len({as_text(run.key) for run in runs.values()}) == len(METHODS)
     for name, run in runs.items():
         assert run.hyperparams["lr"] == (0.06 if name == "fastest" else 1e-3)
-    # Adam does not see the scale of its gradients: amplified (1 + λ)-fold, its coupled decay counts as much less.
+    # A third of the EMA's decay and a sixth of the MA's: the share that is left if all of the gradient is amplified.
     ema, third = runs["ema"].hyperparams, runs["adam-third-decay"].hyperparams
     assert third["weight_decay"] == pytest.approx(ema["weight_decay"] / (ema["fast"] + ema["lamb"]), rel=3e-3)
     ma = runs["ma"].hyperparams
