@@ -209,8 +209,8 @@ def test_a_missing_or_damaged_file_is_named(data_dir):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 0}, "--layers must be at least 1, got 0"),
-        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"layers": 0}, "--layers must be from 1 to 100,000,000, got 0"),
+        ({"batch_size": 0}, "--batch-size must be from 1 to 100,000,000, got 0"),
         ({"heads": 3}, r"--width must be a multiple of --heads \(3\), got 64"),
         ({"context": 200_000}, "--context must be at most 100,000, .* got 200000"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\), got 1.0"),
