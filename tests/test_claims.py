@@ -202,7 +202,7 @@ def readme():
     for series in rows:
         assert len(series) == 8
         yield f"| {median(series)} ({series.min():,.0f} to {series.max():,.0f}) | {failed(series)} of 8 |"
-    yield "With 16 other seeds, Adam at 2.9 times the rate needs fewer steps than the EMA on 13 (p = 0.02)"  # as findings
+    yield "With 16 other seeds, Adam at 2.9 times the rate needs fewer steps than the EMA on 13 (p = 0.02)"
     frame = pd.read_csv(ROOT / "benchmarks" / "results" / "authors.csv")
     authors = frame.loc[frame["preset"] == "ema", "steps_to_95"]
     assert len(authors) == 5

@@ -85,20 +85,6 @@ def row(table, *first):
     return found[0][len(first) :] if found else None
 
 
-def test_largest_rates_follow_the_limit():
-    frame = made_up(lambda shape, age, lr: math.inf if lr > 0.03 * study.stability_limit(shape, age) else 300.0)
-    best = study.at_best_rate(frame).set_index(["place", "shape", "age"])
-    largest = best.loc["in AdamW"]["largest"]
-    assert largest["none", 0.0] == 0.05
-    assert largest["MA", 4.0] == 0.01  # its limit is 0.54
-    assert largest["MA", 64.0] == 0
-    low, high, correlation = row(study.largest_rates(frame), "in AdamW")
-    assert high == "16 of 16"
-    assert low.endswith("of 12")
-    assert float(correlation) > 0.9
-    assert row(study.table(frame), "in AdamW", "MA, age 64")[2:] == ["all fail", "0 : 2 (p = 0.5)"]
-
-
 def test_the_best_rate_has_the_lowest_median_and_a_failing_seed_counts_as_the_slowest():
     frame = made_up(lambda shape, age, lr: 10 * age + 1 / lr)
     best = study.at_best_rate(frame).groupby("place")["lr"].unique().map(list).to_dict()

@@ -17,7 +17,6 @@ import numpy as np
 import optax
 import pandas as pd
 import scipy.signal
-import scipy.stats
 
 from benchmarks import views
 from benchmarks.statistics import Frame, paired
@@ -123,8 +122,7 @@ def stability_limit(shape: str, age: float) -> float:
 def at_best_rate(frame: Frame) -> Any:
     """Every kernel in every place at the learning rate with the lowest median, then the fewest failures.
 
-    A row has the runs at that rate, their median, the kernel's limit, and the largest rate at which the median seed
-    reaches 95 %, 0 if there is none.
+    A row has the runs at that rate, their median, and the kernel's limit.
     """
     rows = []
     for kernel, of_kernel in frame.groupby(KERNEL, sort=False):
@@ -132,8 +130,7 @@ def at_best_rate(frame: Frame) -> Any:
         median = {lr: runs["steps_to_95"].median() for lr, runs in by_rate.items()}
         lr = min(by_rate, key=lambda lr: (median[lr], np.isinf(by_rate[lr]["steps_to_95"]).sum()))
         row = dict(zip(KERNEL, kernel, strict=True)) | {"lr": lr, "runs": by_rate[lr], "steps": median[lr]}
-        row["limit"] = stability_limit(row["shape"], row["age"])
-        rows.append(row | {"largest": max((lr for lr in median if math.isfinite(median[lr])), default=0.0)})
+        rows.append(row | {"limit": stability_limit(row["shape"], row["age"])})
     return pd.DataFrame(rows).sort_values("steps", kind="stable")
 
 
@@ -148,21 +145,6 @@ def table(frame: Frame) -> str:
         cells["steps to 95 %"] = views.steps_and_failures(row.runs["steps_to_95"].to_numpy(), CAP)
         compared = views.seed_counts(paired(row.runs, without[row.place])) if row.age else ""
         rows.append(cells | {"seeds with fewer : more steps than without": compared})
-    return markdown(rows)
-
-
-@STUDY.table
-def largest_rates(frame: Frame) -> str:
-    """By place, whether the largest learning rate that works follows the stability limit."""
-    rows = []
-    for place, best in at_best_rate(frame).groupby("place"):
-        works = best["largest"] >= best["largest"][best["shape"] == "none"].max()
-        limit_without = stability_limit("none", 0.0)
-        low, high = best["limit"] < limit_without, best["limit"] > limit_without
-        row = {"place": place, "limit below 2, work": f"{works[low].sum()} of {low.sum()}"}
-        row["limit above 2, work"] = f"{works[high].sum()} of {high.sum()}"
-        rank: Any = scipy.stats.spearmanr(best["limit"][low], best["largest"][low])
-        rows.append(row | {"below 2: rank correlation of limit and largest learning rate": f"{rank.statistic:.2f}"})
     return markdown(rows)
 
 
