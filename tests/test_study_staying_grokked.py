@@ -78,20 +78,22 @@ def line(seed, steps, share, **numbers):
     return {"run": run.key, "steps_to_95": steps, **held}
 
 
+def lines(seeds, **numbers):
+    """Runs that reach 95 % at step 1,000 + seed, from the change at that step on unless they have none."""
+    plain = not numbers
+    return [
+        line(i, 1_000 + i, 80 + i if plain else 100, change_step=study.NEVER if plain else 1_000.0 + i, **numbers)
+        for i in range(seeds)
+    ]
+
+
 def test_changes_are_compared_with_the_run_of_their_seed():
-    frame = to_frame(
-        [
-            line(0, 1_000, 80, change_step=study.NEVER),
-            line(1, 1_200, 90, change_step=study.NEVER),
-            line(0, 1_000, 100, change_step=1_000.0, ma_lamb=5.0),
-            line(1, 1_200, 100, change_step=1_200.0, ma_lamb=5.0),
-            line(1, 1_200, 10, change_step=1_000.0, ma_lamb=5.0),  # of another change step: not of this comparison
-        ]
-    )
+    of_another_step = line(1, 1_200, 10, change_step=1_000.0, ma_lamb=5.0)
+    frame = to_frame([*lines(8), *lines(8, ma_lamb=5.0), of_another_step, *lines(7, rate=1 / 3)])
     nothing, ma = ([c.strip() for c in row.split("|")[1:-1]] for row in study.table(frame).splitlines()[2:])
-    assert nothing[:4] == ["nothing", "2", "0", "85 (80 to 90) %"]
-    assert ma[:4] + ma[-1:] == ["MA, λ 5", "2", "2", "100 %", "2 : 0 (0.5)"]
+    assert nothing[:4] == ["nothing", "8", "0", "84 (80 to 87) %"]
+    assert ma[:4] + ma[-1:] == ["MA, λ 5", "8", "8", "100 %", "8 : 0 (0.0078)"]
 
 
-def test_without_results_nothing_is_shown():
-    assert study.table(to_frame([line(0, float("inf"), 0, change_step=study.NEVER)])) == views.MISSING
+def test_without_a_change_that_has_enough_seeds_nothing_is_shown():
+    assert study.table(to_frame([*lines(8), *lines(7, ma_lamb=5.0)])) == views.MISSING

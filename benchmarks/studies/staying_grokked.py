@@ -28,6 +28,7 @@ from examples.modular import Modular
 from grokfast_jax import amplify, ema, moving_average, scale_by_filtered_adam
 
 SEEDS = range(500, 516)
+FEWEST = 8  # seeds of a change in table and figure
 EVALS = 200
 STEPS = EVALS * 10
 NEVER = 5_000  # steps, at which every run has ended
@@ -140,7 +141,10 @@ STUDY = Study("staying_grokked", runs, observe=observe)
 
 
 def by_change(frame: Frame) -> dict[str, Frame]:
-    """The runs of each change, with the share of the evaluations after the first at 95 % that are at it too."""
+    """The runs of each change, with the share of the evaluations after the first at 95 % that are at it too.
+
+    Changes with few seeds are left out, and without a change to compare, all are.
+    """
     steps = change_steps(frame)
     frame = frame[frame["seed"].isin(list(steps))].assign(share=100 * frame["held_evals"] / frame["hold_evals"])
     found = {}
@@ -149,7 +153,8 @@ def by_change(frame: Frame) -> dict[str, Frame]:
         found[name] = views.runs_of(
             of_step, functools.partial(changed_adamw, change_step=NEVER, **numbers), ["change_step"]
         )
-    return {name: runs for name, runs in found.items() if len(runs)}
+    found = {name: runs for name, runs in found.items() if len(runs) >= FEWEST}
+    return found if len(found) > 1 else {}
 
 
 @STUDY.table
