@@ -128,9 +128,9 @@ def primary(frame: Frame) -> str:
         first, second = (views.steps_and_failures(side["steps_to_95"].to_numpy(), CAP) for side in sides)
         row = {
             "comparison": name,
-            "first": first,
-            "second": second,
-            "first needs fewer : more": views.seed_counts(test),
+            "with the filter": first,
+            "without": second,
+            "filter needs fewer : more": views.seed_counts(test),
         }
         rows.append(row | {"ratio of steps": f"{test.ratio:.2f}", "adjusted p": f"{q:.2g}"})
     return markdown(rows)
