@@ -177,6 +177,15 @@ def hold():
     yield f"Of the {kept['adamw'][1]} runs of AdamW alone that reach 95 %, {NUMBERS[kept['adamw'][0]]} stay"
 
 
+def switched_on():
+    frame = results("staying_grokked").set_index("seed")
+    plain, filtered = frame[frame["change_step"] == 5_000], frame[frame["ma_lamb"] == 5.0]
+    assert all(filtered["change_step"] == plain["steps_to_95"][filtered.index])
+    more, fewer, p = wins(plain["held_evals"], filtered["held_evals"])
+    assert (more, fewer, len(filtered)) == (8, 0, 8)
+    yield f"the MA keeps more of 200 evaluations there on eight of eight seeds (p = {p:.3f})"
+
+
 def second_moments():
     frame = results("effective_lr").query("task == 'Modular'")
     rises = {w: 1 / frame.loc[frame["window"] == w, "rms_ratio"].astype(float).median() - 1 for w in (0, 100)}
@@ -211,7 +220,7 @@ def readme():
 
 
 CLAIMS = {
-    "docs/findings.md": [tuned_parity, low_rate, stability, paper_settings, undecayed, hold],
+    "docs/findings.md": [tuned_parity, low_rate, stability, paper_settings, undecayed, hold, switched_on],
     "docs/how.md": [second_moments],
     "docs/choose.md": [choose],
     "README.md": [readme],
