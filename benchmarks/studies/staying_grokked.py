@@ -30,7 +30,7 @@ from grokfast_jax import amplify, ema, moving_average, scale_by_filtered_adam
 SEEDS = range(500, 516)
 FEWEST = 8  # seeds of a change in table and figure
 EVALS = 200
-STEPS = EVALS * 10
+STEPS = EVALS * Modular().steps
 NEVER = 5_000  # steps, at which every run has ended
 CHANGES: Mapping[str, dict[str, float]] = {
     "no change": {},
