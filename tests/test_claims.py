@@ -206,6 +206,14 @@ def other_tasks():
         lower.append(wins(filtered, alone)[:2])
     assert lower == [(4, 1), (0, 5)]
     yield "in four of five splits, and raises it without decay in all five"
+    imdb = {
+        (method, decay): runs("paper_tasks", method, task="Imdb", weight_decay=decay)["best_val_accuracy"]
+        for method in ("baseline", "paper")
+        for decay in (1.0, 10.0)
+    }
+    whole = (imdb["paper", 10.0] - imdb["baseline", 1.0]).median()
+    assert (imdb["baseline", 10.0] - imdb["baseline", 1.0]).median() > whole / 2
+    yield f"gives most of the gain ({NUMBERS[len(imdb['paper', 10.0])]} splits"
 
 
 def switched_on():
@@ -215,6 +223,20 @@ def switched_on():
     more, fewer, p = wins(plain["held_evals"], filtered["held_evals"])
     assert (more, fewer, len(filtered)) == (8, 0, 8)
     yield f"the MA keeps more of 200 evaluations there on eight of eight seeds (p = {p:.3f})"
+
+
+def window_costs():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "step_cost.json").read_text(encoding="utf-8"))["rows"]
+    ratios = {}
+    for row in rows:
+        if "ratio" in row:
+            ratios.setdefault(row["filter"].partition("-")[0], []).append(row["ratio"]["median"])
+    assert 1.5 < min(ratios["ma"]) < np.median(ratios["ma"]) < max(ratios["ma"]) < 2.5
+    yield f"takes {min(ratios['ema']):.1f} to {max(ratios['ema']):.1f} times as long"
+    params = {"w": jnp.zeros(100)}
+    (copies,) = (sum(x.size for x in jax.tree.leaves(gf.grokfast_ma(100, stride=10).init(params))) // 100,)
+    yield f"A stride of 10 reduces 103 copies to {copies}"
+    assert sum(x.size for x in jax.tree.leaves(gf.grokfast_ma(100).init(params))) // 100 == 103
 
 
 def second_moments():
@@ -261,6 +283,7 @@ CLAIMS = {
         switched_on,
         circuits,
         other_tasks,
+        window_costs,
     ],
     "docs/how.md": [second_moments],
     "docs/choose.md": [choose],
