@@ -7,8 +7,7 @@ these angles, and the logit of an answer is highest where the answer's own angle
 
 Addition and subtraction mod p use the cycle 0, 1, ..., p - 1 of n = p elements. Multiplication and division use the
 powers g^0, g^1, ..., g^(p-2) of a primitive root g, n = p - 1 elements, because g^i g^j = g^(i+j) (arXiv 2606.17399).
-Their cos and sin are Dirichlet characters. 0 is not a power of g and is left out. Another primitive root permutes the
-frequencies and changes nothing else.
+0 is not a power of g and is left out. Another primitive root permutes the frequencies and changes nothing else.
 
 Suffixes name the axes: n index in the cycle, i and j the indices of x and y, s the index of the answer, l the index of
 a logit's answer, v token, d channel, k frequency from 1 to n // 2 (at array index k - 1).
@@ -23,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .fast import answer_logits
 from .harness.errors import require
 from .harness.experiment import Measure
 from .harness.records import Row
@@ -49,24 +47,11 @@ class Cycle(NamedTuple):
     sign: int  # the answer of the elements i and j is the element i + sign j mod n
 
     @classmethod
-    def of(cls, p: int, operation: str, root: int | None = None) -> "Cycle":
-        """The cycle of an operation mod a prime p; `root`, by default the smallest, orders the multiplicative one."""
-        sign = 1 if operation in ("addition", "multiplication") else -1
-        if operation in ("addition", "subtraction"):
-            return cls(np.arange(p), sign)
-        root = primitive_root(p) if root is None else root
-        return cls(np.array([pow(root, j, p) for j in range(p - 1)]), sign)
-
-    @classmethod
-    def control(cls, p: int, operation: str) -> "Cycle":
-        """The additive cycle for a multiplicative operation, and the reverse."""
-        return cls.of(p, "multiplication" if operation in ("addition", "subtraction") else "addition")
-
-    @property
-    def answers(self) -> np.ndarray:
-        """The index of the answer of each pair, (i, j)."""
-        index = np.arange(len(self.elements))
-        return (index[:, None] + self.sign * index) % len(index)
+    def of(cls, p: int, operation: str, *, control: bool = False) -> "Cycle":
+        """The cycle of an operation mod a prime p; as control, additive for a multiplicative one and the reverse."""
+        is_additive = operation in ("addition", "subtraction")
+        elements = range(p) if is_additive != control else [pow(primitive_root(p), j, p) for j in range(p - 1)]
+        return cls(np.array(elements), 1 if operation in ("addition", "multiplication") else -1)
 
 
 def mean_over_pairs(table_ijx: jax.Array, sign: int) -> jax.Array:
@@ -101,33 +86,18 @@ def gini(share_k: jax.Array) -> jax.Array:
     return jnp.arange(1 - m, m, 2).astype(share_k.dtype) @ jnp.sort(share_k) / (m * share_k.sum())
 
 
-def band_pass(signal_sx: jax.Array, key_k: jax.Array) -> jax.Array:
-    """The part of a signal along the first axis at the frequencies of a mask, (k,): of the signal's shape."""
-    keep = jnp.concatenate([jnp.zeros(1, bool), key_k])[:, None]
-    return jnp.fft.irfft(jnp.where(keep, jnp.fft.rfft(signal_sx, axis=0), 0), signal_sx.shape[0], axis=0)
-
-
 def restricted_loss(logits_ijv: jax.Array, cycle: Cycle, key_k: jax.Array) -> jax.Array:
     """The cross-entropy on all pairs of the logits' part that is a function of the answer at the key frequencies.
 
-    Z_K is the projection of the logits Z onto cos and sin of 2πk(i ± j)/n, k in K. The rest of Z is replaced by its
-    mean over all pairs. The loss is near 0 where the clock alone computes the answer, and log p without a clock.
+    That part is the projection of the logits onto cos and sin of 2πk(i ± j)/n for key frequencies k. The rest is
+    replaced by its mean over all pairs. The loss is near 0 where the clock alone computes the answer, and log p without
+    a clock.
     """
     mean_sv = mean_over_pairs(logits_ijv, cycle.sign)
-    restricted_sv = band_pass(mean_sv, key_k) + mean_sv.mean(axis=0, keepdims=True)
+    keep = jnp.concatenate([jnp.zeros(1, bool), key_k])[:, None]
+    clock_sv = jnp.fft.irfft(jnp.where(keep, jnp.fft.rfft(mean_sv, axis=0), 0), mean_sv.shape[0], axis=0)
+    restricted_sv = clock_sv + mean_sv.mean(axis=0, keepdims=True)
     return optax.softmax_cross_entropy_with_integer_labels(restricted_sv, jnp.array(cycle.elements)).mean()
-
-
-def excluded_loss(logits_ijv: jax.Array, cycle: Cycle, key_k: jax.Array, train_ij: jax.Array) -> jax.Array:
-    """The cross-entropy of Z - Z_K on the training pairs, of weight 1 in `train_ij` and 0 otherwise.
-
-    Z_K is that of `restricted_loss`. The loss is near the training loss where the pairs are memorised, and high where
-    the clock alone computes the answers.
-    """
-    clock_sv = band_pass(mean_over_pairs(logits_ijv, cycle.sign), key_k)
-    excluded_ijv = logits_ijv - clock_sv[cycle.answers]
-    loss_ij = optax.softmax_cross_entropy_with_integer_labels(excluded_ijv, jnp.array(cycle.elements)[cycle.answers])
-    return jnp.sum(loss_ij * train_ij) / train_ij.sum()
 
 
 def logit_coefficients(logits_ijv: jax.Array, cycle: Cycle) -> jax.Array:
@@ -145,53 +115,38 @@ def logit_coefficients(logits_ijv: jax.Array, cycle: Cycle) -> jax.Array:
     return cosines_k * jnp.sqrt(one_sided(n, cosines_k.dtype)) / scale
 
 
-def pair_indices(task: "Modular", cycle: Cycle) -> np.ndarray:
-    """The task's numbers of all pairs of a cycle: (i, j)."""
-    x, y = cycle.elements[:, None], cycle.elements[None]
-    return x * task.y_values + y - (task.p - task.y_values)
-
-
 def logits_of_all_pairs(task: "Modular", params: Any, cycle: Cycle) -> jax.Array:
     """The logits of the answer, (i, j, v)."""
-    pairs = jnp.array(pair_indices(task, cycle))
-    logits = answer_logits(task.with_params(params), task.tokens(pairs.ravel()), prefixes=task.p)
-    return logits.reshape(*pairs.shape, -1)
+    x, y = cycle.elements[:, None], cycle.elements[None]
+    pairs_ij = x * task.y_values + y - (task.p - task.y_values)
+    return task.logits(params, jnp.array(pairs_ij.ravel())).reshape(*pairs_ij.shape, -1)
 
 
-def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = None) -> dict[str, jax.Array]:
+def measure(task: "Modular", params: Any, key_k: jax.Array | None = None) -> dict[str, jax.Array]:
     """All measures of a model.
 
-    Key frequencies are those with `logit_coefficients` of at least `KEY_CORRELATION`. A model that memorises has few:
-    its restricted loss is about log p, and its excluded loss is the training loss. Frequencies with much power in the
-    embedding cannot replace them: in a memorising model these are nearly all. Z_K of nearly all frequencies is the mean
-    over the pairs with the same answer, half of which are memorised; its restricted loss falls without a clock.
-
-    Args:
-      task: The task.
-      params: The parameters of its model.
-      data: The task's data; `train` are the training pairs.
-      key_k: A mask of key frequencies to use instead of the model's own.
+    Key frequencies are those of the mask `key_k`, by default those with `logit_coefficients` of at least
+    `KEY_CORRELATION`. Frequencies with much power in the embedding cannot replace them: in a memorising model these are
+    nearly all, and the restricted loss with nearly all frequencies falls without a clock.
 
     Returns:
       Arrays (k,): `is_key`, the mask; `share`, the embedding's `power_shares`; `logit_coefficients`. Numbers:
-      `restricted_loss` and `excluded_loss`; `gini` of the shares, and `gini_control` on the other cycle;
-      `key_frequencies`, the number of these; `logit_share`, the sum of their squared `logit_coefficients`.
+      `restricted_loss`; `gini` of the shares, and `gini_control` on the other cycle; `key_frequencies`, the number of
+      these; `logit_share`, the sum of their squared `logit_coefficients`.
 
     Raises:
       UsageError: p is 2, where the multiplicative cycle has one element.
     """
     require(task.p > 2, "p", "at least 3 where circuits are measured", task.p)
-    cycle, control = Cycle.of(task.p, task.operation), Cycle.control(task.p, task.operation)
+    cycle, control = Cycle.of(task.p, task.operation), Cycle.of(task.p, task.operation, control=True)
     logits_ijv, embedding_vd = logits_of_all_pairs(task, params, cycle), params["token"]
     share_k, coefficients_k = power_shares(embedding_vd[cycle.elements]), logit_coefficients(logits_ijv, cycle)
     key_k = coefficients_k >= KEY_CORRELATION if key_k is None else key_k
-    is_train = jnp.zeros(task.pairs, logits_ijv.dtype).at[data["train"]].set(1)
     return {
         "is_key": key_k,
         "share": share_k,
         "logit_coefficients": coefficients_k,
         "restricted_loss": restricted_loss(logits_ijv, cycle, key_k),
-        "excluded_loss": excluded_loss(logits_ijv, cycle, key_k, is_train[pair_indices(task, cycle)]),
         "gini": gini(share_k),
         "gini_control": gini(power_shares(embedding_vd[control.elements])),
         "key_frequencies": key_k.sum(),
@@ -201,55 +156,41 @@ def measure(task: "Modular", params: Any, data: Data, key_k: jax.Array | None = 
 
 def metrics(task: "Modular", params: Any, data: Data) -> dict[str, jax.Array]:
     """The measures that are numbers, and for each frequency k its `share_k` and its logit coefficient `logit_k`."""
-    measured = measure(task, params, data)
+    del data
+    measured = measure(task, params)
     shares = {f"share_{k}": value for k, value in enumerate(measured["share"], 1)}
     logits = {f"logit_{k}": value for k, value in enumerate(measured["logit_coefficients"], 1)}
     return {name: value for name, value in measured.items() if value.ndim == 0} | shares | logits
 
 
 def plot(rows: Sequence[Row], title: str) -> "Figure":
-    """A run's accuracy, its restricted and excluded losses, and the spectrum of its embedding.
-
-    The frequencies that are key in the last record with measures are coloured, each in one colour throughout.
-    """
-    from matplotlib import colormaps
+    """A run's restricted loss, and the frequencies' shares of its embedding's power; final key frequencies in blue."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     from .harness import plots
 
     measured = [row for row in rows if "circuit_gini" in row]
     steps, last = [row["step"] for row in measured], measured[-1]
-    curve = lambda name: [row[f"circuit_{name}"] for row in measured]
-    share = {int(name.split("_")[-1]): last[name] for name in last if name.startswith("circuit_share_")}
-    by_share = sorted(share, key=lambda k: -share[k])
-    keys = [k for k in by_share if last[f"circuit_logit_{k}"] >= KEY_CORRELATION]
-    colours = dict.fromkeys(by_share, "lightgrey")
-    colours |= {k: colormaps["viridis"](0.9 * i / max(1, len(keys) - 1)) for i, k in enumerate(keys)}
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    frequencies = [int(name.split("_")[-1]) for name in last if name.startswith("circuit_share_")]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
-    (accuracy, losses), (shares, spectrum) = figure.subplots(2, 2)
-    plots.draw_curves(accuracy, rows, "accuracy")
-    losses.plot(steps, curve("restricted_loss"), label="restricted: the clock alone, all pairs", color=plots.BLUE)
-    losses.plot(steps, curve("excluded_loss"), label="excluded: all else, training pairs", color=plots.ORANGE)
+    losses, shares = figure.subplots(1, 2)
+    losses.plot(steps, [row["circuit_restricted_loss"] for row in measured], label="the clock alone", color=plots.BLUE)
     # Both cycles of a prime p have (p - 1) / 2 frequencies.
-    losses.axhline(math.log(2 * len(share) + 1), color="grey", linestyle=":", label="chance")
-    losses.set(ylabel="cross-entropy", ylim=(0, None))
-    for k in reversed(by_share):
-        shares.plot(steps, curve(f"share_{k}"), color=colours[k], linewidth=1.5 if k in keys else 0.6)
-    shares.set(ylim=(0, None))
+    losses.axhline(math.log(2 * len(frequencies) + 1), color="grey", linestyle=":", label="chance")
+    losses.set(ylabel="cross-entropy on all pairs", ylim=(0, None))
+    losses.legend()
+    for k in frequencies:
+        share = [100 * row[f"circuit_share_{k}"] for row in measured]
+        is_key = last[f"circuit_logit_{k}"] >= KEY_CORRELATION
+        shares.plot(steps, share, color=plots.BLUE if is_key else "lightgrey", zorder=2 + is_key)
+        if is_key:
+            shares.annotate(str(k), (steps[-1], share[-1]), color=plots.BLUE, fontsize="small")
+    shares.set(ylabel="share of embedding power (%)", ylim=(0, None))
     for axes in (losses, shares):
         axes.set(xlabel="optimizer steps", xscale="log")
         plots.number_steps(axes, steps)
         axes.grid(alpha=0.3)
-    losses.legend(fontsize="small")
-    spectrum.bar(range(len(share)), [share[k] for k in by_share], color=[colours[k] for k in by_share])
-    key_text = f"key: {', '.join(map(str, keys))}" if keys else "no key frequency"
-    spectrum.set(xlabel=f"frequencies by share at step {int(last['step']):,}\n{key_text}", xticks=[])
-    for axes in (shares, spectrum):
-        axes.set(ylabel="share of embedding power (%)")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=None))
     return figure
 
 
@@ -268,10 +209,7 @@ def circle_points(task: "Modular", stages: Sequence[Any], k: int) -> np.ndarray:
 
 
 def draw_circles(panels: Any, points: np.ndarray, titles: Sequence[str], k: int) -> None:
-    """Draw `circle_points`, a stage on each of the axes.
-
-    Lines join the elements in the order of their angles, which the colours show.
-    """
+    """Draw `circle_points`, a stage on each of the axes; lines and colours follow the angles of the elements."""
     angle = k * np.arange(points.shape[1]) / points.shape[1] % 1
     order = np.argsort(angle, kind="stable")
     limits = 1.05 * np.abs(points).max() * np.array([-1, 1])
@@ -280,16 +218,6 @@ def draw_circles(panels: Any, points: np.ndarray, titles: Sequence[str], k: int)
         axes.scatter(*xy.T, c=angle, cmap="twilight", s=18, edgecolors="grey", linewidths=0.3, zorder=2)
         axes.set_title(title, fontsize="medium")
         axes.set(aspect="equal", xticks=[], yticks=[], xlim=limits, ylim=limits)
-
-
-def circles(points: np.ndarray, titles: Sequence[str], k: int) -> "Figure":
-    """A figure of `draw_circles`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * len(points), 3.9), layout="constrained")
-    figure.suptitle(f"The numbers' embeddings on the circle of frequency {k}", fontsize="medium")
-    draw_circles(figure.subplots(1, len(points)), points, titles, k)
-    return figure
 
 
 MEASURE = Measure(metrics, plot, every=5)  # 0.39 of a chunk's matrix products at the defaults: 8 % of a run's

@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import lax
 
 import grokfast_jax
 from examples import circuits
-from examples.fast import answer_logits
 from examples.harness.batches import Batch, shuffled
 from examples.harness.cli import main
 from examples.harness.errors import require
@@ -25,8 +26,8 @@ from grokfast_jax import grokfast_ema, grokfast_ma
 
 Operation = Literal["multiplication", "addition", "subtraction", "division"]
 
-# Suffixes name the axes: b example, l position, m position that is attended to, d channel, h head, k channel of a head,
-# c key or value, v token.
+# Suffixes name the axes: b example, l position, q position that is read out, m position that is attended to, d channel,
+# h head, k channel of a head, c key or value, v token.
 
 
 class Attention(nnx.Module):
@@ -40,16 +41,19 @@ class Attention(nnx.Module):
         self.out = linear(dim, dim, zero_bias=True, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x_bld: jax.Array) -> jax.Array:
-        """What each position takes from itself and those before it."""
-        b, length, d = x_bld.shape
-        q_blhk = self.query(x_bld).reshape(b, length, self.heads, -1)
-        kv_bmchk = self.key_value(x_bld).reshape(b, length, 2, self.heads, -1)
-        scores_bhlm = jnp.einsum("blhk,bmhk->bhlm", q_blhk, kv_bmchk[:, :, 0]) / q_blhk.shape[-1] ** 0.5
-        visible_lm = jnp.tril(jnp.ones((length, length), bool))
-        weights_bhlm = jax.nn.softmax(jnp.where(visible_lm[None, None], scores_bhlm, -jnp.inf))
-        y_blhk = jnp.einsum("bhlm,bmhk->blhk", weights_bhlm, kv_bmchk[:, :, 1])
-        return self.out(y_blhk.reshape(b, length, d))
+    def project(self, x_bld: jax.Array, readout: int) -> tuple[jax.Array, jax.Array]:
+        """Queries at the last `readout` positions, and keys and values at all: (b, q, h, k) and (b, l, c, h, k)."""
+        b, length, _ = x_bld.shape
+        q_bqhk = apply(self.query, x_bld[:, -readout:]).reshape(b, readout, self.heads, -1)
+        return q_bqhk, apply(self.key_value, x_bld).reshape(b, length, 2, self.heads, -1)
+
+    def __call__(self, q_bqhk: jax.Array, kv_bmchk: jax.Array) -> jax.Array:
+        """What each of the last positions takes from itself and those before it, (b, q, d)."""
+        scores_bhqm = jnp.einsum("bqhk,bmhk->bhqm", q_bqhk, kv_bmchk[:, :, 0]) / q_bqhk.shape[-1] ** 0.5
+        visible_qm = jnp.tril(jnp.ones((kv_bmchk.shape[1],) * 2, bool))[-q_bqhk.shape[1] :]
+        weights_bhqm = jax.nn.softmax(jnp.where(visible_qm[None, None], scores_bhqm, -jnp.inf))
+        y_bqhk = jnp.einsum("bhqm,bmhk->bqhk", weights_bhqm, kv_bmchk[:, :, 1])
+        return apply(self.out, y_bqhk.reshape(*q_bqhk.shape[:2], -1))
 
 
 class Block(nnx.Module):
@@ -62,11 +66,25 @@ class Block(nnx.Module):
         self.up = linear(dim, 4 * dim, rngs=rngs)
         self.down = linear(4 * dim, dim, rngs=rngs)
 
-    def __call__(self, x_bld: jax.Array) -> jax.Array:
-        """The stream after the block."""
+    def project(self, x_bld: jax.Array, readout: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The normalised stream, then what `Attention.project` makes of it."""
         x_bld = self.ln1(x_bld)
-        x_bld = x_bld + self.attention(x_bld)
-        return x_bld + self.down(jax.nn.gelu(self.up(self.ln2(x_bld)), approximate=False))
+        return x_bld, *self.attention.project(x_bld, readout)
+
+    def __call__(self, x_bqd: jax.Array, q_bqhk: jax.Array, kv_bmchk: jax.Array) -> jax.Array:
+        """The stream after the block, at the last positions."""
+        x_bqd = x_bqd + self.attention(q_bqhk, kv_bmchk)
+        return x_bqd + apply(self.down, gelu(apply(self.up, self.ln2(x_bqd))))
+
+
+def apply(layer: nnx.Linear, x_bld: jax.Array) -> jax.Array:
+    """A linear layer over all positions as one matrix product; the gradient of a batched one is slow on XLA's CPU."""
+    return layer(x_bld.reshape(-1, x_bld.shape[-1])).reshape(*x_bld.shape[:-1], -1)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU by erf; jax.nn.gelu is slower, because its erfc is also exact far below 0."""
+    return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
 class Decoder(nnx.Module):
@@ -81,10 +99,37 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_bl: jax.Array) -> jax.Array:
         """Logits of the token after each position, (b, l, v)."""
-        x_bld = self.token[...][tokens_bl] + self.position[None, : tokens_bl.shape[1]]
+        length = tokens_bl.shape[1]
+        x_bld = self.token[...][tokens_bl] + self.position[None, :length]
         for block in self.blocks:
-            x_bld = block(x_bld)
+            x_bld = block(*block.project(x_bld, length))
         return self.head(self.ln(x_bld))
+
+    def last_logits(self, tokens_bl: jax.Array, *, prefixes: int) -> jax.Array:
+        """The logits of `self(tokens_bl)[:, -1]`, (b, v), in a third of the time.
+
+        The first token is below `prefixes` and the second is the same in all examples. Their keys and values are
+        therefore computed once for each value of the first token.
+        """
+        first = jnp.arange(prefixes)
+        cache, _ = self._decode(jnp.stack([first, jnp.broadcast_to(tokens_bl[0, 1], first.shape)], axis=-1))
+        return self._decode(tokens_bl[:, 2:], [kv_bmchk[tokens_bl[:, 0]] for kv_bmchk in cache])[1]
+
+    def _decode(self, tokens_bl: jax.Array, past: Sequence[jax.Array] = ()) -> tuple[list[jax.Array], jax.Array]:
+        """The keys and values of each block, `past` included, and the logits after the last position."""
+        first, length = past[0].shape[1] if past else 0, tokens_bl.shape[1]
+        # The first block's projections depend on token and position alone: they are computed once for each pair.
+        x_bld = self.token[...][:, None] + self.position[None, first : first + length]
+        cache = []
+        for i, block in enumerate(self.blocks):
+            readout = 1 if i == len(self.blocks) - 1 else length
+            projected = block.project(x_bld, readout if i else length)
+            if i == 0:
+                projected = jax.tree.map(lambda table: table[tokens_bl, jnp.arange(length)[None]], projected)
+            x_bld, q_bqhk, kv_blchk = projected
+            cache.append(jnp.concatenate([past[i], kv_blchk], axis=1) if past else kv_blchk)
+            x_bld = block(x_bld[:, -readout:], q_bqhk[:, -readout:], cache[-1])
+        return cache, self.head(self.ln(x_bld[:, -1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +165,6 @@ class Modular(Task):
         super().__post_init__()
         is_prime = 2 <= self.p < 46_349 and all(self.p % k for k in range(2, int(self.p**0.5) + 1))
         require(is_prime, "p", "a prime number below 46,349", self.p)  # pairs are numbered in int32
-        require(self.depth <= 1_000, "depth", "at most 1,000", self.depth)
         require(self.dim % self.heads == 0, "dim", f"a multiple of --heads ({self.heads})", self.dim)
         both = 0 < self.train_fraction < 1 and 0 < self.train_size < self.pairs
         require(both, "train_fraction", "in (0, 1) and leave a pair on either side", self.train_fraction)
@@ -153,23 +197,19 @@ class Modular(Task):
     def answer(self, pair: jax.Array) -> jax.Array:
         """The answer z of pairs given by number."""
         x, y = self.operands(pair)
-        match self.operation:
-            case "multiplication":
-                return x * y % self.p
-            case "addition":
-                return (x + y) % self.p
-            case "subtraction":
-                return (x - y) % self.p
-            case "division":
-                # z y = x: the inverse of y is y^(p - 2) by Fermat, taken from a table made in exact arithmetic.
-                inverse = jnp.array([pow(k, -1, self.p) if k else 0 for k in range(self.p)])
-                return x * inverse[y] % self.p
+        inverse = jnp.array([pow(k, -1, self.p) if k else 0 for k in range(self.p)])  # x / y = x times it
+        answers = {"multiplication": x * y, "addition": x + y, "subtraction": x - y, "division": x * inverse[y]}
+        return answers[self.operation] % self.p
 
     def tokens(self, pair: jax.Array) -> jax.Array:
         """The tokens of `x op y =`: (examples, 4)."""
         x, y = self.operands(pair)
         equals, op = self.p, self.p + 1
         return jnp.stack([x, jnp.full_like(x, op), y, jnp.full_like(y, equals)], axis=-1)
+
+    def logits(self, params: Any, pair: jax.Array) -> jax.Array:
+        """The model's logits of the answers of pairs, (examples, tokens)."""
+        return self.with_params(params).last_logits(self.tokens(pair), prefixes=self.p)
 
     def split(self, shared: Any, key: jax.Array) -> dict[str, jax.Array]:
         """Numbers of the training and of the validation pairs, drawn at random."""
@@ -184,9 +224,7 @@ class Modular(Task):
     def metrics(self, params: Any, data: Data, batch: Batch) -> dict[str, jax.Array]:
         """Cross-entropy and accuracy of each pair of a batch."""
         del data
-        # The same as self.with_params(params)(tokens)[:, -1], in a third of the time.
-        logits = answer_logits(self.with_params(params), self.tokens(batch["index"]), prefixes=self.p)
-        answer = self.answer(batch["index"])
+        logits, answer = self.logits(params, batch["index"]), self.answer(batch["index"])
         loss = self.loss(logits, answer)
         return {"loss": loss, "accuracy": (jnp.argmax(logits, axis=-1) == answer).astype(loss.dtype)}
 

@@ -34,6 +34,12 @@ TASKS += [pytest.param(97, operation, marks=pytest.mark.slow) for operation in O
 by_operation = pytest.mark.parametrize(("p", "operation"), TASKS)
 
 
+def answers(cycle):
+    """The index of the answer of each pair, (i, j)."""
+    index = np.arange(len(cycle.elements))
+    return (index[:, None] + cycle.sign * index) % len(index)
+
+
 def clock(cycle, keys, tokens, scale=20.0):
     """Embedding and logits of a model that computes by a clock on some frequencies, by hand."""
     n = len(cycle.elements)
@@ -42,7 +48,7 @@ def clock(cycle, keys, tokens, scale=20.0):
     embedding = np.zeros((tokens, 2 * len(keys)))
     embedding[cycle.elements] = np.stack(waves, axis=1)
     logits = np.full((n, n, tokens), -scale)
-    away = cycle.answers[:, :, None] - np.arange(n)
+    away = answers(cycle)[:, :, None] - np.arange(n)
     logits[:, :, cycle.elements] = scale * sum(np.cos(2 * np.pi * k * away / n) for k in keys)
     return embedding, logits
 
@@ -61,19 +67,10 @@ def test_a_clock_has_its_frequencies_and_nothing_else(p, operation, x64):
     np.testing.assert_allclose(share, mask / len(keys), atol=1e-12)
     np.testing.assert_allclose(circuits.gini(share), 1 - len(keys) / (n // 2), atol=1e-12)
 
-    train = jnp.array(np.random.default_rng(0).random((n, n)) < 0.5, float)
-    losses = lambda mask: (
-        circuits.restricted_loss(jnp.array(logits), cycle, jnp.array(mask)),
-        circuits.excluded_loss(jnp.array(logits), cycle, jnp.array(mask), train),
-    )
-    restricted, excluded = losses(mask)
-    assert restricted < 1e-3
-    assert excluded == pytest.approx(
-        math.log(n), abs=1e-6
-    )  # all elements of the cycle are alike, all else is far below
-    none_restricted, none_excluded = losses(np.zeros_like(mask))
-    assert none_restricted == pytest.approx(math.log(n), abs=1e-6)
-    assert none_excluded < 1e-3
+    loss = lambda mask: circuits.restricted_loss(jnp.array(logits), cycle, jnp.array(mask))
+    assert loss(mask) < 1e-3
+    # All elements of the cycle are alike, all else is far below.
+    assert loss(np.zeros_like(mask)) == pytest.approx(math.log(n), abs=1e-6)
 
     coefficients = circuits.logit_coefficients(jnp.array(logits), cycle)
     np.testing.assert_allclose(coefficients, mask / len(keys) ** 0.5, atol=1e-12)
@@ -95,12 +92,11 @@ def test_a_frequency_that_is_its_own_mirror_image_counts_once(x64):
 def test_a_cycle_goes_as_the_operation_does(p, operation):
     task, cycle = Modular(p=p, operation=operation), Cycle.of(p, operation)
     assert sorted(cycle.elements) == list(range(p - task.y_values, p))
-    pairs = circuits.pair_indices(task, cycle)
-    x, y = task.operands(jnp.array(pairs))
-    np.testing.assert_array_equal(x, np.broadcast_to(cycle.elements[:, None], pairs.shape))
-    np.testing.assert_array_equal(y, np.broadcast_to(cycle.elements[None], pairs.shape))
-    np.testing.assert_array_equal(task.answer(jnp.array(pairs)), cycle.elements[cycle.answers])
-    assert len(Cycle.control(p, operation).elements) != len(cycle.elements)
+    x, y = np.meshgrid(cycle.elements, cycle.elements, indexing="ij")
+    pairs = jnp.array(x * task.y_values + y - (p - task.y_values))
+    np.testing.assert_array_equal(task.operands(pairs), (x, y))
+    np.testing.assert_array_equal(task.answer(pairs), cycle.elements[answers(cycle)])
+    assert len(Cycle.of(p, operation, control=True).elements) != len(cycle.elements)
 
 
 def test_primitive_roots_are_those_of_the_tables():
@@ -114,7 +110,8 @@ def test_another_primitive_root_puts_the_frequencies_in_another_order(operation,
     rng = np.random.default_rng(0)
     embedding = jnp.array(rng.normal(size=(99, 16)))
     by_pair = rng.normal(size=(97, 97, 99))  # by the numbers x and y
-    five, seven = Cycle.of(97, operation), Cycle.of(97, operation, root=7)
+    five = Cycle.of(97, operation)
+    seven = five._replace(elements=np.array([pow(7, j, 97) for j in range(96)]))
     (m,) = np.flatnonzero(five.elements == 7)
     frequencies = np.arange(1, 49)
     image = np.minimum(frequencies * m % 96, -frequencies * m % 96) - 1  # the index of k of root 7 for root 5
@@ -128,7 +125,6 @@ def test_another_primitive_root_puts_the_frequencies_in_another_order(operation,
         found.append(
             [
                 circuits.restricted_loss(logits, cycle, jnp.array(mask)),
-                circuits.excluded_loss(logits, cycle, jnp.array(mask), jnp.ones((96, 96))),
                 circuits.logit_coefficients(logits, cycle)[mask].sum(),
             ]
         )
@@ -142,7 +138,7 @@ def test_numpy_in_float64_agrees(p, operation, x64):
     n, sign = len(cycle.elements), cycle.sign
     frequencies = np.arange(1, n // 2 + 1)
     embedding, logits = rng.normal(size=(n, 7)), rng.normal(size=(n, n, p + 2))
-    train, key = rng.integers(2, size=(n, n)), frequencies % 3 == 1
+    key = frequencies % 3 == 1
     i, j = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
     turn = 2 * np.pi / n
 
@@ -165,15 +161,11 @@ def test_numpy_in_float64_agrees(p, operation, x64):
         for wave in basis
         if np.any(wave > 1e-6)
     )
-    answers = cycle.elements[(i + sign * j) % n]
-    loss = lambda z: -np.take_along_axis(scipy.special.log_softmax(z, axis=-1), answers[:, :, None], -1)[:, :, 0]
+    answer = cycle.elements[(i + sign * j) % n][:, :, None]
+    loss = lambda z: -np.take_along_axis(scipy.special.log_softmax(z, axis=-1), answer, -1)
     restricted = loss(projected + logits.mean(axis=(0, 1))).mean()
-    excluded = loss(logits - projected)[train == 1].mean()
-    found = [
-        circuits.restricted_loss(jnp.array(logits), cycle, jnp.array(key)),
-        circuits.excluded_loss(jnp.array(logits), cycle, jnp.array(key), jnp.array(train, float)),
-    ]
-    np.testing.assert_allclose(found, [restricted, excluded], rtol=1e-10)
+    found = circuits.restricted_loss(jnp.array(logits), cycle, jnp.array(key))
+    np.testing.assert_allclose(found, restricted, rtol=1e-10)
 
     on_cycle = logits[:, :, cycle.elements]
     on_cycle = (on_cycle - on_cycle.mean(axis=2, keepdims=True)).ravel()
@@ -186,8 +178,7 @@ def test_numpy_in_float64_agrees(p, operation, x64):
 def test_a_random_model_looks_like_noise_in_both_bases():
     task = Modular()
     params = jax.vmap(task.init)(jax.random.split(jax.random.key(0), 8))
-    data = {"train": jnp.tile(jnp.arange(task.train_size), (8, 1))}
-    found = jax.jit(jax.vmap(functools.partial(circuits.measure, task)))(params, data)
+    found = jax.jit(jax.vmap(functools.partial(circuits.measure, task)))(params)
     expected = (1 / (np.pi * task.dim)) ** 0.5  # of shares that are normal with a relative deviation of 1 / sqrt(dim)
     for name in ("gini", "gini_control"):
         np.testing.assert_allclose(np.mean(found[name]), expected, rtol=0.15)
@@ -198,18 +189,15 @@ def test_a_random_model_looks_like_noise_in_both_bases():
 
 @functools.cache
 def small(operation):
-    """A tiny model, its data, and what is measured of it: with its own key frequencies, and with none."""
+    """A tiny model, what is measured of it, and the logits of its plain form."""
     task = Modular(p=11, dim=16, heads=2, depth=2 if operation == "multiplication" else 1, operation=operation)
 
     @jax.jit
     def measured():
-        params, data = task.init(jax.random.key(3)), task.split({}, jax.random.key(4))
-        own = circuits.measure(task, params, data)
-        none = circuits.measure(task, params, data, jnp.zeros_like(own["is_key"]))
-        model, tokens = task.with_params(params), task.tokens(jnp.arange(task.pairs))
-        batch = {"index": data["train"], "weight": jnp.ones(task.train_size)}
-        plain = {"logits": model(tokens)[:, -1], "tokens": tokens, "loss": task.metrics(params, data, batch)["loss"]}
-        return params, data, own, none, circuits.logits_of_all_pairs(task, params, Cycle.of(11, operation)), plain
+        params, tokens = task.init(jax.random.key(3)), task.tokens(jnp.arange(task.pairs))
+        plain = {"logits": task.with_params(params)(tokens)[:, -1], "tokens": tokens}
+        logits = circuits.logits_of_all_pairs(task, params, Cycle.of(11, operation))
+        return params, circuits.measure(task, params), logits, plain
 
     return task, *jax.device_get(measured())
 
@@ -217,30 +205,26 @@ def small(operation):
 @pytest.mark.parametrize(
     "operation", ["division", *(pytest.param(name, marks=pytest.mark.slow) for name in OPERATIONS[:3])]
 )
-def test_what_is_measured_is_of_the_model_and_its_training_pairs(operation):
-    task, _, data, _, none, logits, plain = small(operation)
+def test_what_is_measured_is_of_the_model(operation):
+    _, _, _, logits, plain = small(operation)
     cycle = Cycle.of(11, operation)
     for i, j in itertools.product(range(len(cycle.elements)), repeat=2):
         x, y = cycle.elements[i], cycle.elements[j]
         (row,) = np.flatnonzero((plain["tokens"][:, 0] == x) & (plain["tokens"][:, 2] == y))
         np.testing.assert_allclose(logits[i, j], plain["logits"][row], atol=1e-5)
-    # Without a key frequency the excluded loss is the training loss, of the pairs that are on the cycle.
-    on_cycle = np.isin(data["train"] // task.y_values, cycle.elements)
-    assert none["excluded_loss"] == pytest.approx(np.mean(plain["loss"][on_cycle]), rel=1e-4)
-    assert on_cycle.all() == (operation in ("addition", "subtraction"))
 
 
 def test_vmapped_measures_are_the_single_ones():
-    task, params, data, single, *_ = small("division")
-    twice = jax.tree.map(lambda x: jnp.stack([x, x]), (params, data))
-    vmapped = jax.jit(jax.vmap(functools.partial(circuits.measure, task)))(*twice)
+    task, params, single, *_ = small("division")
+    twice = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    vmapped = jax.jit(jax.vmap(functools.partial(circuits.measure, task)))(twice)
     for i in range(2):
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], vmapped), single, rtol=1e-4, atol=1e-5)
 
 
 def test_two_has_no_cycle_to_measure():
     with pytest.raises(UsageError, match=r"--p must be at least 3 where circuits are measured, got 2"):
-        circuits.measure(Modular(p=2), {}, {})
+        circuits.measure(Modular(p=2), {})
 
 
 @pytest.mark.slow
@@ -276,12 +260,12 @@ def test_a_run_records_and_draws_its_circuit(tmp_path):
 
 
 def test_a_model_with_and_one_without_a_clock_are_drawn():
-    names = ("restricted_loss", "excluded_loss", "gini", "share_1", "share_2", "logit_1")
-    for coefficient, keys in ((0.0, "no key frequency"), (0.5, "key: 2")):
+    names = ("restricted_loss", "gini", "share_1", "share_2", "logit_1")
+    for coefficient, keys in ((0.0, []), (0.5, ["2"])):
         measured = {f"circuit_{name}": 0.04 for name in names} | {"circuit_logit_2": coefficient}
-        plain = [{"step": 10.0 * i, "train_accuracy": 0.5, "val_accuracy": 0.1} for i in (1, 2, 3)]
-        *_, spectrum = circuits.plot([plain[0] | measured, plain[1], plain[2] | measured], "a run").axes
-        assert spectrum.get_xlabel() == f"frequencies by share at step 30\n{keys}"
+        rows = [{"step": 10.0} | measured, {"step": 20.0}, {"step": 30.0} | measured]
+        _, shares = circuits.plot(rows, "a run").axes
+        assert [text.get_text() for text in shares.texts] == keys
 
 
 SIZE = Measure(
@@ -337,4 +321,6 @@ def test_the_circle_of_a_clock_is_round_and_a_start_is_seen_from_it():
     for points in (first, last):
         assert np.mean(np.sum(points**2, axis=1)) == pytest.approx(1)
     assert np.std(np.linalg.norm(first, axis=1)) > 0.2
-    assert len(circuits.circles(np.stack([first, last]), ["one", "two"], k).axes) == 2
+    panels = Figure().subplots(1, 2)
+    circuits.draw_circles(panels, np.stack([first, last]), ["one", "two"], k)
+    np.testing.assert_allclose(panels[1].collections[0].get_offsets(), last)

@@ -15,7 +15,6 @@ import scipy.special
 from jax import lax
 
 from examples import modular
-from examples.fast import answer_logits
 from examples.harness.engine import as_text
 from examples.harness.methods import hyperparams
 from examples.harness.train import TrainState, advance
@@ -84,8 +83,8 @@ def train(task, tx, params, batches):
 
 
 def logits(task, params, pairs):
-    """The logits of the answers of pairs, in the fast form."""
-    return jax.jit(lambda p: answer_logits(task.with_params(p), task.tokens(pairs), prefixes=task.p))(params)
+    """The logits of the answers of pairs."""
+    return jax.jit(task.logits)(params, pairs)
 
 
 def norm(params):
@@ -231,7 +230,7 @@ def test_the_fast_form_gives_logits_and_gradients_of_the_plain_model(operation, 
         (_, out), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
         return {"logits": out, "gradients": grads}
 
-    fast = with_gradients(lambda model: answer_logits(model, tokens, prefixes=11))
+    fast = with_gradients(lambda model: model.last_logits(tokens, prefixes=11))
     plain = with_gradients(lambda model: model(tokens)[:, -1])
     chex.assert_trees_all_close(fast, plain, rtol=1e-10, atol=1e-10)
     assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(plain["gradients"]["blocks"]))

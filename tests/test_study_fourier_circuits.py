@@ -84,7 +84,7 @@ def test_a_mark_of_the_figure_is_a_run_that_reaches_95():
 def test_coefficients_compare_the_clocks_in_logits():
     """Logits that are clocks alone have the correlation of their coefficients."""
     cycle = Cycle.of(97, "multiplication")
-    index = cycle.answers[:, :, None] - np.arange(96)
+    index = np.add.outer(np.arange(96), np.arange(96))[:, :, None] - np.arange(96)
     logits = np.zeros((2, 96, 96, 99), np.float32)
     for array, amplitudes in zip(logits, ({4: 1, 9: 2}, {9: 1, 20: 1}), strict=True):
         array[:, :, cycle.elements] = sum(a * np.cos(2 * np.pi * k * index / 96) for k, a in amplitudes.items())
@@ -102,7 +102,7 @@ COURSE = {0: (2.4, 0.1, 0, 0), 20: (2.3, 0.2, 1, 0.1), 40: (1.1, 0.3, 1, 0.9), 4
 def test_what_is_stored_of_a_run_by_hand(monkeypatch):
     is_key = np.array([False, True, False, True, False])
 
-    def measure(task, params, data, key_k=None):
+    def measure(task, params, key_k=None):
         loss, gini, *_ = COURSE[params["step"]]
         assert key_k is None or (key_k == is_key).all()
         assert key_k is not None or params["step"] == 48
@@ -145,10 +145,9 @@ def test_a_run_is_measured_as_it_is_trained(tmp_path, shared_programs, monkeypat
         params[evaluation.step] = jax.device_get(evaluation.state.params)
         if evaluation.step == 28:
             break
-    data = compiled.draw(key)[1]
-    end = study.measure(TINY, params[28], data)
+    end = study.measure(TINY, params[28])
     steps = [0, 20, 28]  # every fifth evaluation and the last
-    measured = [study.measure(TINY, params[step], data, end["is_key"]) for step in steps]
+    measured = [study.measure(TINY, params[step], end["is_key"]) for step in steps]
 
     assert stored["last_step"] == 28
     assert stored["key"] == [k for k in range(1, 6) if end["logit_coefficients"][k - 1] >= 0]

@@ -51,14 +51,15 @@ def runs(results: Results) -> Iterator[Run]:
 
 def observe(run: Run, history: Iterator[tuple[Row, TrainState]], data: Data) -> dict[str, Any]:
     """The final key frequencies of a run, the step at which its clock forms, and measures of its final parameters."""
+    del data
     task: Any = run.task
     params, rows = {0: task.init(keys(jax.random.key(run.seed)).init)}, []
     for row, state in history:
         rows.append(row)
         if len(rows) % MEASURE_EVERY == 0 or is_finished(run, rows):
             params[int(row["step"])] = jax.device_get(state.params)
-    end = jax.device_get(measure(task, params[max(params)], data))
-    losses = {step: measure(task, p, data, end["is_key"])["restricted_loss"] for step, p in params.items()}
+    end = jax.device_get(measure(task, params[max(params)]))
+    losses = {step: measure(task, p, end["is_key"])["restricted_loss"] for step, p in params.items()}
     result = {
         "key": (1 + np.flatnonzero(end["is_key"])).tolist(),
         "clock_step": next((step for step, loss in losses.items() if loss < math.log(task.p) / 2), None),
