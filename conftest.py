@@ -1,6 +1,5 @@
 """Settings of all tests and doctests: strict dtypes and ranks, and fast compilation."""
 
-import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -56,15 +55,7 @@ def usual_options() -> dict[str, int]:
     return {name: default for name, (_, default) in OPTIONS.items()}
 
 
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Collect, after the test, the futures that Orbax drops when it fails: a later test would be blamed for them."""
-    yield
-    gc.collect()
-
-
 PROGRAMS: dict[Any, Any] = {}
-FITTED: dict[Any, Any] = {}
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +69,7 @@ def shared_programs() -> Iterator[None]:
             PROGRAMS[key] = train.program(run, devices=devices, precision=precision)
         return PROGRAMS[key]
 
-    def fitted(program: train.Program, hyper: Any, key: Any) -> train.Program:
-        if program not in FITTED:
-            FITTED[program] = train.fitted(program, hyper, key)
-        return FITTED[program]
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "program", program)
-        patch.setattr(runner, "fitted", fitted)
         patch.setattr(engine, "program", program)
         yield

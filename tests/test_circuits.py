@@ -243,7 +243,6 @@ def run(experiment, *argv):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("collected")
 def test_a_run_records_and_draws_its_circuit(tmp_path):
     small = ["--p", "5", "--dim", "8", "--heads", "2", "--depth", "1", "--batch-size", "8", "--stop-at", "None"]
     run(EXPERIMENT, *small, "--measure", "circuit", "--max-steps", "24", "--out", tmp_path / "run")
@@ -276,7 +275,7 @@ SIZE = Measure(
 MEASURED = dataclasses.replace(toy.EXPERIMENT, measures={"size": SIZE})
 
 
-@pytest.mark.usefixtures("collected", "shared_programs")
+@pytest.mark.usefixtures("shared_programs")
 def test_a_task_has_measures_of_its_own_also_when_resumed(tmp_path):
     whole, resumed, without = (tmp_path / name for name in ("whole", "resumed", "without"))
     run(MEASURED, "--measure", "size", "--max-steps", "40", "--out", whole)

@@ -18,7 +18,7 @@ from examples.harness.engine import product
 from examples.harness.errors import RunInterruptedError, UsageError, UserError, plain_errors
 from examples.harness.experiment import Experiment, Run, find_experiment
 from examples.harness.methods import Static, Tx, hyperparams
-from examples.harness.run_folder import RunFolder, read_config, to_json
+from examples.harness.run_folder import RunFolder, to_json
 from examples.harness.runner import Options, stored
 from examples.modular import Modular
 
@@ -179,19 +179,13 @@ def test_sizes_without_bound_are_refused_before_any_loop_or_array(task, field, v
         task(**{field: value})
 
 
-@pytest.mark.parametrize("name", ["\udcff", "\udcc3\udcb6"])
-def test_a_path_that_is_not_text_is_refused(name):
-    with pytest.raises(UsageError, match=r"--out must be a path in UTF-8, got .*; choose another, or set"):
-        runner.train(toy.EXPERIMENT, *words(f"--out {name}"))
-
-
 def test_help_lists_the_methods_and_groups_the_flags(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(toy.EXPERIMENT, ["--help"])
     text = capsys.readouterr().out
     assert "Logistic regression on points that a random plane divides" in text
     assert "Example: python -m tests.toy ema --seed 1 --out runs/my-run" in text
-    assert "ma             The MA before Adam." in text
+    assert "• ma The MA before Adam." in " ".join(text.split())
     groups = [text.index(f"{name} options") for name in ("task", "run", "training")]
     assert groups == sorted(groups)
     with pytest.raises(SystemExit, match="0"):
@@ -215,7 +209,7 @@ def test_a_folder_holds_its_run(folder):
     assert experiment is toy.EXPERIMENT
     assert run == Run(toy.Toy(), toy.ma, hyperparams(toy.ma, window_size=5), seed=3, max_steps=80)
     assert options == Options(out=folder, measure="some", checkpoint_every=7)
-    assert RunFolder.open(folder).config["data"] == "data"
+    assert RunFolder(folder).config["data"] == "data"
 
 
 def test_resume_changes_the_rule_and_where_it_runs_but_nothing_else(folder, capsys):
@@ -237,9 +231,6 @@ def test_resume_changes_the_rule_and_where_it_runs_but_nothing_else(folder, caps
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"batch_size": "6"}, "str is not an instance of int"),
-        ({"seed": 0.5}, "float is not an instance of int"),
-        ({"checkpoint_every": None}, "None is not an instance of int"),
         ({"window_size": [5]}, r"--window-size must be a whole number, got \[5\]"),
         ({"lamb": "x"}, "--lamb must be a number, got x"),
         ({"lr": -1.0}, "--lr must be a finite number of at least 0, got -1.0"),
@@ -247,14 +238,13 @@ def test_resume_changes_the_rule_and_where_it_runs_but_nothing_else(folder, caps
         ({"method": 3}, "the method must be one of .*, got 3"),
         ({"experiment": "nowhere"}, "the experiment must be one of .*, got 'nowhere'"),
         ({"experiment": 3}, "."),
-        ({"data_dir": 3}, "."),
         ({"experiment": ...}, "no 'experiment'"),
         ({"lamb": ...}, "no 'lamb'"),
         ({"max_steps": ...}, "no 'max_steps'"),
     ],
 )
 def test_a_configuration_of_another_kind_is_named_with_its_cure(changes, reason, folder):
-    config = {name: value for name, value in (read_config(folder) | changes).items() if value is not ...}
+    config = {name: value for name, value in (RunFolder(folder).config | changes).items() if value is not ...}
     (folder / "config.json").write_text(to_json(config))
     message = rf"config\.json describes no run that can be continued here \({reason}.*\); put it back from a copy, or"
     with pytest.raises(UserError, match=message):
@@ -326,7 +316,7 @@ STUBS = {
     "missing": "raise ModuleNotFoundError(\"No module named 'tyro'\", name='tyro')",
     "interrupted": "import os\ntry: os.kill(os.getpid(), 2); os.urandom(9)\nexcept BaseException: pass",  # swallowed
 }
-RUN = "-m tests.toy --max-steps 4 --no-compilation-cache --out {0}/run"
+RUN = "-m tests.toy --max-steps 4 --out {0}/run"
 ENVIRONMENTS = ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise", "JAX_DEBUG_NANS=1", "PYTHONOPTIMIZE=2"]
 
 
@@ -345,7 +335,6 @@ ENVIRONMENTS = ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise", "JAX_DEBUG
                 ("PYTHONIOENCODING=ascii", "-m examples.parity --help", 0, "--lamb"),
                 ("A=b", "examples/parity.py --lr -1", 2, "error: --lr must be a finite number of at least 0, got -1"),
                 ("A=b", RUN + " >/dev/full", 1, "error: No space left on device; free space there"),
-                ("A=b", RUN + " 2>/dev/full", 0, "The best validation accuracy"),
                 ("A=b", RUN + " 2>&-", 0, "The best validation accuracy"),
                 ("A=b", RUN + " >&-", 0, "100%"),
                 ("JAX_DEBUG_NANS=1", RUN + " --lr 3e38", 1, "the loss is no longer finite at step 2;"),
@@ -367,7 +356,6 @@ def test_a_command_in_a_hostile_environment(environment, command, status, messag
 
 @pytest.mark.slow
 def test_a_full_disk_ends_in_one_message(tmp_path):
-    """TensorStore's threads and Orbax's logs are not heard above it."""
     limited = f"ulimit -f 2; trap '' XFSZ; {sys.executable} {RUN} --checkpoint-every 1 --max-steps 8".format(tmp_path)
     done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1

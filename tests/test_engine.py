@@ -55,7 +55,7 @@ def stub(monkeypatch):
 
     def train_group(compiled, group, *_, **__):
         trained.append(group)
-        return [({"steps_to_80": None, "number": run.traced["lr"] + run.seed}, {}) for run in group]
+        return [{"steps_to_80": None, "number": run.traced["lr"] + run.seed} for run in group]
 
     monkeypatch.setattr(engine, "train_group", train_group)
     monkeypatch.setattr(engine, "program", lambda run: run.program_key)
@@ -187,7 +187,7 @@ def test_two_processes_share_the_runs_of_a_file(tmp_path, monkeypatch):
             both.wait(60)  # each is in the middle of a group
         else:
             trained.append(group)
-        return [({"number": run.seed}, {}) for run in group]
+        return [{"number": run.seed} for run in group]
 
     monkeypatch.setattr(engine, "train_group", train_group)
     monkeypatch.setattr(engine, "program", lambda run: run.program_key)

@@ -82,7 +82,7 @@ def test_a_method_is_a_function_and_a_line(tmp_path, monkeypatch, capsys):
     assert (found, run.method) == (experiment, experiment.methods["two-emas"])
     with pytest.raises(SystemExit, match="0"):
         main(experiment, ["--help"])
-    assert "two-emas       The mean of a short and a long EMA before Adam." in capsys.readouterr().out
+    assert "• two-emas The mean of a short and a long EMA before Adam." in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_study_is_run_by_the_command(tmp_path, monkeypatch, capsys):

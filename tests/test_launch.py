@@ -57,7 +57,7 @@ def test_two_processes_one_killed_and_the_job_resumed_train_what_one_does(tmp_pa
     rows = np.array([[float(x) for x in line.split(",")] for line in lines[1:]])
     np.testing.assert_allclose(rows, [list(row.values()) for row in alone.rows], rtol=1e-4)
     like = program(run).init(run.traced, jax.random.key(0))
-    found = RunFolder.open(folder).restore(like), RunFolder.open(alone.path).restore(like)
+    found = RunFolder(folder).restore(like), RunFolder(alone.path).restore(like)
     for actual, expected in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
@@ -79,9 +79,8 @@ def test_several_devices_train_what_one_does(task):
 def test_the_batches_are_divided_among_the_devices():
     (run,) = product(toy.Toy(), toy.adam)
     compiled, key = program(run, devices=3), jax.random.key(0)
-    shared, own = jax.eval_shape(compiled.draw, key)
-    state = jax.eval_shape(compiled.init, run.traced, key)
-    text = compiled.advance.lower(run.traced, key, *compiled.place((shared, own, state))).compile().as_text()
+    state = compiled.init(run.traced, key)
+    text = compiled.advance.lower(run.traced, key, *compiled.draw(key), state).compile().as_text()
     assert "all-reduce" in text  # of the sums over the examples, which each device has a third of
 
 

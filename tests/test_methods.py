@@ -34,30 +34,16 @@ pytestmark = pytest.mark.usefixtures("lenient")
 
 
 def method(lr: LearningRate, alpha: Alpha = 0.9, plain: float = 0.5, b1: Static = 0.9, kind: str = "a") -> Tx:
-    """A method with a hyperparameter of each kind.
-
-    Args:
-      lr: How far a step goes.
-    """
+    """A method with a hyperparameter of each kind."""
     return optax.chain(grokfast_ema(plain, alpha), optax.adam(lr, b1))
 
 
 def test_hyperparameters_are_the_parameters_of_the_function():
-    found = parameters(method)
-    assert [(name, one.is_traced) for name, one in found.items()] == [
-        ("lr", True),
-        ("alpha", True),
-        ("plain", True),
-        ("b1", False),
-        ("kind", False),
-    ]
-    assert found["lr"].help == "How far a step goes."
-    assert found["alpha"].help == "Weight of the past in the EMA, in [0, 1)."
-    assert found["plain"].help == ""
+    assert list(parameters(method)) == ["lr", "alpha", "plain", "b1", "kind"]
     traced, static = split(method, hyperparams(method, lr=1))
     assert traced == {"lr": 1.0, "alpha": 0.9, "plain": 0.5}
     assert static == {"b1": 0.9, "kind": "a"}
-    assert not parameters(toy.ma)["window_size"].is_traced
+    assert split(toy.ma, hyperparams(toy.ma))[1] == {"window_size": 7}
     assert Annotated[float, STATIC] == Static
 
 
@@ -98,7 +84,7 @@ def test_what_the_library_refuses_and_what_is_missing_are_wrong_use():
     with pytest.raises(UsageError, match=r"alpha must be .*, got 1\.5"):  # the library's own words
         hyperparams(method, lr=1, plain=1.5)
     with pytest.raises(TypeError, match=r"functools\.partial of ma must give its hyperparameters by name"):
-        hyperparams(functools.partial(toy.ma, 0.5))
+        run_of(functools.partial(toy.ma, 0.5))
 
 
 def run_of(method=toy.ma, task=None, **settings):
@@ -170,9 +156,9 @@ def test_names_that_clash_and_values_that_a_key_cannot_hold_are_refused():
     def clashes(batch_size: float = 1.0) -> Tx:
         return optax.sgd(batch_size)
 
-    with pytest.raises(TypeError, match="must not share names, got batch_size twice; rename it"):
+    with pytest.raises(TypeError, match=r"must not share names, got \{'batch_size'\}; rename them"):
         run_of(clashes)
-    with pytest.raises(TypeError, match="must not share names, got seed twice; rename it"):
+    with pytest.raises(TypeError, match=r"must not share names, got \{'seed'\}; rename them"):
         Run(toy.Toy(), toy.adam, {"seed": 1.0})
 
     def with_tuple(betas: tuple = (0.9, 0.99)) -> Tx:

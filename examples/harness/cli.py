@@ -8,23 +8,9 @@ from typing import Annotated, Any
 import tyro
 
 from .errors import plain_errors, prepare_process
-from .experiment import Experiment, Run, module_name, nearest
-from .methods import Method, base, hyperparams, parameters
+from .experiment import Experiment, Rule, Run, module_name, nearest
+from .methods import Method, base, hyperparams, parameters, ranges
 from .runner import Options, train
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """Which run it is, and when it stops."""
-
-    seed: int
-    """Seed of the initial parameters, the data split and the order of the batches."""
-    max_steps: int
-    """Optimizer steps after which a run stops that has not reached --stop-at, rounded up to whole evaluations."""
-    stop_at: float | None
-    """Validation accuracy (or loss, where the task has no accuracy) at which to stop; None to train for --max-steps."""
-    hold_evals: int = 0
-    """Evaluations for which the run goes on after it first reached --stop-at."""
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
@@ -42,14 +28,14 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Run, Options]:
     classes = {name: _flags(name, method) for name, method in experiment.methods.items()}
     methods = tyro.extras.subcommand_type_from_defaults(
         {name: cls() for name, cls in classes.items()},
-        descriptions={name: (base(method).__doc__ or "").split("\n")[0] for name, method in experiment.methods.items()},
+        descriptions={name: (cls.__doc__ or "").split("\n")[0] for name, cls in classes.items()},
         prefix_names=False,
         sort_subcommands=False,
     )
     task = experiment.task
     fields: list[tuple[str, Any, Any]] = [
         ("task", type(task), task),
-        ("run", Rule, Rule(0, task.max_steps, task.stop_at)),
+        ("run", Rule, Rule(max_steps=task.max_steps, stop_at=task.stop_at)),
         ("training", Options, Options()),
         ("method", methods, classes[experiment.default]()),
     ]
@@ -67,9 +53,9 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Run, Options]:
 
 
 def _flags(name: str, method: Method) -> type:
-    """The hyperparameters of a method as a dataclass."""
-    fields = [
-        (key, Annotated[one.annotation, tyro.conf.arg(help=one.help or None)], one.default)
-        for key, one in parameters(method).items()
-    ]
-    return dataclasses.make_dataclass(name, fields, frozen=True)
+    """The hyperparameters of a method as a dataclass; their ranges, or else the docstring, say what they are."""
+    fields = []
+    for key, parameter in parameters(method).items():
+        about = " ".join(f"{limit.about}, {limit.allowed}." for limit in ranges(parameter.annotation))
+        fields.append((key, Annotated[parameter.annotation, tyro.conf.arg(help=about or None)], parameter.default))
+    return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__doc__": base(method).__doc__ or ""})

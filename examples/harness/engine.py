@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import tqdm
 from .errors import UserError
 from .experiment import Run, make_run
 from .files import provenance
-from .loop import evaluations, stack
+from .loop import evaluations, progress_bar, stack
 from .methods import Method
 from .records import Row, best, format_metric, is_finished, outcome
 from .task import Data, Task
@@ -55,9 +54,8 @@ class Results:
     """The results in a file, and the runs that it lacks.
 
     Args:
-      path: A file with one JSON object per line. A line with `versions` says where results come from, by a name that
-        other lines refer to as their `provenance`. Each other line has the key of one `run`, its outcome and, if they
-        are kept, its curve and its measured numbers; or those of all runs that were trained at once, see `stacked`.
+      path: A file with one JSON object per line: where results come from, under a name that other lines have as their
+        `provenance`; or the key of a `run` and what is stored of it; or those of a group of runs, see `stacked`.
       trains: Whether `of` trains runs that the file lacks.
       measure: Numbers of task, state and data at every evaluation.
       reduce: What is stored of each of these; by default all of them, in order.
@@ -131,25 +129,18 @@ class Results:
 
     def _train(self, runs: Sequence[Run]) -> None:
         """Train what is missing, program by program; other processes may do the same beside this one."""
-        todo = self.missing(runs)
-        groups, compiled, compiled_for = grouped(todo), None, None
-        interval = 0.1 if sys.stderr.isatty() else 10.0  # in a file, a line every ten seconds
-        with tqdm.tqdm(total=len(todo), unit="run", mininterval=interval, disable=not todo) as bar:
-            for wait in (False, True):  # first what no other process trains, then what others have not finished
-                for group in groups:
-                    with self._claimed(group, wait=wait) as is_ours:
-                        if is_ours and self.missing(group):
-                            if compiled is None or compiled_for != group[0].program_key:
-                                compiled, compiled_for = program(group[0]), group[0].program_key
-                            options = {"observe": self.observe, "keep_curve": self.keep_curves}
-                            results = train_group(compiled, group, bar, self.measure, **options)
-                            self.append(
-                                [
-                                    {"run": run.key, **result, **{k: self.reduce(v) for k, v in measured.items()}}
-                                    for run, (result, measured) in zip(group, results, strict=True)
-                                ]
-                            )
-                            bar.update(len(group))
+        todo, compiled = self.missing(runs), {}
+        how = {"measure": self.measure, "reduce": self.reduce, "observe": self.observe, "keep_curve": self.keep_curves}
+        with progress_bar(total=len(todo), unit="run", disable=not todo) as bar:
+            # First what no other process trains, then what others have not finished.
+            for wait, group in itertools.product((False, True), grouped(todo)):
+                with self._claimed(group, wait=wait) as is_ours:
+                    if is_ours and self.missing(group):
+                        if group[0].program_key not in compiled:
+                            compiled = {group[0].program_key: program(group[0])}
+                        results = train_group(compiled[group[0].program_key], group, bar, **how)
+                        self.append([{"run": run.key, **found} for run, found in zip(group, results, strict=True)])
+                        bar.update(len(group))
 
     @contextlib.contextmanager
     def _claimed(self, group: Sequence[Run], *, wait: bool) -> Iterator[bool]:
@@ -182,15 +173,14 @@ def stacked(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def unstacked(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The results in a line, one for each run."""
     run = line.get("run", {})
-    varied = [name for name, value in run.items() if isinstance(value, list)]
+    varied = {name: values for name, values in run.items() if isinstance(values, list)}
     if not varied:
         return [dict(line)]
-    outcome = {name: value for name, value in line.items() if name not in ("run", "provenance")}
+    stored = {name: values for name, values in line.items() if name not in ("run", "provenance")}
+    entry = lambda columns, i: {name: values[i] for name, values in columns.items()}
     return [
-        {"run": run | {name: run[name][i] for name in varied}}
-        | {name: values[i] for name, values in outcome.items()}
-        | {"provenance": line["provenance"]}
-        for i in range(len(run[varied[0]]))
+        {"run": run | entry(varied, i), **entry(stored, i), "provenance": line["provenance"]}
+        for i in range(len(next(iter(varied.values()))))
     ]
 
 
@@ -217,35 +207,35 @@ def train_group(
     compiled: Program,
     group: Sequence[Run],
     bar: tqdm.tqdm,
-    measure: Measure | None = None,
     *,
+    measure: Measure | None = None,
+    reduce: Reduce = list,
     observe: Observe | None = None,
     keep_curve: bool = False,
-) -> list[tuple[dict[str, Any], dict[str, list[Any]]]]:
-    """Train the runs of a group to their ends, and return the outcome of each and its measured numbers.
+) -> list[dict[str, Any]]:
+    """Train the runs of a group to their ends, and return what is stored of each.
 
     A run ends by its rule, or when its loss is no longer finite. A group that lacks runs is filled with its last run:
     all groups of one size then have the same program and the same rounding.
     """
-    metric = group[0].task.metric
     filled = [*group, *[group[-1]] * (group[0].group_size - len(group))]
     hypers, keys = [run.traced for run in filled], [jax.random.key(run.seed) for run in filled]
     hyper, key = (hypers[0], keys[0]) if len(filled) == 1 else (stack(hypers), stack(keys))
     data = compiled.draw(key)
-    numbers_of = None if measure is None else compiled.per_run(measure)
     rows: list[list[Row]] = [[] for _ in group]
     measured: list[dict[str, list[Any]]] = [{} for _ in group]
     done = [False] * len(group)
 
     def history() -> Iterator[tuple[Row, TrainState]]:
         for evaluation in evaluations(compiled, hyper, key, data=data):
-            numbers = {} if numbers_of is None else jax.device_get(numbers_of(evaluation.state, *data))
+            numbers = {} if measure is None else jax.device_get(compiled.per_run(measure)(evaluation.state, *data))
             for i, run in enumerate(group):
                 if not done[i]:
                     rows[i].append(evaluation.rows[i])
                     for name, value in numbers.items():
                         measured[i].setdefault(name, []).append(four_digits(value if len(filled) == 1 else value[i]))
                     done[i] = is_finished(run, rows[i]) or evaluation.diverged_at[i] is not None
+            metric = group[0].task.metric
             shown = format_metric(metric, best([run_rows[-1] for run_rows in rows], metric))
             bar.set_postfix_str(f"{len(group)} at once, step {evaluation.step:,}, best {metric} {shown}", refresh=False)
             bar.update(0)
@@ -264,7 +254,8 @@ def train_group(
     found = []
     for run, run_rows, numbers in zip(group, rows, measured, strict=True):
         curve = {"curve": {name: [row[name] for row in run_rows] for name in run_rows[0]}} if keep_curve else {}
-        found.append((outcome(run, run_rows) | curve | observed, numbers))
+        reduced = {name: reduce(values) for name, values in numbers.items()}
+        found.append(outcome(run, run_rows) | curve | observed | reduced)
     return found
 
 

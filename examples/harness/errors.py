@@ -1,6 +1,5 @@
 """Errors that the user can cure: a plain message and an exit code instead of a traceback."""
 
-import contextlib
 import errno
 import io
 import os
@@ -44,23 +43,31 @@ def require_whole(name: str, value: int, least: int = 1, most: int = 2**31 - 1) 
 
 def plain_errors(main: Callable[[], object]) -> int:
     """Run `main` and return the exit code: 0, 1 for a failed run, 2 for wrong use, 130 for an interrupt."""
-    with contextlib.redirect_stderr(_Lossy(sys.stderr)):
+    try:
         try:
             main()
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader of our output has gone, as `head` does
-            _discard(sys.stdout)
-            return 1
-        except KeyboardInterrupt:
-            print(INTERRUPTED, file=sys.stderr)
-            return RunInterruptedError.exit_code
-        except Exception as error:
-            if (text := _message(error)) is None:
-                raise
-            print(text if isinstance(error, RunInterruptedError) else f"error: {text}", file=sys.stderr)
-            _Lossy(sys.stdout).flush()
-            return error.exit_code if isinstance(error, UserError) else UserError.exit_code
+        finally:
+            _flush(sys.stdout)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        return 1
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return RunInterruptedError.exit_code
+    except Exception as error:
+        if (text := _message(error)) is None:
+            raise
+        print(text if isinstance(error, RunInterruptedError) else f"error: {text}", file=sys.stderr)
+        return error.exit_code if isinstance(error, UserError) else UserError.exit_code
     return 0
+
+
+def _flush(stream: Any) -> None:
+    """Flush a stream; after an error, what is still written to it goes nowhere."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def _message(error: Exception) -> str | None:
@@ -83,38 +90,9 @@ def _message(error: Exception) -> str | None:
     return None
 
 
-def is_full(error: Exception) -> bool:
-    """Whether a file could not be written for want of space; Orbax makes a ValueError of that, with the same text."""
-    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-
-
-class _Lossy:
-    """A stream that discards what it cannot write: progress that nobody can see ends no run."""
-
-    def __init__(self, stream: Any):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            _discard(self._stream)
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError:
-            _discard(self._stream)
-
-
-def _discard(stream: Any) -> None:
-    """Let what is still written to a stream go nowhere."""
-    with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def is_full(error: OSError) -> bool:
+    """Whether a file could not be written for want of space."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare_process() -> None:
@@ -129,8 +107,6 @@ def prepare_process() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     sys.excepthook = _excepthook
-    # Without an object: TensorStore's threads, about each piece of a checkpoint beside the error that Orbax raises.
-    sys.unraisablehook = lambda args: None if args.object is None else sys.__unraisablehook__(args)
 
 
 def _interrupt(*_: object) -> None:

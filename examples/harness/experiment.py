@@ -1,6 +1,5 @@
 """What a run is, and what an experiment is."""
 
-import collections
 import dataclasses
 import difflib
 import functools
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 import optax
+import tyro
 
 from .errors import UsageError, require
 from .methods import Method, base, hyperparams, split
@@ -25,27 +25,34 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-RULE = ("seed", "max_steps", "stop_at", "hold_evals", "group_size")  # fields of `Run`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Which run it is, and when it stops."""
+
+    seed: int = 0
+    """Seed of the initial parameters, the data split and the order of the batches."""
+    max_steps: int = 10_000
+    """Optimizer steps after which a run stops that has not reached --stop-at, rounded up to whole evaluations."""
+    stop_at: float | None = None
+    """Validation accuracy (or loss, where the task has no accuracy) at which to stop; None to train for --max-steps."""
+    hold_evals: int = 0
+    """Evaluations for which the run goes on after it first reached --stop-at."""
+    group_size: tyro.conf.Suppress[int] = 1
+    """Runs that are trained at once in one vmapped program, whose rounding differs from that of a run alone."""
+
+
+RULE = tuple(field.name for field in dataclasses.fields(Rule))
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Rule):
     """One training run. Its key identifies its result."""
 
     task: Task
     method: Method
-    hyperparams: Mapping[str, Any]
-    """All hyperparameters of the method."""
-    seed: int = 0
-    """Seed of the initial parameters, the data split and the order of the batches."""
-    max_steps: int = 10_000
-    """Optimizer steps after which a run stops that has not reached `stop_at`."""
-    stop_at: float | None = None
-    """Validation accuracy (or loss, by the task's metric) at which to stop; None to train for `max_steps`."""
-    hold_evals: int = 0
-    """Evaluations for which a run goes on after it first reached `stop_at`."""
-    group_size: int = 1
-    """Runs that are trained at once in one vmapped program, whose rounding differs from that of a run alone."""
+    hyperparams: Mapping[str, Any]  # all of the method
 
     def __post_init__(self) -> None:
         """Validate the numbers, and that the key has each name once."""
@@ -59,12 +66,9 @@ class Run:
         in_range = self.stop_at is None or 0 < self.stop_at <= highest
         require(in_range, "stop_at", f"in (0, {highest:g}], or None", self.stop_at)
         fields = [field.name for field in dataclasses.fields(self.task)]
-        names = collections.Counter(["task", *fields, "method", *self.hyperparams, *RULE])
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise TypeError(
-                f"{base(self.method).__name__}, its task and the rule of a run must not share names, "
-                f"got {', '.join(twice)} twice; rename it"
-            )
+        names = ["task", *fields, "method", *self.hyperparams, *RULE]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise TypeError(f"a method, its task and the rule of a run must not share names, got {twice}; rename them")
         for name, value in self.key.items():
             if not isinstance(value, str | int | float | None):
                 raise TypeError(f"{name} must be a number, a text or None, which a key can hold, got {value!r}")
@@ -77,16 +81,19 @@ class Run:
         return split(self.method, self.hyperparams)[0]
 
     @property
+    def static(self) -> dict[str, Any]:
+        """The hyperparameters that are constants of a compiled program."""
+        return split(self.method, self.hyperparams)[1]
+
+    @property
     def make_tx(self) -> Callable[[Any], optax.GradientTransformation]:
         """The optimizer as a function of the traced hyperparameters."""
-        static = split(self.method, self.hyperparams)[1]
-        return lambda traced: base(self.method)(**static, **traced)
+        return lambda traced: base(self.method)(**self.static, **traced)
 
     @property
     def program_key(self) -> tuple[Any, ...]:
         """What must be equal in all runs of one compiled program."""
-        traced, static = split(self.method, self.hyperparams)
-        return self.task, base(self.method), tuple(static.items()), tuple(traced), self.group_size
+        return self.task, base(self.method), tuple(self.static.items()), tuple(self.traced), self.group_size
 
     @functools.cached_property
     def key(self) -> dict[str, Any]:
@@ -143,17 +150,16 @@ class Experiment:
 
 
 def nearest(what: str, name: str, known: Iterable[str]) -> str:
-    """The name, if it is known.
-
-    Raises:
-      UsageError: It is not; the message names the nearest known one.
-    """
+    """The name, if it is known; else UsageError names the nearest known one."""
     known = list(known)
-    if name in known:
-        return name
+    if name not in known:
+        raise UsageError(f"{what} must be one of {', '.join(known)}, got {name!r}{_hint(name, known)}")
+    return name
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(name), known, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UsageError(f"{what} must be one of {', '.join(known)}, got {name!r}{hint}")
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def task_names() -> list[str]:
@@ -179,7 +185,7 @@ def find_object(module: str, kind: type[T], name: str, names: Sequence[str]) -> 
       UsageError: There is none, or the module cannot be imported; `name` is what the user wrote, `names` are the known
         ones.
     """
-    what, reason = kind.__name__.upper(), ""
+    what = kind.__name__.upper()
     try:
         found = getattr(importlib.import_module(module), what, None)
         if isinstance(found, kind):
@@ -188,10 +194,9 @@ def find_object(module: str, kind: type[T], name: str, names: Sequence[str]) -> 
     except Exception as error:  # whatever the module raises
         file, line, *_ = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error}" + f", {file}, line {line}" * ("importlib" not in file)
-    close = difflib.get_close_matches(name, names, 1)
     raise UsageError(
         f"the {what.lower()} must be one of {', '.join(names)}, or an importable module that has an object {what}, "
-        f"got {name!r} ({reason})" + (f"; did you mean {close[0]}?" if close else "")
+        f"got {name!r} ({reason}){_hint(name, names)}"
     )
 
 

@@ -1,6 +1,6 @@
 """Files that are there in whole or not at all, and where results come from."""
 
-import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -16,15 +16,13 @@ import grokfast_jax
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there in whole or not at all."""
-    with contextlib.ExitStack() as stack:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        stack.callback(Path(name).unlink, missing_ok=True)
-        with os.fdopen(handle, "wb") as file:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        new = Path(folder) / path.name
+        with new.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        new.replace(path)
 
 
 def provenance() -> dict[str, Any]:
@@ -45,13 +43,9 @@ def commit(checkout: Path) -> str | None:
 
     Results in benchmarks/results do not count: they are appended to while they are measured.
     """
-    program = shutil.which("git")
-    if program is None or not (checkout / ".git").exists():
+    if shutil.which("git") is None or not (checkout / ".git").exists():
         return None
-
-    def git(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([program, "-C", str(checkout), *command], capture_output=True, text=True, check=False)
-
-    name = git("describe", "--always", "--abbrev=12", "--exclude=*").stdout.strip()
-    changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results").returncode != 0
+    git = functools.partial(subprocess.run, cwd=checkout, capture_output=True, text=True, check=False)
+    name = git(["git", "describe", "--always", "--abbrev=12", "--exclude=*"]).stdout.strip()
+    changed = git(["git", "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]).returncode != 0
     return name + "-dirty" * changed if name else None

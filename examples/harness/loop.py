@@ -1,12 +1,14 @@
 """The one host loop: it runs a compiled program chunk by chunk and yields records. All training goes through it."""
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from .records import Row, is_finite, to_row
 from .train import Data, Program, TrainState
@@ -59,3 +61,8 @@ def _first_bad_step(row: Row, first: int, losses: np.ndarray) -> int | None:
 def stack(runs: Sequence[Any]) -> Any:
     """Hyperparameters or keys of many runs, each leaf with a leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *runs)
+
+
+def progress_bar(**options: Any) -> tqdm.tqdm:
+    """A bar over steps or runs; in a file, a line every ten seconds."""
+    return tqdm.tqdm(mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)

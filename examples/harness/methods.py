@@ -6,11 +6,9 @@ compiled program, and a sweep may vmap over them. All others (int, str, bool, `S
 
 import inspect
 import math
-import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
-import docstring_parser
 import optax
 
 from .errors import UsageError, require
@@ -19,7 +17,7 @@ Method = Callable[..., optax.GradientTransformation]
 
 
 class Range(NamedTuple):
-    """The values that an annotated hyperparameter may have, and what it is where the docstring does not say."""
+    """The values that an annotated argument may have, and what it is where the docstring does not say."""
 
     allowed: str
     contains: Callable[[Any], bool]
@@ -42,24 +40,9 @@ StartStep = Annotated[int, Range("at least 0", lambda x: x >= 0, "Step from whic
 Tx = optax.GradientTransformation
 
 
-class Parameter(NamedTuple):
-    """A hyperparameter of a method."""
-
-    annotation: Any
-    default: Any
-    help: str  # from the docstring's Args
-    is_traced: bool
-
-
-def parameters(method: Method) -> dict[str, Parameter]:
+def parameters(method: Method) -> Mapping[str, inspect.Parameter]:
     """The hyperparameters of a method, or of a `functools.partial` of one, by name."""
-    function = base(method)
-    hints = typing.get_type_hints(function, include_extras=True)
-    text = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse(function.__doc__ or "").params}
-    return {
-        name: Parameter(hints[name], one.default, text.get(name) or _about(hints[name]), _is_traced(hints[name]))
-        for name, one in inspect.signature(method).parameters.items()
-    }
+    return inspect.signature(method, eval_str=True).parameters
 
 
 def base(method: Method) -> Any:
@@ -69,20 +52,15 @@ def base(method: Method) -> Any:
     return getattr(method, "func", method)
 
 
-def _ranges(annotation: Any) -> list[Range]:
+def ranges(annotation: Any) -> list[Range]:
+    """The ranges in an annotation."""
     return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Range)]
 
 
-def _about(annotation: Any) -> str:
-    return " ".join(f"{one.about}, {one.allowed}." for one in _ranges(annotation))
-
-
-def _kind(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
-
-
-def _is_traced(annotation: Any) -> bool:
-    return _kind(annotation) is float and STATIC not in getattr(annotation, "__metadata__", ())
+def check_range(name: str, annotation: Any, value: Any) -> None:
+    """Raise UsageError if a value is not in the range of its annotation."""
+    for limit in ranges(annotation):
+        require(limit.contains(value), name, limit.allowed, value)
 
 
 def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float:
@@ -107,12 +85,12 @@ def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
         raise UsageError(f"{base(method).__name__} takes {', '.join(known)}, got {', '.join(sorted(unknown))}")
     values = {name: given.get(name, parameter.default) for name, parameter in known.items()}
     for name, value in values.items():
+        annotation = known[name].annotation
         if value is inspect.Parameter.empty:
             raise UsageError(f"{base(method).__name__} needs a value of {name}")
-        if (kind := _kind(known[name].annotation)) in (int, float):
-            values[name] = value = _number(name, value, kind)
-        for limit in _ranges(known[name].annotation):
-            require(limit.contains(value), name, limit.allowed, value)
+        if (kind := getattr(annotation, "__origin__", annotation)) in (int, float):
+            values[name] = _number(name, value, kind)
+        check_range(name, annotation, values[name])
     try:
         method(**values)
     except (TypeError, ValueError) as error:
@@ -122,6 +100,7 @@ def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
 
 def split(method: Method, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The hyperparameters that may be traced, and the static ones."""
-    known = parameters(method)
-    traced = {name: value for name, value in values.items() if known[name].is_traced}
+    annotations = {name: parameter.annotation for name, parameter in parameters(method).items()}
+    is_traced = lambda kind: kind != Static and getattr(kind, "__origin__", kind) is float
+    traced = {name: value for name, value in values.items() if is_traced(annotations[name])}
     return traced, {name: value for name, value in values.items() if name not in traced}

@@ -1,7 +1,6 @@
 """Pictures of runs, drawn from their records alone."""
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,32 +50,23 @@ def draw_curves(axes: Axes, rows: Sequence[Row], metric: Metric) -> None:
     axes.legend()
 
 
-def bands(
-    groups: Mapping[str, Sequence[Sequence[Row]]],
-    title: str,
-    metric: Metric,
-    between: tuple[float, float] = (0, math.inf),
-) -> Figure:
+def bands(groups: Mapping[str, Sequence[Sequence[Row]]], title: str, metric: Metric) -> Figure:
     """The validation metric of groups of runs over their steps: the median run, and the range of the runs.
 
-    A run that stopped early counts with its last value from there on. `between` two steps, the scales are linear.
+    A run that stopped early counts with its last value from there on.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     _prepare(axes, metric, "validation {}")
     axes.set_title(title, fontsize="medium", wrap=True)
-    if between != (0, math.inf):
-        axes.set(xscale="linear", yscale="linear", xlim=between)
     for label, runs in groups.items():
         steps = np.unique([row["step"] for rows in runs for row in rows])
-        steps = steps[(between[0] <= steps) & (steps <= between[1])]
         values = [
             np.interp(steps, [row["step"] for row in rows], [row[f"val_{metric}"] for row in rows]) for rows in runs
         ]
         (line,) = axes.plot(steps, np.median(values, axis=0), label=label)
         axes.fill_between(steps, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2)
-        if axes.get_xscale() == "log":
-            number_steps(axes, steps)
+        number_steps(axes, steps)
     axes.legend()
     return figure
 

@@ -1,8 +1,6 @@
 """Training as pure functions of task, hyperparameters, key and data, and as one compiled program."""
 
 import functools
-import os
-import platform
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import platformdirs
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
@@ -100,15 +97,6 @@ def advance(
     return TrainState(params, opt_state, state.chunk + 1), metrics | {"losses": losses}
 
 
-def keep_compiled() -> None:
-    """Keep compiled programs in the user's cache, for the next process; where JAX is configured to, if it is."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        # By machine, for a home directory may be shared by machines with other instruction sets.
-        folder = platformdirs.user_cache_path("grokfast_jax") / "compiled" / platform.node()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 Precision = Literal["float32", "default"]
 
 
@@ -118,9 +106,7 @@ class Program(NamedTuple):
     task: Task
     draw: Callable[[jax.Array], tuple[Data, Data]]  # by key: the arrays that all runs share, and those of each run
     init: Callable[[Any, jax.Array], TrainState]  # by hyperparameters and key
-    # By hyperparameters, key, both kinds of data and state, which is donated.
-    advance: Any
-    place: Callable[[Any], Any]  # shapes with the sharding that `draw` and `init` give their arrays
+    advance: Any  # by hyperparameters, key, both kinds of data and state, which is donated
     # A function of the task and one run's state and data, as a compiled one of all runs' state and both kinds of data.
     per_run: Callable[[Callable[[Task, TrainState, Data], Any]], Callable[[TrainState, Data, Data], Any]]
 
@@ -135,12 +121,12 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
     Args:
       run: One of the runs; its seed and its traced hyperparameters are not used.
       devices: Devices among which each batch is divided; all else is the same on each.
-      precision: Precision of matrix products of float32. "default" is the device's, which on a TPU is bfloat16 and on
-        most GPUs TF32.
+      precision: Precision of matrix products of float32.
     """
     task, make_tx = run.task, run.make_tx
     shared = task.load()
     whole, divide = _placement(devices)
+    jit = functools.partial(jax.jit, out_shardings=whole)
 
     def split_fn(key: jax.Array) -> dict[str, jax.Array]:
         return task.split(shared, keys(key).split)
@@ -149,16 +135,16 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
         return init(task, make_tx(hyper), key)
 
     def advance_fn(hyper: Any, key: jax.Array, shared: Data, own: Data, state: TrainState) -> Any:
-        with jax.default_matmul_precision(None if precision == "default" else precision):
+        with jax.default_matmul_precision(precision):
             return advance(task, make_tx(hyper), key, {**shared, **own}, state, divide)
 
     @functools.cache
-    def of_state(function: Callable[[Task, TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
-        def measure_fn(state: TrainState, shared: Data, own: Data) -> Any:
-            with jax.default_matmul_precision(None if precision == "default" else precision):
+    def per_run(function: Callable[[Task, TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
+        def function_fn(state: TrainState, shared: Data, own: Data) -> Any:
+            with jax.default_matmul_precision(precision):
                 return function(task, state, {**shared, **own})
 
-        return jax.jit(measure_fn if run.group_size == 1 else jax.vmap(measure_fn, in_axes=(axes, None, 0)))
+        return jax.jit(function_fn if run.group_size == 1 else jax.vmap(function_fn, in_axes=(axes, None, 0)))
 
     axes: Any = None
     if run.group_size > 1:
@@ -169,44 +155,9 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
         split_fn = jax.vmap(split_fn)
         init_fn = jax.vmap(init_fn, out_axes=axes)
         advance_fn = jax.vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
-    jit = functools.partial(jax.jit, out_shardings=whole)
     draw_fn = jit(split_fn)
-    return Program(
-        task,
-        lambda key: (jax.device_put(shared, whole), draw_fn(key)),
-        jit(init_fn),
-        jit(advance_fn, donate_argnums=4),
-        lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes),
-        of_state,
-    )
-
-
-def fitted(program: Program, hyper: Any, key: jax.Array) -> Program:
-    """The program with `advance` compiled for these arguments.
-
-    Raises:
-      UsageError: It needs more memory than there is, by XLA's own account.
-    """
-    shared, own = jax.eval_shape(program.draw, key)
-    state = jax.eval_shape(program.init, hyper, key)
-    compiled = program.advance.lower(hyper, key, *program.place((shared, own, state))).compile()
-    memory = compiled.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    needed = (needed + memory.temp_size_in_bytes) / 1e9
-    if needed > (limit := _memory()):
-        raise UsageError(
-            f"this run needs about {needed:,.3g} GB of memory, and there are {limit:,.3g}; choose a smaller model, "
-            "data set or window"
-        )
-    return program._replace(advance=compiled)
-
-
-def _memory() -> float:
-    """Gigabytes of this process's first device, or of this machine."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] / 1e9
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else float("inf")
+    draw = lambda key: (jax.device_put(shared, whole), draw_fn(key))
+    return Program(task, draw, jit(init_fn), jit(advance_fn, donate_argnums=4), per_run)
 
 
 def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]]:

@@ -47,7 +47,7 @@ def final_parameters(folder: Path) -> list[np.ndarray]:
     """The parameters in the last checkpoint of a run of the default method."""
     run = EXPERIMENT.run()
     like = program(run).init(run.traced, jax.random.key(run.seed))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(RunFolder.open(folder).restore(like).params)]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(RunFolder(folder).restore(like).params)]
 
 
 def records(folder: Path) -> int:
