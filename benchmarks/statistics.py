@@ -36,6 +36,6 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, column: str = "steps_to_95
     one, other = steps.to_numpy(float).T
     fewer, more = int(np.sum(one < other)), int(np.sum(one > other))
     p = float(scipy.stats.binomtest(fewer, fewer + more).pvalue) if fewer + more else 1.0
-    both = np.isfinite(one) & np.isfinite(other)
+    both = np.isfinite(one) & np.isfinite(other) & (other > 0)
     ratio = float(np.median(one[both] / other[both])) if both.any() else np.nan
     return Comparison(fewer, more, len(one) - fewer - more, p, ratio, int(both.sum()))

@@ -1,9 +1,10 @@
 """What a study is: the runs that answer one question, and the tables and figures drawn from their results."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,18 +12,11 @@ from matplotlib.figure import Figure
 from benchmarks import RESULTS
 from examples.harness.engine import Measure, Observe, Reduce, Results
 from examples.harness.experiment import Run, find_object
+from examples.harness.tables import markdown
 
 from . import views
 
-Table = Callable[[pd.DataFrame], str]  # all results, one row per run, to a Markdown table
-
-
-class Drawing(NamedTuple):
-    """A figure of a study."""
-
-    title: str  # the point that it makes
-    draw: Callable[..., None]  # all results, and the axes (an array of them if there are several panels)
-    layout: Mapping[str, Any]  # of `views.chart`
+Rows = str | Iterable[Any]  # of a table: dictionaries or named tuples of cells, or a table in Markdown
 
 
 @dataclasses.dataclass
@@ -43,8 +37,8 @@ class Study:
     measure: Measure | None = None
     reduce: Reduce = list
     observe: Observe | None = None
-    tables: dict[str, Table] = dataclasses.field(default_factory=dict)
-    figures: dict[str, Drawing] = dataclasses.field(default_factory=dict)
+    tables: dict[str, Callable[[pd.DataFrame], str]] = dataclasses.field(default_factory=dict)
+    figures: dict[str, Callable[[pd.DataFrame], Figure]] = dataclasses.field(default_factory=dict)
 
     def results(self, folder: Path = RESULTS, *, trains: bool = False) -> Results:
         """The results in a folder."""
@@ -57,16 +51,36 @@ class Study:
         results.of(self.runs(results))
         return results
 
-    def table(self, make: Table) -> Table:
-        """Register a table; a function `table` is named as the study, one of another name STUDY_NAME."""
-        self.tables[self._name(make, "table")] = make
-        return make
+    def table(self, rows_of: Callable[[pd.DataFrame], Rows]) -> Callable[[pd.DataFrame], str]:
+        """Register a table: a function of all results, one row per run, that yields the rows of the table.
+
+        A function `table` is named as the study, one of another name STUDY_NAME.
+        """
+
+        @functools.wraps(rows_of)
+        def text(frame: pd.DataFrame) -> str:
+            rows = rows_of(frame) if len(frame) else []
+            if not isinstance(rows, str):
+                rows = list(rows)
+                return markdown(rows) if rows else views.MISSING
+            return rows
+
+        self.tables[self._name(rows_of, "table")] = text
+        return text
 
     def figure(self, title: str, **layout: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register a figure, named like a table, with a title that says its point and a layout of `views.chart`."""
+        """Register a figure, named like a table, with a title that says its point and a layout of `views.chart`.
+
+        It is drawn by a function of all results and the axes (an array of them if there are several panels).
+        """
 
         def register(draw: Callable[..., None]) -> Callable[..., None]:
-            self.figures[self._name(draw, "figure")] = Drawing(title, draw, layout)
+            def drawn(frame: pd.DataFrame) -> Figure:
+                figure, axes = views.chart(title, **layout)
+                draw(frame, axes)
+                return figure
+
+            self.figures[self._name(draw, "figure")] = drawn
             return draw
 
         return register
@@ -78,18 +92,13 @@ class Study:
     def made_tables(self, folder: Path = RESULTS) -> dict[str, str]:
         """All tables by name."""
         frame = self.results(folder).frame()
-        return {name: make(frame) if len(frame) else views.MISSING for name, make in self.tables.items()}
+        return {name: make(frame) for name, make in self.tables.items()}
 
     def made_figures(self, folder: Path = RESULTS) -> dict[str, Figure]:
         """All figures by name that have something to show."""
         frame = self.results(folder).frame()
-        made = {}
-        for name, drawing in self.figures.items() if len(frame) else ():
-            figure, axes = views.chart(drawing.title, **drawing.layout)
-            drawing.draw(frame, axes)
-            if any(panel.has_data() for panel in figure.axes):
-                made[name] = figure
-        return made
+        made = {name: draw(frame) for name, draw in self.figures.items()} if len(frame) else {}
+        return {name: figure for name, figure in made.items() if any(axes.has_data() for axes in figure.axes)}
 
 
 def study_names() -> list[str]:

@@ -1,21 +1,19 @@
 """The tables and plots that all studies share: a summary, a comparison in pairs, dots, lines, maps."""
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from examples.harness.methods import Method, base, hyperparams
 from examples.harness.plots import BLUE, GREY, ORANGE, claim
-from examples.harness.tables import markdown, median_and_range
+from examples.harness.tables import median_and_range
 
-from .statistics import Comparison, Frame, interval, paired
+from .statistics import Comparison, Frame, interval
 
 MISSING = "Not measured yet.\n"
 FEWEST = 6  # seeds of an interval: with fewer, a bootstrap interval of the median covers it too rarely
@@ -39,7 +37,7 @@ def format_steps(value: float, cap: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else f"> {cap:,.0f}"
 
 
-def steps_and_failures(steps: np.ndarray, cap: float) -> str:
+def steps_and_failures(steps: Any, cap: float) -> str:
     """The median of some steps, and how many runs fail, if any does."""
     failed = int(np.isinf(steps).sum())
     if failed == len(steps):
@@ -61,28 +59,17 @@ def seed_counts(found: Comparison) -> str:
     return f"{found.fewer} : {found.more} (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.2g}'})"
 
 
-def two_digits(value: float) -> str:
-    """A number with two digits, or all before the point."""
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def joined(*tables: str) -> str:
-    """Tables one below the other; empty ones are left out."""
-    return "\n".join(table for table in tables if table)
-
-
 def outcome_cells(runs: Frame) -> dict[str, str]:
     """Outcomes of the seeds of one method, as cells of a table.
 
     steps to fit: median of the steps to 95 % training accuracy. steps to 95 %: median of the steps to 95 % validation
-    accuracy, with its interval. slowest: the 95th percentile of these. fail: seeds that do not reach it. hold: of the
-    runs that reach it, how many are at it in all evaluations that follow, and the share of these evaluations.
+    accuracy, with its interval. fail: seeds that do not reach it. hold: of the runs that reach it, how many are at it
+    in all evaluations that follow, and the share of these evaluations.
     """
     steps, cap = runs["steps_to_95"].to_numpy(float), float(runs["max_steps"].max())
     cells = {
-        "steps to fit": format_steps(float(np.median(runs["fit_steps"])), cap),
+        "steps to fit": format_steps(runs["fit_steps"].median(), cap),
         "steps to 95 %": median_and_interval(steps, cap),
-        "slowest": format_steps(np.percentile(steps, 95, method="higher"), cap),
         "fail": f"{np.isinf(steps).sum()} of {len(runs)}",
     }
     if "held_evals" in runs:
@@ -94,64 +81,18 @@ def outcome_cells(runs: Frame) -> dict[str, str]:
     return cells
 
 
-def summary(groups: Mapping[str, Frame] | Iterable[tuple[Mapping[str, str], Frame]]) -> str:
-    """A table with the outcomes of each group of runs, one row per group; groups without runs are left out.
+def summary(groups: Mapping[str, Frame]) -> list[dict[str, str]]:
+    """The rows of a table with the outcomes of each group of runs, by label; groups without runs are left out."""
+    return [{"method": label, **outcome_cells(runs)} for label, runs in groups.items() if len(runs)]
 
-    Args:
-      groups: Frames by the method's label, or pairs of the first cells of a row and a frame.
+
+def range_cells(runs: Frame, columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Medians and ranges of some runs as cells of a table, by title: of the values of a column, in a format.
+
+    An infinite value is a run that fails.
     """
-    items = [({"method": k}, v) for k, v in groups.items()] if isinstance(groups, Mapping) else groups
-    rows = [{**cells, **outcome_cells(runs)} for cells, runs in items if len(runs)]
-    return markdown(rows) if rows else MISSING
-
-
-def ranges(
-    groups: Mapping[str, Frame] | Iterable[tuple[Mapping[str, str], Frame]],
-    columns: Mapping[str, tuple[str, float, str]],
-) -> str:
-    """A table with the median and the range over the seeds of each group of runs; groups without runs are left out.
-
-    Args:
-      groups: Frames by the method's label, or pairs of the first cells of a row and a frame.
-      columns: By title, the name of a column of the frames, the factor of its values, and how they are formatted. An
-        infinite value is a run that fails; a cell without numbers is empty.
-    """
-    items = [({"method": k}, v) for k, v in groups.items()] if isinstance(groups, Mapping) else groups
-    rows = []
-    for cells, runs in items:
-        if len(runs):
-            row = {**cells, "seeds": str(len(runs))}
-            for title, (column, factor, form) in columns.items():
-                values = factor * runs[column].to_numpy(float)
-                failing = np.where(np.isinf(values), np.nan, values)
-                row[title] = "" if np.isnan(values).all() else median_and_range(failing, form)
-            rows.append(row)
-    return markdown(rows) if rows else MISSING
-
-
-def comparison_table(pairs: Iterable[tuple[Mapping[str, str], Frame, Frame]]) -> str:
-    """A table of methods compared seed by seed, one row per pair that has seeds in common.
-
-    p is that of an exact two-sided sign test, q the same adjusted for all rows by Benjamini and Hochberg.
-
-    Args:
-      pairs: The first cells of a row, and the frames of both methods.
-    """
-    found = [(cells, paired(*both)) for cells, *both in pairs if set(both[0]["seed"]) & set(both[1]["seed"])]
-    if not found:
-        return MISSING
-    adjusted = scipy.stats.false_discovery_control([one.p for _, one in found])
-    rows = [
-        {
-            **cells,
-            "fewer : more : neither": f"{one.fewer} : {one.more} : {one.ties}",
-            "p": f"{one.p:.2g}",
-            "q": f"{q:.2g}",
-            "ratio of steps (seeds)": f"{one.ratio:.2f} ({one.both})" if one.both else "",
-        }
-        for (cells, one), q in zip(found, adjusted, strict=True)
-    ]
-    return markdown(rows)
+    values = {title: runs[column].replace(np.inf, np.nan).to_numpy(float) for title, (column, _) in columns.items()}
+    return {"runs": str(len(runs))} | {title: median_and_range(values[title], columns[title][1]) for title in columns}
 
 
 def chart(
@@ -198,40 +139,52 @@ def dots(axes: Axes, groups: Mapping[str, tuple[np.ndarray, str]], end: float | 
     axes.grid(visible=False, axis="y")
 
 
-def step_dots(axes: Axes, groups: Mapping[str, tuple[Frame, str]], *, log: bool = False) -> None:
+def step_dots(axes: Axes, groups: Mapping[str, tuple[Frame, str]]) -> None:
     """Steps to 95 % of groups of runs with their colours, up to the cap, which is drawn."""
     cap = max(float(runs["max_steps"].max()) for runs, _ in groups.values())
-    dots(axes, {k: (runs["steps_to_95"].to_numpy(float), colour) for k, (runs, colour) in groups.items()}, 1.1 * cap)
     first = min(float(runs["steps_to_95"].min()) for runs, _ in groups.values())
+    dots(axes, {k: (runs["steps_to_95"].to_numpy(float), colour) for k, (runs, colour) in groups.items()}, 1.1 * cap)
     ticks = [tick for tick in (50, 100, 200, 500, 1000, 2000, 5000) if first / 2 < tick <= cap]
-    ticks = ticks if log else np.linspace(0, cap, 6)
-    if log:
-        axes.set_xscale("log")
-        axes.minorticks_off()
-    axes.set_xlim(ticks[0], cap * (3.5 if log else 1.6))
+    axes.set(xscale="log", xlim=(min(ticks[0], 0.9 * first), 3.5 * cap))
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.minorticks_off()
     axes.axvline(cap, color=GREY, linewidth=1, linestyle=":")
     label(axes, "steps to 95 % (dot: a seed, bar: the median)")
 
 
-def lines(axes: Axes, groups: Mapping[str, tuple[Sequence[float], Sequence[np.ndarray], str]]) -> None:
-    """A line through the medians of each group's values over x, with the range of the seeds."""
-    for name, (x, values, colour) in groups.items():
-        axes.plot(x, [np.median(one) for one in values], "o-", color=colour, linewidth=2, label=name)
-        axes.fill_between(x, [np.min(one) for one in values], [np.max(one) for one in values], color=colour, alpha=0.2)
+def step_lines(
+    axes: Axes,
+    groups: Mapping[str, tuple[Any, Sequence[Any], str, str]],
+    fails: float,
+    ticks: Sequence[int],
+) -> None:
+    """Medians of the steps over x, and the ranges of the seeds, on a logarithmic axis that has failing runs at `fails`.
+
+    Args:
+      axes: The axes to draw on.
+      groups: By label, the values of x, the steps of the seeds at each, the style of the line and its colour.
+      fails: Where failing runs are drawn.
+      ticks: The steps that the axis numbers.
+    """
+    for name, (x, seeds, style, colour) in groups.items():
+        steps = np.minimum(seeds, fails)
+        axes.plot(x, np.median(steps, axis=1), style, color=colour, linewidth=2, label=name)
+        axes.vlines(x, steps.min(axis=1), steps.max(axis=1), color=colour, alpha=0.4)
+    axes.set_yscale("log")
+    axes.set_yticks([*ticks, fails], [*(f"{tick:,}" for tick in ticks), "fails"])
+    axes.minorticks_off()
 
 
-def share_map(axes: Axes, shares: Frame, framed: Frame, colours: str, crosses: Frame | None = None) -> None:
-    """Shares in per cent, more being darker; a line around some cells, a cross in place of the number in others."""
+def share_map(axes: Axes, shares: Frame, framed: np.ndarray, colours: str) -> None:
+    """Shares in per cent, more being darker, with a line around some cells."""
     axes.imshow(shares, cmap=colours, vmin=0, vmax=1.3, aspect="auto")
     for (y, x), share in np.ndenumerate(shares):
-        text = FAILS if crosses is not None and crosses.iloc[y, x] else f"{100 * share:.0f}"
-        axes.text(x, y, text, ha="center", va="center", color="white" if share > 0.7 else "black")
+        axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color="white" if share > 0.7 else "black")
     is_framed = np.pad(framed, 1)
-    for (y, x), (dy, dx) in itertools.product(np.argwhere(is_framed), ((0, 1), (0, -1), (1, 0), (-1, 0))):
-        if not is_framed[y + dy, x + dx]:
-            ends = [x - 1 + (dx - dy) / 2, x - 1 + (dx + dy) / 2], [y - 1 + (dy - dx) / 2, y - 1 + (dy + dx) / 2]
-            axes.plot(*ends, color="black", linewidth=2, clip_on=False)
+    y, x = np.nonzero(np.diff(is_framed, axis=1)[1:-1])
+    axes.vlines(x - 0.5, y - 0.5, y + 0.5, color="black", linewidth=2, clip_on=False)
+    y, x = np.nonzero(np.diff(is_framed, axis=0)[:, 1:-1])
+    axes.hlines(y - 0.5, x - 0.5, x + 0.5, color="black", linewidth=2, clip_on=False)
     axes.set_xticks(range(shares.shape[1]), [f"{value:g}" for value in shares.columns])
     axes.set_yticks(range(shares.shape[0]), [v if isinstance(v, str) else f"{v:g}" for v in shares.index])
     axes.grid(visible=False)

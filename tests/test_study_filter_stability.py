@@ -5,7 +5,6 @@ import math
 import pandas as pd
 import pytest
 
-from benchmarks import views
 from benchmarks.filters import adamw_stability_limit
 from benchmarks.studies import filter_stability as study
 
@@ -27,14 +26,11 @@ def test_the_map_has_a_line_around_unstable_filters():
         for lamb in (3.0, 5.0)
         for seed, steps in enumerate((400.0, math.inf if lamb == 5 else 400.0))
     ]
-    drawing = study.STUDY.figures["filter_stability"]
-    figure, panels = views.chart(drawing.title, **drawing.layout)
-    drawing.draw(pd.DataFrame(rows), panels)
-    high = figure.axes[2]
+    high = study.STUDY.figures["filter_stability"](pd.DataFrame(rows)).axes[2]
     assert [text.get_text() for text in high.texts] == ["100", "50"] * 5
     assert [label.get_text() for label in high.get_yticklabels()][::2] == ["MA, window 25", "MA, window 100", "EMA"]
-    # Unstable are windows of 25 and 50 with both λ, and of 100 with λ 5: an outline of 8 edges.
-    assert len(high.lines) == 10
+    # Unstable are windows of 25 and 50 with both λ, and of 100 with λ 5: an outline of 10 edges.
+    assert sum(len(edges.get_segments()) for edges in high.collections) == 10
 
 
 def test_runs():

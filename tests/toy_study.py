@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import pandas as pd
 
 from benchmarks import views
-from benchmarks.study import Study
+from benchmarks.study import Rows, Study
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
-from examples.harness.tables import markdown
 
 from . import toy
 
@@ -32,19 +31,16 @@ STUDY = Study("toy_study", runs, measure=norm, reduce=lambda values: values[-1])
 
 
 @STUDY.table
-def table(frame: pd.DataFrame) -> str:
-    rows = []
+def table(frame: pd.DataFrame) -> Rows:
     for (method, lr), found in frame.groupby(["method", "lr"]):
-        steps = views.steps_and_failures(found["steps_to_80"].to_numpy(), 80)
-        rows.append({"method": method, "rate": f"{lr:g}", "runs": len(found), "steps": steps})
-    return markdown(rows)
+        steps = views.steps_and_failures(found["steps_to_80"], 80)
+        yield {"method": method, "rate": f"{lr:g}", "runs": len(found), "steps": steps}
 
 
 @STUDY.table
-def norms(frame: pd.DataFrame) -> str:
-    return markdown(
-        [{"method": name, "norm": f"{found['norm'].median():.3g}"} for name, found in frame.groupby("method")]
-    )
+def norms(frame: pd.DataFrame) -> Rows:
+    for name, found in frame.groupby("method"):
+        yield {"method": name, "norm": f"{found['norm'].median():.3g}"}
 
 
 @STUDY.figure("A larger λ reaches 80 % in fewer steps")

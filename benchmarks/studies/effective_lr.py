@@ -23,16 +23,12 @@ import scipy.stats
 from benchmarks import views
 from benchmarks.filters import filter_name, grokfast, is_stable
 from benchmarks.statistics import Frame, paired
-from benchmarks.study import Study
+from benchmarks.study import Rows, Study
 from examples import modular, parity
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
-from examples.harness.tables import markdown
 from examples.harness.task import Data
 from examples.harness.train import TrainState
-from grokfast_jax import dc_gain, impulse_response
-
-LENGTH = 4_000  # of a filter's response
 
 
 def track_second_moment(b2: float) -> optax.GradientTransformation:
@@ -109,13 +105,6 @@ def runs(results: Results) -> Iterator[Run]:
 STUDY = Study("effective_lr", runs, measure=rms_ratio, reduce=median)
 
 
-@functools.cache
-def white_noise_bound(window: int, lamb: float) -> float:
-    """By what a filter raises the learning rate where the gradients are white noise, which is the most."""
-    tx = grokfast(window, lamb)
-    return float(dc_gain(tx, LENGTH) / jnp.linalg.norm(impulse_response(tx, LENGTH)))
-
-
 def settings(frame: Frame) -> Any:
     """A row per setting that has its control: the multiplier, both sides' runs, and their comparison.
 
@@ -129,43 +118,41 @@ def settings(frame: Frame) -> Any:
         row["alone"] = frame[is_alone & frame["window"].isna()]
         if len(row["alone"]):
             row["stable"] = is_stable(row["window"], row["lamb"], row["lr"] * row["weight_decay"])
-            rows.append(row | {"compared": paired(filtered, row["alone"])})
-    adjusted = scipy.stats.false_discovery_control([row["compared"].p for row in rows])
-    return pd.DataFrame(rows).assign(decided=adjusted < 0.05)
+            rows.append(row | paired(filtered, row["alone"])._asdict())
+    found = pd.DataFrame(rows)
+    return found.assign(decided=scipy.stats.false_discovery_control(found["p"]) < 0.05)
 
 
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """Every setting on sparse parity, then on mod 97."""
-    tables: dict[str, list[dict[str, str]]] = {"Parity": [], "Modular": []}
     for cell in settings(frame).itertuples():
-        row = {"learning rate, weight decay": f"{cell.lr:g}, {cell.weight_decay:g}"}
+        task = {"Parity": "sparse parity", "Modular": "mod 97"}[cell.task]
+        row = {"task, learning rate, weight decay": f"{task}, {cell.lr:g}, {cell.weight_decay:g}"}
         row["filter"] = f"{filter_name(cell.window)}, λ {cell.lamb:g}" + ", unstable" * (not cell.stable)
-        row["raised by"] = views.two_digits(cell.multiplier)
-        row["for white noise"] = views.two_digits(white_noise_bound(cell.window, cell.lamb))
+        row["raised by"] = f"{cell.multiplier:.2g}"
         for side, runs in (("steps with the filter", cell.filtered), ("at the raised rate", cell.alone)):
-            row[side] = views.steps_and_failures(runs["steps_to_95"].to_numpy(), runs["max_steps"].iloc[0])
-        tables[cell.task].append(row | {"seeds with fewer : more steps": views.seed_counts(cell.compared)})
-    return views.joined(*(markdown(rows) for rows in tables.values() if rows))
+            row[side] = views.steps_and_failures(runs["steps_to_95"], runs["max_steps"].iloc[0])
+        yield row | {"seeds with fewer : more steps": views.seed_counts(cell)}
 
 
 @STUDY.table
-def verdicts(frame: Frame) -> str:
+def verdicts(frame: Frame) -> Rows:
     """Sparse parity: by weight decay and kind of filter, in how many settings which side needs fewer steps."""
     found = settings(frame[frame["task"] == "Parity"])
     unstable = {True: "unstable, MA with window 25 or 50", False: "unstable, EMA or MA with window 100"}
-    kind = found["window"].isin([25, 50]).map(unstable).mask(found["stable"], "stable").rename("filters")
-    rows = []
+    kind = found["window"].isin([25, 50]).map(unstable).mask(found["stable"], "stable")
     for (decay, filters), cells in found.groupby(["weight_decay", kind], sort=False):
-        fewer = cells["compared"].map(lambda one: one.fewer > one.more)
-        raised = dict.fromkeys(map(views.two_digits, cells["multiplier"].agg(["min", "max"])))
-        row = {"weight decay": f"{decay:g}", "filters": filters, "settings": len(cells)}
-        row |= {
+        fewer = cells["fewer"] > cells["more"]
+        raised = dict.fromkeys(f"{x:.2g}" for x in (cells["multiplier"].min(), cells["multiplier"].max()))
+        yield {
+            "weight decay": f"{decay:g}",
+            "filters": filters,
+            "settings": len(cells),
             "raise the learning rate by": " to ".join(raised),
-            "filter needs fewer steps": (fewer & cells["decided"]).sum(),
+            "filter needs fewer steps": (cells["decided"] & fewer).sum(),
+            "raised learning rate needs fewer": (cells["decided"] & ~fewer).sum(),
         }
-        rows.append(row | {"raised learning rate needs fewer": (~fewer & cells["decided"]).sum()})
-    return markdown(rows)
 
 
 @STUDY.figure(
@@ -181,23 +168,16 @@ def verdicts(frame: Frame) -> str:
 def figure(frame: Frame, panels: Any) -> None:
     """On sparse parity at one decay: steps over λ with each filter and of its control; hollow where it is unstable."""
     found = settings(frame[frame["task"] == "Parity"])
-    found, fails = found[found["weight_decay"] == 0.3], 5_000
-    for axes, (window, cells) in zip(panels.flat, found.groupby("window"), strict=True):
-        axes.set_title(filter_name(window), fontsize="large", loc="left")
+    for axes, (window, cells) in zip(panels.flat, found[found["weight_decay"] == 0.3].groupby("window"), strict=True):
+        x, lines = np.arange(len(cells)), {}
         for side, colour, shift in (("alone", views.NO_FILTER, 0.07), ("filtered", views.FILTER, -0.07)):
-            steps = np.minimum([runs["steps_to_95"] for runs in cells[side]], fails)
-            x, medians = np.arange(len(steps)) + shift, np.median(steps, axis=1)
-            axes.plot(x, steps, "_", color=colour, alpha=0.4)
-            axes.plot(x, medians, "o-", color=colour, linewidth=2, markersize=8)
-            if side == "filtered":
-                axes.plot(x[~cells["stable"]], medians[~cells["stable"]], "o", color="white", markersize=5)
-        axes.set_xticks(range(len(cells)), [f"{lamb:g}" for lamb in cells["lamb"]])
-        axes.set_yscale("log")
-        axes.set_yticks([500, 1_000, 2_000, fails], ["500", "1,000", "2,000", "fails"])
-        axes.minorticks_off()
-    views.label(panels[1, 0], "λ", "steps to 95 %")
-    views.label(panels[0, 0], "", "steps to 95 %")
-    views.label(panels[1, 1], "λ")
+            lines[side] = (x + shift, [runs["steps_to_95"] for runs in cells[side]], "o-", colour)
+        views.step_lines(axes, lines, fails=5_000, ticks=(500, 1_000, 2_000))
+        unstable = axes.lines[-1].get_xydata()[~cells["stable"]]
+        axes.plot(*unstable.T, "o", color="white", markersize=4)
+        axes.set_title(filter_name(window), fontsize="large", loc="left")
+        axes.set_xticks(x, [f"{lamb:g}" for lamb in cells["lamb"]])
+        views.label(axes, "λ" if axes in panels[1] else "", "steps to 95 %" if axes in panels[:, 0] else "")
     names = {
         "with the filter (hollow: unstable)": views.FILTER,
         "AdamW alone at the raised learning rate": views.NO_FILTER,

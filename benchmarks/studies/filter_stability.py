@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from benchmarks import views
 from benchmarks.filters import filter_name, is_stable
@@ -47,7 +46,7 @@ def figure(frame: Frame, panels: Any) -> None:
     for axes, (lr, decay) in zip(panels, SETTINGS, strict=True):
         chosen = cells[(cells["lr"] == lr) & (cells["weight_decay"] == decay)]
         shares = chosen.pivot_table("reaches", "window", "lamb").reindex([25, 50, 100, 200, 0])
-        unstable = pd.DataFrame({x: [not is_stable(w, x, lr * decay) for w in shares.index] for x in shares})
+        unstable = np.array([[not is_stable(window, lamb, lr * decay) for lamb in shares] for window in shares.index])
         views.share_map(axes, shares.rename(filter_name), unstable, "Oranges")
         axes.set_title(f"learning rate {lr:g}, weight decay {decay:g}", fontsize="large", loc="left")
     key = "λ\nNumbers: % of 16 seeds that reach 95 % in 4,000 steps. Inside the line: unstable."

@@ -14,30 +14,27 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.stats
 
 from benchmarks import views
-from benchmarks.study import Study
+from benchmarks.statistics import Frame, paired
+from benchmarks.study import Rows, Study
 from examples import circuits, modular
 from examples.harness.engine import Results, four_digits, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Method, base
 from examples.harness.records import Row, is_finished
-from examples.harness.tables import markdown, median_and_range
 from examples.harness.task import Data
 from examples.harness.train import TrainState, keys
 from examples.modular import Modular
 
 OPERATIONS = ("multiplication", "addition", "subtraction", "division")
-METHODS: dict[str, Method] = {  # by the names of their functions
-    "adamw": modular.adamw,
-    "ema": modular.ema,
-    "ma": modular.ma,
-    "muon": functools.partial(modular.muon, lr=0.03, weight_decay=0.3),  # at AdamW's learning rate it takes thousands
+METHODS: dict[str, Method] = {
+    "AdamW": modular.adamw,
+    "EMA + Adam": modular.ema,
+    "MA + Adam": modular.ma,
+    "Muon": functools.partial(modular.muon, lr=0.03, weight_decay=0.3),  # at AdamW's learning rate it takes thousands
     "fastest": modular.fastest,
 }
-LABELS = {"adamw": "AdamW", "ema": "EMA + Adam", "ma": "MA + Adam", "muon": "Muon", "fastest": "fastest"}
-Frame = Any  # pandas.DataFrame; type checkers do not know its columns
 MEASURE_EVERY = 5  # evaluations
 measure = jax.jit(circuits.measure, static_argnums=0)
 
@@ -63,8 +60,7 @@ def observe(run: Run, history: Iterator[tuple[Row, TrainState]], data: Data) -> 
     result = {
         "key": (1 + np.flatnonzero(end["is_key"])).tolist(),
         "clock_step": next((step for step, loss in losses.items() if loss < math.log(task.p) / 2), None),
-        **{name: four_digits(end[name]) for name in ("restricted_loss", "gini", "gini_control", "logit_share")},
-        "logit_coefficients": [round(float(value), 3) for value in end["logit_coefficients"]],
+        **{name: four_digits(end[name]) for name in ("gini", "gini_control", "logit_share")},
     }
     is_drawn = run.seed == 0 and base(run.method) is modular.adamw and task.operation == "multiplication"
     return result | ({"circle": circle(task, params, rows, end["share"] * end["is_key"])} if is_drawn else {})
@@ -88,106 +84,90 @@ def circle(task: Modular, params: Mapping[int, Any], rows: Sequence[Row], key_sh
 STUDY = Study("fourier_circuits", runs, observe=observe)
 
 
+def reaching(frame: Frame) -> Frame:
+    """The runs that reach 95 %, with the number of their keys, and fit and clock as shares of these steps."""
+    runs = frame[np.isfinite(frame["steps_to_95"])]
+    fit, clock = (runs[column] / runs["steps_to_95"] for column in ("fit_steps", "clock_step"))
+    return runs.assign(keys=runs["key"].map(len), fit=fit, clock=clock)
+
+
 def by_method(frame: Frame) -> dict[str, Frame]:
     """The runs of each method that reach 95 %."""
-    reached = frame[np.isfinite(frame["steps_to_95"])]
-    return {method: reached[reached["method"] == method] for method in METHODS if method in {*reached["method"]}}
+    runs = reaching(frame)
+    groups = {label: runs[runs["method"] == base(method).__name__] for label, method in METHODS.items()}
+    return {label: group for label, group in groups.items() if len(group)}
 
 
-def sign_test(differences: Frame) -> tuple[str, str]:
-    """In how many seeds a difference is positive, and the p of an exact two-sided sign test."""
-    positive, n = int((differences > 0).sum()), int((differences != 0).sum())
-    return f"{positive} of {len(differences)}", f"{scipy.stats.binomtest(positive, n).pvalue if n else 1.0:.1g}"
+def seed_means(runs: Frame, column: str) -> Frame:
+    """The mean over the runs of each seed."""
+    return runs.groupby("seed", as_index=False)[column].mean()
 
 
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """When the clock of each method forms, relative to the steps to 95 %, and its key frequencies against AdamW's."""
-    groups, rows = by_method(frame), []
-    mean_keys = {method: runs["key"].map(len).groupby(runs["seed"]).mean() for method, runs in groups.items()}
-    for method, reached in groups.items():
-        fit, clock = (reached[column] / reached["steps_to_95"] for column in ("fit_steps", "clock_step"))
-        seeds, p = sign_test(mean_keys["adamw"] - mean_keys[method])
-        rows.append(
-            {
-                "method": LABELS[method],
-                "training pairs fitted": median_and_range(fit.to_numpy(), ".2f"),
-                "clock forms": median_and_range(clock.to_numpy(), ".2f"),
-                "clock first": f"{(clock < fit).sum()} of {len(reached)}",
-                "key frequencies": median_and_range(reached["key"].map(len).to_numpy(), ".0f"),
-                "fewer than AdamW": "" if method == "adamw" else f"{seeds} seeds",
-                "p": "" if method == "adamw" else p,
-            }
-        )
-    return markdown(rows)
+    groups = by_method(frame)
+    ranges = {
+        "training pairs fitted": ("fit", ".2f"),
+        "clock forms": ("clock", ".2f"),
+        "key frequencies": ("keys", ".0f"),
+    }
+    for label, runs in groups.items():
+        compared = paired(seed_means(runs, "keys"), seed_means(groups["AdamW"], "keys"), "keys")
+        yield {
+            "method": label,
+            **views.range_cells(runs, ranges),
+            "clock first": f"{(runs['clock'] < runs['fit']).sum()} of {len(runs)}",
+            "seeds with fewer : more than AdamW": "" if label == "AdamW" else views.seed_counts(compared),
+        }
 
 
 @STUDY.table
-def operations(frame: Frame) -> str:
+def operations(frame: Frame) -> Rows:
     """The clocks of each operation, all methods together."""
-    columns = {
+    ranges = {
         "key frequencies": ("keys", ".0f"),
         "Gini, the operation's cycle": ("gini", ".2f"),
         "Gini, the other cycle": ("gini_control", ".2f"),
         "the clock's share of the logits": ("logit_share", ".2f"),
     }
-    reached = frame[np.isfinite(frame["steps_to_95"])].assign(keys=frame["key"].map(len))
-    rows = []
-    for operation, part in reached.groupby("operation", sort=False):
-        cells = {title: median_and_range(part[column].to_numpy(), form) for title, (column, form) in columns.items()}
-        rows.append({"operation": operation, "runs": str(len(part)), **cells})
-    return markdown(rows)
-
-
-def cosines(pairs: Frame) -> np.ndarray:
-    """The correlation of the parts of the logits of both runs of each pair that have a clock's form.
-
-    It is the cosine of their `logit_coefficients`, because the cosines of a clock are orthogonal.
-    """
-    a, b = (np.array(pairs[name].tolist(), float) for name in ("logit_coefficients", "logit_coefficients_2"))
-    return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
+    for operation, runs in reaching(frame).groupby("operation", sort=False):
+        yield {"operation": operation, **views.range_cells(runs, ranges)}
 
 
 @STUDY.table
-def comparison(frame: Frame) -> str:
+def comparison(frame: Frame) -> Rows:
     """The key frequencies that two methods share, from the same start and from others; a seed is the unit."""
-    rows = []
-    for (name, first), (name_2, second) in itertools.combinations(by_method(frame).items(), 2):
+    for (label, first), (label_2, second) in itertools.combinations(by_method(frame).items(), 2):
         pairs = first.merge(second, on="operation", suffixes=("", "_2"))
         pairs["shared"] = [len({*a} & {*b}) for a, b in zip(pairs["key"], pairs["key_2"], strict=True)]
-        pairs["correlation"] = cosines(pairs)
         is_same = pairs["seed"] == pairs["seed_2"]
-        same, apart = (
-            part.groupby("seed")[["shared", "correlation"]].mean() for part in (pairs[is_same], pairs[~is_same])
-        )
-        seeds, p = sign_test(same["shared"] - apart["shared"])
-        rows.append(
-            {
-                "methods": f"{LABELS[name]}, {LABELS[name_2]}",
-                "shared, same start": f"{same['shared'].mean():.1f}",
-                "shared, other starts": f"{apart['shared'].mean():.1f}",
-                "more from the same start": f"{seeds} seeds",
-                "p": p,
-                "correlation, same start": f"{same['correlation'].mean():.2f}",
-                "correlation, other starts": f"{apart['correlation'].mean():.2f}",
-            }
-        )
-    return markdown(rows)
+        same, apart = (seed_means(part, "shared") for part in (pairs[is_same], pairs[~is_same]))
+        yield {
+            "methods": f"{label}, {label_2}",
+            "shared, same start": f"{same['shared'].mean():.1f}",
+            "shared, other starts": f"{apart['shared'].mean():.1f}",
+            "seeds with more : fewer from the same start": views.seed_counts(paired(apart, same, "shared")),
+        }
 
 
-PLACES = {"adamw": ("o", 0.05, 0.55), "ema": ("d", 0.5, 0.31), "ma": ("^", 0.98, 0.4), "muon": ("s", 0.99, 0.68)}
-PLACES["fastest"] = ("D", 0.68, 1.07)  # marker and label of each method
+MARKS = {  # marker, and place of the label
+    "AdamW": ("o", 0.05, 0.55),
+    "EMA + Adam": ("d", 0.5, 0.31),
+    "MA + Adam": ("^", 0.98, 0.4),
+    "Muon": ("s", 0.99, 0.68),
+    "fastest": ("D", 0.68, 1.07),
+}
 
 
 @STUDY.figure("AdamW fits the training pairs before its clock forms,\nMuon and the filters after", width=7, height=6)
 def figure(frame: Frame, axes: Any) -> None:
     """When runs fit the training pairs and form the clock, as shares of their steps to 95 %."""
-    for method, reached in by_method(frame).items():
-        (marker, *place), colour = PLACES[method], views.FILTER if method in ("ema", "ma") else views.NO_FILTER
-        x, y = (reached[column] / reached["steps_to_95"] for column in ("fit_steps", "clock_step"))
-        hollow = {"markerfacecolor": "none"} if method in ("ema", "muon") else {}
-        axes.plot(x, y, marker, color=colour, markersize=7, alpha=0.8, **hollow)
-        axes.annotate(LABELS[method], place, color=colour, fontsize="large", fontweight="bold")
+    for label, runs in by_method(frame).items():
+        (marker, *place), colour = MARKS[label], views.FILTER if "+" in label else views.NO_FILTER
+        hollow = {"markerfacecolor": "none"} if label in ("EMA + Adam", "Muon") else {}
+        axes.plot(runs["fit"], runs["clock"], marker, color=colour, markersize=7, alpha=0.8, **hollow)
+        axes.annotate(label, place, color=colour, fontsize="large", fontweight="bold")
     axes.axline((0, 0), slope=1, color=views.GREY, linewidth=1)
     for text, place in (("fit first", (0.1, 0.13)), ("clock first", (0.13, 0.07))):
         axes.annotate(text, place, rotation=45, rotation_mode="anchor", color=views.GREY, fontsize="large")
@@ -199,12 +179,12 @@ def figure(frame: Frame, axes: Any) -> None:
 def circles(frame: Frame, panels: Any) -> None:
     """The embedding of a run of multiplication with AdamW, at three stages."""
     stored = frame["circle"].dropna().iloc[0]
-    stages = zip(("memorised", "generalised"), stored["steps"][1:], stored["accuracy"][1:], strict=True)
-    titles = ["start\n"] + [
+    stages = zip(("start", "memorised", "generalised"), stored["steps"], stored["accuracy"], strict=True)
+    titles = [
         f"{name}, step {step:,}\ntraining {100 * train:.0f} %, validation {100 * val:.0f} %"
         for name, step, (train, val) in stages
     ]
-    circuits.draw_circles(panels, np.array(stored["points"]), titles, stored["k"])
+    circuits.draw_circles(panels, np.array(stored["points"]), ["start\n", *titles[1:]], stored["k"])
     for axes in panels:
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)

@@ -15,16 +15,16 @@ from matplotlib.axes import Axes
 
 from benchmarks import methods, views
 from benchmarks.statistics import Frame, paired
-from benchmarks.study import Study
+from benchmarks.study import Rows, Study
 from benchmarks.views import FILTER, NO_FILTER
 from examples import modular
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Method
-from examples.harness.tables import markdown
 
 SEEDS, FEWER_SEEDS, ABLATION_SEEDS = range(8), range(5), range(3)
 CAP = 5_000
+FILTER_COLOURS = {"without a filter": NO_FILTER, "with a filter": FILTER}
 grid = functools.partial(product, modular.Modular(), hold_evals=50)  # all combinations of lists of values
 
 
@@ -85,7 +85,7 @@ RUNS = {
     "MA before Muon, decay 0": setting(methods.ma_muon, weight_decay=0.0),
     "MA before Muon, decay 1": setting(methods.ma_muon),
 }
-UNDECAYED = [label for label in RUNS if "Adam, " in label and "decay 0" in label.split(", ")]
+UNDECAYED = [k for k in RUNS if "Adam, " in k and "decay 0" in k.split(", ") and "alone" not in k]
 PUBLISHED = {"EMA": "EMA before Adam, decay 0.005", "MA": "MA before Adam, decay 0.01"}
 CONTROLS = [  # of the published filters
     "Adam, decay 0.00167",
@@ -93,23 +93,6 @@ CONTROLS = [  # of the published filters
     "AdamW, decay 1",
     "AdamW, learning rate 0.003, decay 1",
 ]
-PAIRS = {  # by control, the other methods that are compared with it
-    "Adam, decay 0": [
-        "EMA before Adam, decay 0, λ 5 from step 100",
-        "MA before Adam, decay 0",
-        "MA before Adam, decay 0, from step 500",
-    ],
-    "MA before Adam, decay 0": ["MA before Adam, decay 0, from step 500"],
-    "AdamW, decay 0.1": ["MA before AdamW, decay 0.1"],
-    "AdamW, decay 1": [
-        "EMA before AdamW, decay 1",
-        "EMA before AdamW, decay 1, start debiased",
-        "EMA before AdamW, decay 1, λ 5 from step 100",
-        "MA before AdamW, decay 1",
-    ],
-    "EMA before AdamW, decay 1": ["EMA before AdamW, decay 1, start debiased"],
-    "Muon, decay 1": ["EMA before Muon, decay 1", "MA before Muon, decay 1"],
-}
 SHOWN = [
     *CONTROLS,
     "Adam, decay 0.005",
@@ -180,84 +163,44 @@ def seeds_of(frame: Frame, run: Run) -> Frame:
     return views.runs_of(frame, run.method, **{k: v for k, v in run.key.items() if k not in ("method", "seed")})
 
 
-def summary(frame: Frame, labels: Iterable[str]) -> str:
-    """A table of settings."""
-    return views.summary({label: seeds_of(frame, RUNS[label]) for label in labels})
-
-
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """Every setting on multiplication."""
-    return summary(frame, RUNS)
+    return views.summary({label: seeds_of(frame, run) for label, run in RUNS.items()})
 
 
 @STUDY.table
-def undecayed(frame: Frame) -> str:
-    """Without weight decay."""
-    return summary(frame, UNDECAYED)
-
-
-@STUDY.table
-def published(frame: Frame) -> str:
+def published(frame: Frame) -> Rows:
     """The published filters before Adam against controls without a filter."""
-    rows = []
     for control in CONTROLS:
         base = seeds_of(frame, RUNS[control])
-        row = {"without a filter": control, "median steps": views.format_steps(base["steps_to_95"].median(), CAP)}
-        for name, label in PUBLISHED.items():
-            row[f"{name}: fewer : more"] = views.seed_counts(paired(seeds_of(frame, RUNS[label]), base))
-        rows += [row] if len(base) else []
-    return markdown(rows) if rows else views.MISSING
+        if len(base):
+            row = {"without a filter": control, "median steps": views.format_steps(base["steps_to_95"].median(), CAP)}
+            for name, label in PUBLISHED.items():
+                row[f"{name}: fewer : more"] = views.seed_counts(paired(seeds_of(frame, RUNS[label]), base))
+            yield row
 
 
-@STUDY.table
-def pairs(frame: Frame) -> str:
-    """Settings with a filter against their controls."""
-    found = ((label, control) for control, labels in PAIRS.items() for label in labels)
-    return views.comparison_table(
-        ({"method": label, "against": control}, seeds_of(frame, RUNS[label]), seeds_of(frame, RUNS[control]))
-        for label, control in found
-    )
-
-
-def by_task(frame: Frame, tasks: Mapping[str, modular.Modular], labels: Iterable[str]) -> str:
+def by_task(frame: Frame, tasks: Mapping[str, modular.Modular], labels: Iterable[str]) -> Rows:
     """Median steps and failures of five seeds, a column per task."""
-    frame, rows = frame[frame["seed"].isin(FEWER_SEEDS)], []
+    frame = frame[frame["seed"].isin(FEWER_SEEDS)]
     for label in labels:
-        steps = {name: seeds_of(frame, on(task, label))["steps_to_95"].to_numpy() for name, task in tasks.items()}
-        cells = {name: views.steps_and_failures(one, CAP) if len(one) else "" for name, one in steps.items()}
-        rows += [{"method": label, **cells}] if any(cells.values()) else []
-    return markdown(rows) if rows else views.MISSING
+        steps = {name: seeds_of(frame, on(task, label))["steps_to_95"] for name, task in tasks.items()}
+        yield {"method": label} | {
+            k: views.steps_and_failures(one, CAP) if len(one) else "" for k, one in steps.items()
+        }
 
 
 @STUDY.table
-def operations(frame: Frame) -> str:
+def operations(frame: Frame) -> Rows:
     """Four operations."""
     return by_task(frame, OPERATIONS, ON_OPERATIONS)
 
 
 @STUDY.table
-def start(frame: Frame) -> str:
+def start(frame: Frame) -> Rows:
     """Initial scales and training fractions."""
     return by_task(frame, STARTS, ELSEWHERE)
-
-
-@STUDY.table
-def elsewhere(frame: Frame) -> str:
-    """Of five seeds, those with fewer and with more steps than without a filter."""
-    compared = PUBLISHED | {"MA before AdamW": "MA before AdamW, decay 1"}
-    columns = [("EMA", "Adam, decay 0.00167"), ("MA", "Adam, decay 0.00167")]
-    columns += [(name, "AdamW, decay 1") for name in compared]
-    rows = []
-    for task_name, task in (OPERATIONS | STARTS).items():
-        row = {"task": task_name}
-        for name, control in columns:
-            one, other = (seeds_of(frame, on(task, label)) for label in (compared[name], control))
-            if set(one["seed"]) & set(other["seed"]):
-                found = paired(one, other)
-                row[f"{name} against {control}"] = f"{found.fewer} : {found.more}"
-        rows += [row] if task != modular.Modular() and len(row) > 1 else []
-    return markdown(rows) if rows else views.MISSING
 
 
 def colour(label: str) -> str:
@@ -273,8 +216,8 @@ def by_median(groups: Mapping[str, Frame]) -> dict[str, Frame]:
 
 def method_dots(axes: Axes, groups: Mapping[str, Frame]) -> None:
     """Steps to 95 % of labelled runs on a logarithmic axis."""
-    views.step_dots(axes, {k.replace("`", ""): (runs, colour(k)) for k, runs in groups.items() if len(runs)}, log=True)
-    views.legend(axes.figure, {"without a filter": NO_FILTER, "with a filter": FILTER}, fontsize="large")
+    views.step_dots(axes, {k.replace("`", ""): (runs, colour(k)) for k, runs in groups.items() if len(runs)})
+    views.legend(axes.figure, FILTER_COLOURS, fontsize="large")
 
 
 @STUDY.figure("Filters help Adam at 0.001; so does a learning rate of 0.003", width=8.4, height=5.2)
@@ -286,8 +229,7 @@ def all_methods(frame: Frame, axes: Axes) -> None:
 @STUDY.figure("Without weight decay, the MA reaches 95 % where Adam fails", width=8.4, height=3.6)
 def without_decay(frame: Frame, axes: Axes) -> None:
     """Adam and both filters before it, without weight decay."""
-    shown = [label for label in UNDECAYED if "alone" not in label]
-    method_dots(axes, by_median({label: seeds_of(frame, RUNS[label]) for label in shown}))
+    method_dots(axes, by_median({label: seeds_of(frame, RUNS[label]) for label in UNDECAYED}))
 
 
 @STUDY.figure("The paper's λ and α are among the best here (3 seeds)", width=9, height=5.6, columns=3, rows=2)
@@ -295,14 +237,6 @@ def ablations(frame: Frame, panels: Any) -> None:
     """Steps to 95 % over one hyperparameter: above λ and α, below the decay."""
     frame = frame[frame["seed"].isin(ABLATION_SEEDS)]
     panels[0, 2].set_axis_off()
-    note = [
-        "blue: without a filter",
-        "orange: with a filter",
-        "dot: a seed",
-        "bar: the median",
-        "×: not in 5,000 steps",
-    ]
-    panels[0, 2].text(0, 0.5, "\n".join(note), va="center", fontsize="large", linespacing=1.6)
     for axes, (title, (name, line)) in zip([*panels[0, :2], *panels[1]], ABLATIONS.items(), strict=True):
         groups = {}
         for run in line:
@@ -312,3 +246,4 @@ def ablations(frame: Frame, panels: Any) -> None:
         views.dots(axes, groups, 1.08 * CAP)
         axes.set(xlim=(0, 2.4 * CAP), xticks=[0, CAP], xticklabels=["0", f"{CAP:,}"])
         views.label(axes, "steps to 95 %", title)
+    views.legend(panels[0, 0].figure, FILTER_COLOURS, fontsize="large")

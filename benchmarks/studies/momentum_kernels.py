@@ -2,11 +2,9 @@
 
 A momentum kernel is a low-pass filter of the gradients. Seven shapes with dc gain 1 are compared at four mean ages (in
 steps) on sparse parity, each at five learning rates in three places: before AdamW without a first moment, in place of
-AdamW's first moment, and in place of Muon's momentum. The tables relate the steps to the mean age of a kernel
-and to its stability limit.
+AdamW's first moment, and in place of Muon's momentum.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -20,16 +18,14 @@ import scipy.signal
 
 from benchmarks import views
 from benchmarks.statistics import Frame, paired
-from benchmarks.study import Study
+from benchmarks.study import Rows, Study
 from examples.harness import plots
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Run
 from examples.harness.methods import Static, Tx
 from examples.harness.optimizers import stacked_muon, warmup
-from examples.harness.tables import markdown
 from examples.parity import Parity
 from grokfast_jax import ema, moving_average, parallel, scale_by_filtered_adam, sosfilt
-from grokfast_jax import stability_limit as limit_of
 
 CAP = 2_000  # steps
 KERNEL = ["place", "shape", "age"]
@@ -113,39 +109,34 @@ def runs(results: Results) -> Iterator[Run]:
 STUDY = Study("momentum_kernels", runs)
 
 
-@functools.cache
-def stability_limit(shape: str, age: float) -> float:
-    """The stability limit of a kernel; without momentum it is 2."""
-    return float(limit_of(SHAPES[shape](age), 4_096))
-
-
 def at_best_rate(frame: Frame) -> Any:
     """Every kernel in every place at the learning rate with the lowest median, then the fewest failures.
 
-    A row has the runs at that rate, their median, and the kernel's limit.
+    A row has the runs at that rate, and their median.
     """
     rows = []
-    for kernel, of_kernel in frame.groupby(KERNEL, sort=False):
-        by_rate = dict(iter(of_kernel.groupby("lr")))
-        median = {lr: runs["steps_to_95"].median() for lr, runs in by_rate.items()}
-        lr = min(by_rate, key=lambda lr: (median[lr], np.isinf(by_rate[lr]["steps_to_95"]).sum()))
-        row = dict(zip(KERNEL, kernel, strict=True)) | {"lr": lr, "runs": by_rate[lr], "steps": median[lr]}
-        rows.append(row | {"limit": stability_limit(row["shape"], row["age"])})
-    return pd.DataFrame(rows).sort_values("steps", kind="stable")
+    for key, runs in frame.groupby([*KERNEL, "lr"], sort=False):
+        steps = runs["steps_to_95"]
+        rows.append([*key, runs, steps.median(), np.isinf(steps).sum()])
+    found = pd.DataFrame(rows, columns=[*KERNEL, "lr", "runs", "steps", "failures"])
+    return found.sort_values(["steps", "failures", "lr"]).drop_duplicates(KERNEL)
 
 
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """Every kernel in every place at its best learning rate."""
-    best, rows = at_best_rate(frame), []
+    best = at_best_rate(frame)
     without = best[best["shape"] == "none"].set_index("place")["runs"]
     for row in best.itertuples():
-        cells = {"place": row.place, "kernel": f"{row.shape}, age {row.age:g}" if row.age else row.shape}
-        cells |= {"stability limit": views.two_digits(row.limit), "best learning rate": f"{row.lr:g}"}
-        cells["steps to 95 %"] = views.steps_and_failures(row.runs["steps_to_95"].to_numpy(), CAP)
-        compared = views.seed_counts(paired(row.runs, without[row.place])) if row.age else ""
-        rows.append(cells | {"seeds with fewer : more steps than without": compared})
-    return markdown(rows)
+        yield {
+            "place": row.place,
+            "kernel": f"{row.shape}, age {row.age:g}" if row.age else row.shape,
+            "best learning rate": f"{row.lr:g}",
+            "steps to 95 %": views.steps_and_failures(row.runs["steps_to_95"], CAP),
+            "seeds with fewer : more steps than without": (
+                views.seed_counts(paired(row.runs, without[row.place])) if row.age else ""
+            ),
+        }
 
 
 @STUDY.figure(
@@ -153,29 +144,21 @@ def table(frame: Frame) -> str:
     width=8.4,
     height=4.6,
     columns=3,
-    sharey=True,
     sharex=True,
+    sharey=True,
 )
 def figure(frame: Frame, panels: Any) -> None:
     """Steps at the best learning rate over the mean age, by kernel: the median, and the range of the seeds."""
     for axes, (place, best) in zip(panels, at_best_rate(frame).groupby("place"), strict=True):
-        axes.axhline(
-            best["steps"][best["shape"] == "none"].min(),
-            color=views.NO_FILTER,
-            linestyle=":",
-            linewidth=2,
-            label="without momentum",
-        )
-        for i, (shape, (style, colour)) in enumerate(DRAWN.items()):
-            line = best[best["shape"] == shape].sort_values("age")
-            steps = np.minimum([runs["steps_to_95"] for runs in line["runs"]], 1.5 * CAP)
-            x = np.log2(line["age"]) + 0.2 * (i - 1.5)
-            axes.plot(x, np.median(steps, axis=1), style, color=colour, linewidth=2, label=shape)
-            axes.vlines(x, steps.min(axis=1), steps.max(axis=1), color=colour, alpha=0.4)
+        without = best["steps"][best["shape"] == "none"].min()
+        axes.axhline(without, color=views.NO_FILTER, linestyle=":", linewidth=2, label="without momentum")
+        lines = {}
+        for i, (shape, style) in enumerate(DRAWN.items()):
+            kernel = best[best["shape"] == shape].sort_values("age")
+            x = np.log2(kernel["age"]) + 0.2 * (i - 1.5)
+            lines[shape] = (x, [runs["steps_to_95"] for runs in kernel["runs"]], *style)
+        views.step_lines(axes, lines, fails=1.5 * CAP, ticks=(200, 500, 1_000, 2_000))
         axes.set_title(place, fontsize="large", loc="left")
-        axes.set_yscale("log")
-        axes.set_yticks([200, 500, 1_000, 2_000, 1.5 * CAP], ["200", "500", "1,000", "2,000", "fails"])
-        axes.minorticks_off()
         axes.set_xticks([0, 2, 4, 6], ["1", "4", "16", "64"])
         views.label(axes, "mean age (steps)", "steps to 95 %" if axes is panels[0] else "")
     panels[1].legend(loc="upper left", frameon=False)

@@ -8,7 +8,6 @@ One more part is of mod 97: the paper's MA with a smaller ring buffer.
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,14 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks import views
-from benchmarks.statistics import paired
-from benchmarks.study import Study
+from benchmarks.statistics import Frame, paired
+from benchmarks.study import Rows, Study
 from examples import modular
 from examples.harness.engine import Results, product
 from examples.harness.experiment import Experiment, Run
 from examples.harness.methods import Tx
 from examples.harness.plots import GREY
-from examples.harness.tables import markdown, median_and_range
+from examples.harness.tables import median_and_range
 from examples.imdb import EXPERIMENT as IMDB
 from examples.mnist import EXPERIMENT as MNIST
 from examples.qm9 import EXPERIMENT as QM9
@@ -61,54 +60,52 @@ def runs(results: Results) -> Iterator[Run]:
 STUDY = Study("paper_tasks", runs)
 
 
-def outcomes(frame: pd.DataFrame, title: str) -> dict[str, pd.DataFrame]:
+def by_method(frame: Frame, experiment: Experiment) -> dict[str, Frame]:
+    """The runs of each method of a task."""
+    task = type(experiment.task).__name__
+    return {name: views.runs_of(frame, experiment.methods[name], task=task) for name in NAMES}
+
+
+def outcomes(frame: Frame, title: str) -> dict[str, Frame]:
     """The seeds of each method of a task, with their `outcome`."""
     experiment, column, factor, _ = OUTCOMES[title]
-    found = {}
-    for name in NAMES:
-        runs = views.runs_of(frame, experiment.methods[name], task=type(experiment.task).__name__)
-        found[name] = runs[["seed", "weight_decay"]].assign(outcome=factor * runs[column])
-    return found
+    return {name: runs.assign(outcome=factor * runs[column]) for name, runs in by_method(frame, experiment).items()}
 
 
 @STUDY.table
-def two_by_two(frame: pd.DataFrame) -> str:
+def two_by_two(frame: Frame) -> Rows:
     """Each task without and with the filter, with the weak and the strong weight decay."""
-    rows = []
     for title, (*_, form) in OUTCOMES.items():
         runs = outcomes(frame, title)
         for without, filtered in (NAMES[:2], NAMES[2:]):
             compared = paired(runs[filtered], runs[without], "outcome")
             better, worse = compared[:2] if "accuracy" not in title else compared[1::-1]
-            cells = (median_and_range(runs[name]["outcome"].to_numpy(), form) for name in (without, filtered))
-            rows.append(
-                {
-                    "task": title,
-                    "weight decay": f"{runs[without]['weight_decay'].iloc[0]:g}",
-                    **dict(zip(("without a filter", "with the EMA"), cells, strict=True)),
-                    "better, worse": f"{better}, {worse} of {len(runs[filtered])}",
-                    "p": f"{compared.p:.2g}",
-                }
-            )
-    return markdown(rows)
+            yield {
+                "task": title,
+                "weight decay": f"{runs[without]['weight_decay'].iloc[0]:g}",
+                "without a filter": median_and_range(runs[without]["outcome"].to_numpy(), form),
+                "with the EMA": median_and_range(runs[filtered]["outcome"].to_numpy(), form),
+                "better, worse": f"{better}, {worse} of {len(runs[filtered])}",
+                "p": f"{compared.p:.2g}",
+            }
 
 
 @STUDY.table
-def buffers(frame: pd.DataFrame) -> str:
+def buffers(frame: Frame) -> Rows:
     """Steps of the MA to 95 % by dtype and stride of its buffer, and the memory that the buffer takes."""
-
-    def cells(**options: Any) -> dict[str, str]:
-        state = jax.eval_shape(small_buffer_ma(**options).init, jnp.zeros(()))
-        ring = optax.tree_utils.tree_get(state, "ring")
-        dtype, copies = options["buffer_dtype"] or "float32", ring.size * ring.dtype.itemsize / 4
-        return {"buffer": dtype, "stride": str(options["stride"]), "copies of the parameters": f"{copies:g}"}
-
-    groups = [(cells(**one), views.runs_of(frame, functools.partial(small_buffer_ma, **one))) for one in BUFFERS]
-    return views.ranges(groups, {"steps to 95 %": ("steps_to_95", 1, ",.0f")})
+    for options in BUFFERS:
+        method = functools.partial(small_buffer_ma, **options)
+        ring = optax.tree_utils.tree_get(jax.eval_shape(method().init, jnp.zeros(())), "ring")
+        yield {
+            "buffer": options["buffer_dtype"] or "float32",
+            "stride": str(options["stride"]),
+            "copies of the parameters": f"{ring.size * ring.dtype.itemsize / 4:g}",
+            **views.range_cells(views.runs_of(frame, method), {"steps to 95 %": ("steps_to_95", ",.0f")}),
+        }
 
 
 @STUDY.figure("On MNIST and IMDb, weight decay changes more than the filter", width=9, height=4, columns=3)
-def figure(frame: pd.DataFrame, panels: np.ndarray) -> None:
+def figure(frame: Frame, panels: np.ndarray) -> None:
     """The outcomes of each task without and with the filter, a line per seed."""
     for axes, title in zip(panels, OUTCOMES, strict=True):
         runs = outcomes(frame, title)

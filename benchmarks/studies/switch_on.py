@@ -8,11 +8,11 @@ steps up to it.
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks import views
-from benchmarks.study import Study
+from benchmarks.statistics import Frame
+from benchmarks.study import Rows, Study
 from examples import shakespeare
 from examples.harness.engine import Results, four_digits, product
 from examples.harness.experiment import Run
@@ -53,23 +53,22 @@ def observe(run: Run, history: Iterator[tuple[Row, TrainState]], data: Data) -> 
 STUDY = Study("switch_on", runs, observe=observe)
 
 
-def by_method(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def by_method(frame: Frame) -> dict[str, Frame]:
     """The runs of each method, by its name in words."""
-    return {label: views.runs_of(frame, method) for label, method in METHODS.items()}
+    groups = {label: views.runs_of(frame, method) for label, method in METHODS.items()}
+    return {label: runs for label, runs in groups.items() if len(runs)}
 
 
 @STUDY.table
-def table(frame: pd.DataFrame) -> str:
+def table(frame: Frame) -> Rows:
     """The jump of each method, and its validation loss at the end."""
-    columns = {
-        "jump at step 1,000": ("jump_at_1000", 1, ".3f"),
-        "validation loss at the end": ("last_val_loss", 1, ".3f"),
-    }
-    return views.ranges(by_method(frame), columns)
+    ranges = {"jump at step 1,000": ("jump_at_1000", ".3f"), "validation loss at the end": ("last_val_loss", ".3f")}
+    for label, runs in by_method(frame).items():
+        yield {"method": label, **views.range_cells(runs, ranges)}
 
 
 @STUDY.figure("A filter switched on empty makes the loss jump", width=8, height=3.6)
-def figure(frame: pd.DataFrame, axes: Axes) -> None:
+def figure(frame: Frame, axes: Axes) -> None:
     """The jumps at step 1,000."""
     colour = lambda label: views.FILTER if "EMA" in label else views.GREY if "tripled" in label else views.NO_FILTER
     views.dots(axes, {k: (runs["jump_at_1000"].to_numpy(float), colour(k)) for k, runs in by_method(frame).items()})
