@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pooch
 import pytest
 import requests
 
@@ -88,29 +87,6 @@ def test_without_a_network_it_says_what_to_do(module, monkeypatch):
     sources = getattr(module, "SOURCES", (imdb.SOURCE,))
     assert asked == [(source + name, digest) for source in sources]
     assert len(digest or "") in (0, 4 + 32, 64)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-def test_a_file_without_a_known_hash_is_said_to_be_unchecked_once(cache, tmp_path, monkeypatch, capsys):
-    def retrieve(url, known_hash, fname, path):
-        assert known_hash is None
-        path.mkdir(exist_ok=True)
-        (path / fname).write_text(url)
-        return str(path / fname)
-
-    monkeypatch.setattr(pooch, "retrieve", retrieve)
-    for _ in range(2):
-        assert (
-            fetch({"a.zip": None}, ["https://example.org/"], None)["a.zip"].read_text() == "https://example.org/a.zip"
-        )
-    assert capsys.readouterr().err.splitlines() == [
-        "note: no checksum of a.zip is known, so what arrives is not checked by one"
-    ]
 
 
 def test_a_damaged_file_in_the_users_folder_is_named(tmp_path):

@@ -20,7 +20,7 @@ from .experiment import Run, make_run
 from .files import provenance
 from .loop import evaluations, progress_bar, stack
 from .methods import Method
-from .records import Row, best, format_metric, is_finished, outcome
+from .records import Row, is_finished, outcome
 from .task import Data, Task
 from .train import Program, TrainState, program
 
@@ -103,7 +103,6 @@ class Results:
         """Append results in one write: the key of each `run`, and its outcome; of runs of one group, as one line."""
         origin = provenance()
         name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
@@ -130,15 +129,14 @@ class Results:
     def _train(self, runs: Sequence[Run]) -> None:
         """Train what is missing, program by program; other processes may do the same beside this one."""
         todo, compiled = self.missing(runs), {}
-        how = {"measure": self.measure, "reduce": self.reduce, "observe": self.observe, "keep_curve": self.keep_curves}
-        with progress_bar(total=len(todo), unit="run", disable=not todo) as bar:
+        with progress_bar(len(todo), "run", disable=not todo) as bar:
             # First what no other process trains, then what others have not finished.
             for wait, group in itertools.product((False, True), grouped(todo)):
                 with self._claimed(group, wait=wait) as is_ours:
                     if is_ours and self.missing(group):
                         if group[0].program_key not in compiled:
                             compiled = {group[0].program_key: program(group[0])}
-                        results = train_group(compiled[group[0].program_key], group, bar, **how)
+                        results = train_group(compiled[group[0].program_key], group, bar, self)
                         self.append([{"run": run.key, **found} for run, found in zip(group, results, strict=True)])
                         bar.update(len(group))
 
@@ -203,16 +201,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     ]
 
 
-def train_group(
-    compiled: Program,
-    group: Sequence[Run],
-    bar: tqdm.tqdm,
-    *,
-    measure: Measure | None = None,
-    reduce: Reduce = list,
-    observe: Observe | None = None,
-    keep_curve: bool = False,
-) -> list[dict[str, Any]]:
+def train_group(compiled: Program, group: Sequence[Run], bar: tqdm.tqdm, results: Results) -> list[dict[str, Any]]:
     """Train the runs of a group to their ends, and return what is stored of each.
 
     A run ends by its rule, or when its loss is no longer finite. A group that lacks runs is filled with its last run:
@@ -228,34 +217,34 @@ def train_group(
 
     def history() -> Iterator[tuple[Row, TrainState]]:
         for evaluation in evaluations(compiled, hyper, key, data=data):
-            numbers = {} if measure is None else jax.device_get(compiled.per_run(measure)(evaluation.state, *data))
+            numbers = {}
+            if results.measure is not None:
+                numbers = jax.device_get(compiled.per_run(results.measure)(evaluation.state, *data))
             for i, run in enumerate(group):
                 if not done[i]:
                     rows[i].append(evaluation.rows[i])
                     for name, value in numbers.items():
                         measured[i].setdefault(name, []).append(four_digits(value if len(filled) == 1 else value[i]))
                     done[i] = is_finished(run, rows[i]) or evaluation.diverged_at[i] is not None
-            metric = group[0].task.metric
-            shown = format_metric(metric, best([run_rows[-1] for run_rows in rows], metric))
-            bar.set_postfix_str(f"{len(group)} at once, step {evaluation.step:,}, best {metric} {shown}", refresh=False)
+            bar.set_postfix_str(f"{len(group)} at once, step {evaluation.step:,}", refresh=False)
             bar.update(0)
             yield evaluation.rows[0], evaluation.state
             if all(done):
                 return
 
     states, observed = history(), {}
-    if observe is not None:
+    if results.observe is not None:
         if len(filled) > 1:
             raise ValueError(f"group_size must be 1 where runs are observed, got {len(filled)}")
         with jax.default_matmul_precision("float32"):
-            observed = observe(group[0], states, {**data[0], **data[1]})
+            observed = results.observe(group[0], states, {**data[0], **data[1]})
     for _ in states:
         pass
     found = []
     for run, run_rows, numbers in zip(group, rows, measured, strict=True):
-        curve = {"curve": {name: [row[name] for row in run_rows] for name in run_rows[0]}} if keep_curve else {}
-        reduced = {name: reduce(values) for name, values in numbers.items()}
-        found.append(outcome(run, run_rows) | curve | observed | reduced)
+        curve = {"curve": {name: [row[name] for row in run_rows] for name in run_rows[0]}}
+        reduced = {name: results.reduce(values) for name, values in numbers.items()}
+        found.append(outcome(run, run_rows) | (curve if results.keep_curves else {}) | observed | reduced)
     return found
 
 

@@ -36,11 +36,6 @@ def require(ok: bool, name: str, allowed: str, value: object, cure: str = "") ->
         raise UsageError(f"--{name.replace('_', '-')} must be {allowed}, got {value}" + (cure and f"; {cure}"))
 
 
-def require_whole(name: str, value: int, least: int = 1, most: int = 2**31 - 1) -> None:
-    """Raise UsageError unless `least` <= `value` <= `most`; by default, what int32 can count."""
-    require(least <= value <= most, name, f"from {least} to {most:,}", value)
-
-
 def plain_errors(main: Callable[[], object]) -> int:
     """Run `main` and return the exit code: 0, 1 for a failed run, 2 for wrong use, 130 for an interrupt."""
     try:

@@ -198,9 +198,3 @@ def find_object(module: str, kind: type[T], name: str, names: Sequence[str]) -> 
         f"the {what.lower()} must be one of {', '.join(names)}, or an importable module that has an object {what}, "
         f"got {name!r} ({reason}){_hint(name, names)}"
     )
-
-
-def title(name: str, run: Run) -> str:
-    """A run in words, for its picture."""
-    numbers = ", ".join(f"{name} {value:g}" for name, value in run.traced.items())
-    return f"{name}: {base(run.method).__name__}, {numbers}, seed {run.seed}"

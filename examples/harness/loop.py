@@ -63,6 +63,6 @@ def stack(runs: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *runs)
 
 
-def progress_bar(**options: Any) -> tqdm.tqdm:
-    """A bar over steps or runs; in a file, a line every ten seconds."""
-    return tqdm.tqdm(mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
+def progress_bar(total: int, unit: str, **options: Any) -> tqdm.tqdm:
+    """A bar; in a file, a line every ten seconds."""
+    return tqdm.tqdm(total=total, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)

@@ -57,12 +57,6 @@ def ranges(annotation: Any) -> list[Range]:
     return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Range)]
 
 
-def check_range(name: str, annotation: Any, value: Any) -> None:
-    """Raise UsageError if a value is not in the range of its annotation."""
-    for limit in ranges(annotation):
-        require(limit.contains(value), name, limit.allowed, value)
-
-
 def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float:
     """A value as Python's int or float; UsageError if that changes it."""
     try:
@@ -90,7 +84,8 @@ def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
             raise UsageError(f"{base(method).__name__} needs a value of {name}")
         if (kind := getattr(annotation, "__origin__", annotation)) in (int, float):
             values[name] = _number(name, value, kind)
-        check_range(name, annotation, values[name])
+        for limit in ranges(annotation):
+            require(limit.contains(values[name]), name, limit.allowed, values[name])
     try:
         method(**values)
     except (TypeError, ValueError) as error:

@@ -28,7 +28,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.metrics, self.checkpoint = path, path / "metrics.csv", path / "checkpoint"
         self.rows: list[Row] = []
         self.seconds: float = 0.0  # of the whole run, up to the checkpoint it was resumed from
 
@@ -94,9 +94,9 @@ class RunFolder:
         """Add a record to metrics.csv."""
         self.rows.append(row)
         if is_primary_process():
-            goes_on = len(self.rows) > 1 and self._metrics.exists()  # else somebody deleted it
+            goes_on = len(self.rows) > 1 and self.metrics.exists()  # else somebody deleted it
             text = self._to_csv([row], header=False) if goes_on else self._to_csv(self.rows)
-            with self.writing("metrics.csv"), self._metrics.open("a", encoding="utf-8") as file:
+            with self.writing("metrics.csv"), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -108,34 +108,26 @@ class RunFolder:
             parts = {"state": leaves, "seconds": seconds, "rows": json.dumps(self.rows)}
             content = serialization.msgpack_serialize(parts)
             with self.writing("checkpoint"):
-                write_whole(self._checkpoint, hashlib.sha256(content).digest() + content)
+                write_whole(self.checkpoint, hashlib.sha256(content).digest() + content)
 
     def restore(self, state: Any) -> Any:
         """The state of the last checkpoint, `state` itself if there is none; metrics.csv is set back to its records."""
-        if self._checkpoint.exists():
-            content = self._checkpoint.read_bytes()
+        if self.checkpoint.exists():
+            content = self.checkpoint.read_bytes()
             digest, content = content[:32], content[32:]
             if hashlib.sha256(content).digest() != digest:
-                raise _damaged(self._checkpoint)
+                raise _damaged(self.checkpoint)
             parts: Any = serialization.msgpack_restore(content)
             self.rows, self.seconds = json.loads(parts["rows"]), parts["seconds"]
             leaves, structure = jax.tree.flatten(state)
             if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in parts["state"]]:
-                raise UserError(f"{self._checkpoint} is of another version of its method; start a new run")
+                raise UserError(f"{self.checkpoint} is of another version of its method; start a new run")
             state = structure.unflatten(
                 jax.device_put(leaf, like.sharding) for leaf, like in zip(parts["state"], leaves, strict=True)
             )
         if is_primary_process():
-            write_whole(self._metrics, self._to_csv(self.rows) if self.rows else "")
+            write_whole(self.metrics, self._to_csv(self.rows) if self.rows else "")
         return state
-
-    @property
-    def _metrics(self) -> Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.path / "checkpoint"
 
     def _to_csv(self, rows: Sequence[Row], *, header: bool = True) -> str:
         """Records as a table, with empty cells for what a record lacks of the first one's numbers."""

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from .errors import RunInterruptedError, UsageError, UserError, require
-from .experiment import RULE, Experiment, Run, find_experiment, make_run, title
+from .experiment import RULE, Experiment, Run, find_experiment, make_run
 from .files import provenance
 from .loop import evaluations, progress_bar
 from .methods import base, parameters
@@ -58,8 +58,8 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
         started -= folder.seconds
         stack.callback(draw, experiment, run, options, folder)
         step = int(folder.rows[-1]["step"]) if folder.rows else 0
-        options_of_bar = {"total": run.max_steps, "initial": step, "unit": "step", "desc": "compiling"}
-        bar = stack.enter_context(progress_bar(**options_of_bar, disable=not is_primary_process()))
+        shown = {"initial": step, "desc": "compiling", "disable": not is_primary_process()}
+        bar = stack.enter_context(progress_bar(run.max_steps, "step", **shown))
         interrupts = stack.enter_context(deferred_interrupts())
         records = evaluations(compiled, run.traced, key, data=data, state=state)
         while not is_finished(run, folder.rows):
@@ -75,8 +75,8 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
                 named = {f"{options.measure}_{name}": value for name, value in jax.device_get(columns).items()}
                 row = {**row, **to_row(evaluation.step, named)}
             folder.append(row)
-            shown = (format_metric(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
-            bar.set_description("{}: train {:>6}, val {:>6}".format(metric, *shown), refresh=False)
+            values = (format_metric(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
+            bar.set_description("{}: train {:>6}, val {:>6}".format(metric, *values), refresh=False)
             bar.update(evaluation.step - bar.n)
             interrupted, finished = in_any_process(bool(interrupts)), is_finished(run, folder.rows)
             if len(folder.rows) % options.checkpoint_every == 0 or interrupted or finished:
@@ -114,24 +114,20 @@ def draw(experiment: Experiment, run: Run, options: Options, folder: RunFolder) 
     """Draw the pictures of a run."""
     from . import plots  # Matplotlib takes a second to import, which the first step need not wait for
 
+    numbers = ", ".join(f"{name} {value:g}" for name, value in run.traced.items())
+    title = f"{experiment.name}: {base(run.method).__name__}, {numbers}, seed {run.seed}"
     pictures: dict[str, Callable[..., Any]] = {"curves": functools.partial(plots.curves, metric=run.task.metric)}
     if options.measure is not None:
         pictures[options.measure] = experiment.measures[options.measure].picture
     for name, picture in pictures.items() if folder.rows and is_primary_process() else ():
         with folder.writing(f"{name}.png"):
-            plots.save(picture(folder.rows, title(experiment.name, run)), folder.path / f"{name}.png")
+            plots.save(picture(folder.rows, title), folder.path / f"{name}.png")
 
 
 def open_folder(experiment: Experiment, run: Run, options: Options, data: str, *, resume: bool) -> RunFolder:
     """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
-    data_dir = getattr(run.task, "data_dir", None)
-    about = {
-        "experiment": experiment.name,
-        **run.key,
-        "data_dir": data_dir,
-        **dataclasses.asdict(options),
-        "data": data,
-    }
+    about = {"experiment": experiment.name, **run.key, **dataclasses.asdict(options), "data": data}
+    about["data_dir"] = getattr(run.task, "data_dir", None)
     del about["out"]
     if not resume or options.out is None:
         return RunFolder.create(options.out or new_path(experiment, run), about)
@@ -185,38 +181,32 @@ def stored(folder: Path) -> tuple[Experiment, Run, Options]:
 def deferred_interrupts() -> Iterator[list[int]]:
     """Put the first Ctrl-C (or SIGTERM) into a list, so that the chunk is finished; a second one strikes at once."""
     received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
     def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
-        restore()
+        signal.signal(number, previous[number])
 
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
         signal.signal(number, receive)
     try:
         yield received
     finally:
-        restore()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def summary(run: Run, folder: RunFolder, seconds: float) -> str:
     """The outcome in one line, and the files that show it."""
-    rows, metric, stop_at = folder.rows, run.task.metric, run.stop_at
-    steps, after = int(rows[-1]["step"]), after_reaching(run, rows)
-    if stop_at is None:
-        text = f"The best validation {metric} was {format_metric(metric, best(rows, metric))} in {steps:,} steps"
-    elif after is None:
-        text = f"Validation {metric} did not reach {format_metric(metric, stop_at)}: "
-        text += f"it is {format_metric(metric, rows[-1][f'val_{metric}'])} after {steps:,} steps"
+    rows, metric, after = folder.rows, run.task.metric, after_reaching(run, folder.rows)
+    if run.stop_at is None or after is None:
+        best_value = format_metric(metric, best(rows, metric))
+        text = f"The best validation {metric} was {best_value} in {int(rows[-1]['step']):,} steps"
     else:
-        reached = steps_to(rows, stop_at, metric)
-        text = f"Validation {metric} reached {format_metric(metric, stop_at)} after {reached:,} steps"
+        reached = steps_to(rows, run.stop_at, metric)
+        text = f"Validation {metric} reached {format_metric(metric, run.stop_at)} after {reached:,} steps"
         if after:
-            held = sum(reaches(row, stop_at, metric) for row in after)
+            held = sum(reaches(row, run.stop_at, metric) for row in after)
             text += f", was at it in {held} of the {len(after)} evaluations after that,"
     text += f" and {seconds:.0f} seconds, compilation included."
     return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."

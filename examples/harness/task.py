@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from .batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
-from .errors import require_whole
+from .errors import require
 
 Metric = Literal["accuracy", "loss"]
 Data = Mapping[str, jax.Array]
@@ -37,7 +37,7 @@ class Task:
         """Validate the whole numbers; XLA counts in int32 and aborts beyond. A subclass adds what else must hold."""
         for name, value in vars(self).items():
             if isinstance(value, int):
-                require_whole(name, value, most=10**8)
+                require(1 <= value <= 10**8, name, "from 1 to 100,000,000", value)
 
     @property
     def train_size(self) -> int:

@@ -85,16 +85,12 @@ def advance(
     batches = divide(task.batches(data, jax.random.fold_in(keys(key).batch, state.chunk)))
     update = functools.partial(step, task, tx, data)
     (params, opt_state), (losses, sums) = lax.scan(update, (state.params, state.opt_state), batches)
-    train = jax.tree.map(jnp.sum, sums)
     evaluate = functools.partial(weighted_sums, task, data, params)
-    val = jax.tree.map(jnp.sum, lax.map(evaluate, divide(task.validation(data))))
-    metrics = {
-        f"{part}_{name}": total / part_sums["count"]
-        for part, part_sums in (("train", train), ("val", val))
-        for name, total in part_sums.items()
-        if name != "count"
-    }
-    return TrainState(params, opt_state, state.chunk + 1), metrics | {"losses": losses}
+    metrics = {"losses": losses}
+    for part, batch_sums in (("train", sums), ("val", lax.map(evaluate, divide(task.validation(data))))):
+        total = jax.tree.map(jnp.sum, batch_sums)
+        metrics |= {f"{part}_{name}": total[name] / total["count"] for name in total if name != "count"}
+    return TrainState(params, opt_state, state.chunk + 1), metrics
 
 
 Precision = Literal["float32", "default"]
@@ -126,7 +122,6 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
     task, make_tx = run.task, run.make_tx
     shared = task.load()
     whole, divide = _placement(devices)
-    jit = functools.partial(jax.jit, out_shardings=whole)
 
     def split_fn(key: jax.Array) -> dict[str, jax.Array]:
         return task.split(shared, keys(key).split)
@@ -138,26 +133,25 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
         with jax.default_matmul_precision(precision):
             return advance(task, make_tx(hyper), key, {**shared, **own}, state, divide)
 
+    vmap = jax.vmap if run.group_size > 1 else lambda function, **_: function
+    axes = jax.tree.map(
+        lambda x: None if x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer) else 0,
+        jax.eval_shape(init_fn, run.traced, jax.random.key(0)),
+    )
+
     @functools.cache
     def per_run(function: Callable[[Task, TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
         def function_fn(state: TrainState, shared: Data, own: Data) -> Any:
             with jax.default_matmul_precision(precision):
                 return function(task, state, {**shared, **own})
 
-        return jax.jit(function_fn if run.group_size == 1 else jax.vmap(function_fn, in_axes=(axes, None, 0)))
+        return jax.jit(vmap(function_fn, in_axes=(axes, None, 0)))
 
-    axes: Any = None
-    if run.group_size > 1:
-        axes = jax.tree.map(
-            lambda x: None if x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer) else 0,
-            jax.eval_shape(init_fn, run.traced, jax.random.key(0)),
-        )
-        split_fn = jax.vmap(split_fn)
-        init_fn = jax.vmap(init_fn, out_axes=axes)
-        advance_fn = jax.vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
-    draw_fn = jit(split_fn)
+    jit = functools.partial(jax.jit, out_shardings=whole)
+    draw_fn = jit(vmap(split_fn))
     draw = lambda key: (jax.device_put(shared, whole), draw_fn(key))
-    return Program(task, draw, jit(init_fn), jit(advance_fn, donate_argnums=4), per_run)
+    advance_all = vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
+    return Program(task, draw, jit(vmap(init_fn, out_axes=axes)), jit(advance_all, donate_argnums=4), per_run)
 
 
 def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]]:
