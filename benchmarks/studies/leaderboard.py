@@ -1,23 +1,23 @@
-"""Which optimizer groks mod 97 in the fewest steps, with equal tuning?
+"""Which optimizer needs the fewest steps, with equal tuning? On sparse parity, MNIST and mod 97.
 
 Rules.
 
-1. The task is multiplication mod 97 as the paper has it: model, initialisation, split, batches of 512, and a learning
-   rate that rises in ten steps. Loss and optimizer are the entrant's.
+1. Model, data, initialisation and batches are those of the task. Loss and optimizer are the entrant's. The learning
+   rate rises in ten steps.
 2. Every entrant tries the same 32 points of a Sobol sequence, in log-uniform ranges of the learning rate, of learning
-   rate times weight decay, and of one number of its own. One tuning seed, at most 1,000 steps. The best four are tried
-   with two further tuning seeds; the best median of three is entered. A best setting in the outer
-   twentieth of a range is marked: the ranges are then to be widened for all.
-3. Steps are those to the first validation accuracy of 95 %, evaluated every ten steps; a run that needs more than 1,000
-   fails. 32 fresh seeds, followed for 50 evaluations. All entrants are compared seed by seed with the first.
-4. With 30 % of the pairs, AdamW and Muon, alone and with the published filters before them, by the same rules.
-5. The best five, untouched, with sixteen seeds on the other operations and on p = 113.
+   rate times weight decay, and of one number of its own. One tuning seed, and a cap on the steps for all. The best four
+   are tried with two further tuning seeds; the best median of three is entered. A number of the entered setting in the
+   outer twentieth of its range is marked: the ranges are then to be widened for all.
+3. Steps are those to the first validation accuracy at the task's threshold; a run that needs more than the cap fails.
+   Fresh seeds, 32 on mod 97 and 16 elsewhere. All entrants are compared seed by seed with one of them.
+4. On mod 97 runs are followed for 50 evaluations. With 30 % of the pairs: AdamW and Muon, alone and with the published
+   filters before them. The best five on mod 97, untouched, on the other operations and on p = 113.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +34,17 @@ from examples.harness.experiment import Run
 from examples.harness.methods import Tx
 from examples.harness.optimizers import stacked_muon, warmup
 from examples.harness.tables import markdown
+from examples.harness.task import Task
+from examples.mnist import Mnist
 from examples.modular import Modular
+from examples.parity import Parity
 from grokfast_jax import grokfast_ema, grokfast_ma, scale_by_filtered_adam
 
-CAP, HOLD = 1_000, 50
+Range = tuple[float, float]
 TUNING_SEEDS, SEEDS = (1000, 1001, 1002), range(400, 432)
 SETTINGS, FINALISTS = 32, 4
 OTHERS: list[dict[str, Any]] = [{"operation": "addition"}, {"operation": "subtraction"}, {"operation": "division"}]
 OTHERS += [{"p": 113}]
-FEW_PAIRS = Modular(train_fraction=0.3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,71 +148,136 @@ def muon_hidden(lr: float, weight_decay: float, one_minus_beta: float) -> Tx:
 
 
 class Entrant(NamedTuple):
-    """A method, its number beside rate and decay with its log-uniform range, and the range of its learning rate."""
+    """A method, its number beside rate and decay with its log-uniform range, and its kind of learning rate."""
 
     method: Callable[..., Tx]
     own: str
-    own_range: tuple[float, float]
-    lr: tuple[float, float]
-    task: Modular = Modular()
+    own_range: Range
+    lr: Literal["adam", "lion", "muon"]
+    task: Task | None = None  # in place of the board's
 
 
-DECAY = (1e-4, 3e-2)  # learning rate times weight decay, of all entrants
-ADAM, LION, MUON = (5e-4, 5e-2), (5e-5, 5e-3), (3e-3, 3e-1)
 MOMENTUM, LAMB = (0.02, 1.0), (0.2, 20.0)
 ENTRANTS = {
-    "AdamW": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, ADAM),
-    "NAdamW": Entrant(nadamw_tuned, "one_minus_b1", MOMENTUM, ADAM),
-    "AdEMAMix": Entrant(ademamix_tuned, "one_minus_b3", (1e-4, 0.1), ADAM),
-    "Lion": Entrant(lion_tuned, "one_minus_b2", (0.003, 0.3), LION),
-    "EMA before AdamW": Entrant(ema_adamw_tuned, "lamb", LAMB, ADAM),
-    "MA before AdamW": Entrant(ma_adamw_tuned, "lamb", LAMB, ADAM),
-    "AdamW, perpendicular gradients": Entrant(adamw_perpendicular, "one_minus_b1", MOMENTUM, ADAM),
-    "AdamW, StableMax": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, ADAM, StableMax()),
-    "AdamW, Nesterov kernel": Entrant(adamw_nesterov_kernel, "one_minus_beta", MOMENTUM, ADAM),
-    "Muon": Entrant(muon_tuned, "one_minus_beta", MOMENTUM, MUON),
-    "Muon on hidden matrices": Entrant(muon_hidden, "one_minus_beta", MOMENTUM, MUON),
+    "AdamW": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, "adam"),
+    "NAdamW": Entrant(nadamw_tuned, "one_minus_b1", MOMENTUM, "adam"),
+    "AdEMAMix": Entrant(ademamix_tuned, "one_minus_b3", (1e-4, 0.1), "adam"),
+    "Lion": Entrant(lion_tuned, "one_minus_b2", (0.003, 0.3), "lion"),
+    "EMA before AdamW": Entrant(ema_adamw_tuned, "lamb", LAMB, "adam"),
+    "MA before AdamW": Entrant(ma_adamw_tuned, "lamb", LAMB, "adam"),
+    "AdamW, perpendicular gradients": Entrant(adamw_perpendicular, "one_minus_b1", MOMENTUM, "adam"),
+    "AdamW, StableMax": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, "adam", StableMax()),
+    "AdamW, Nesterov kernel": Entrant(adamw_nesterov_kernel, "one_minus_beta", MOMENTUM, "adam"),
+    "Muon": Entrant(muon_tuned, "one_minus_beta", MOMENTUM, "muon"),
+    "Muon on hidden matrices": Entrant(muon_hidden, "one_minus_beta", MOMENTUM, "muon"),
 }
 BEFORE_MUON = {
-    "EMA before Muon": Entrant(ema_muon_tuned, "lamb", LAMB, MUON),
-    "MA before Muon": Entrant(ma_muon_tuned, "lamb", LAMB, MUON),
+    "EMA before Muon": Entrant(ema_muon_tuned, "lamb", LAMB, "muon"),
+    "MA before Muon": Entrant(ma_muon_tuned, "lamb", LAMB, "muon"),
 }
-WITH_FEW_PAIRS = {k: ENTRANTS[k] for k in ("AdamW", "EMA before AdamW", "MA before AdamW", "Muon")} | BEFORE_MUON
+FILTERS = {k: ENTRANTS[k] for k in ("AdamW", "EMA before AdamW", "MA before AdamW", "Muon")} | BEFORE_MUON
 
 
-def points(entrant: Entrant) -> list[dict[str, float]]:
-    """The settings that an entrant tries, with three digits: learning rate, weight decay and its own number."""
-    unit = scipy.stats.qmc.Sobol(3, rng=0).random(SETTINGS)
-    low, high = np.log([entrant.lr, DECAY, entrant.own_range]).T
-    found = []
-    for lr, product_, own in np.exp(scipy.stats.qmc.scale(unit, low, high)):
-        setting = {"lr": lr, "weight_decay": product_ / lr, entrant.own: own}
-        found.append({name: float(f"{value:.3g}") for name, value in setting.items()})
-    return found
+class Board(NamedTuple):
+    """A task and its rules."""
+
+    task: Task
+    entrants: Mapping[str, Entrant]
+    lr: Mapping[str, Range]  # by the kind of learning rate
+    cap: int  # steps
+    seeds: Sequence[int] = SEEDS[:16]
+    threshold: float = 0.95
+    hold: int = 0  # evaluations after the first at the threshold
+    group_size: int = 1
+
+    @property
+    def steps_to(self) -> str:
+        """The column of the steps to the threshold."""
+        return f"steps_to_{round(100 * self.threshold)}"
+
+    def ranges(self, entrant: Entrant) -> dict[str, Range]:
+        """Log-uniform ranges: of the learning rate, of its product with the weight decay, and of the own number."""
+        return {"lr": self.lr[entrant.lr], "weight_decay": (1e-4, 3e-2), entrant.own: entrant.own_range}
+
+    def points(self, entrant: Entrant) -> list[dict[str, float]]:
+        """The settings that an entrant tries, with three digits: learning rate, weight decay and its own number."""
+        unit = scipy.stats.qmc.Sobol(3, rng=0).random(SETTINGS)
+        low, high = np.log([*self.ranges(entrant).values()]).T
+        settings = []
+        for lr, product_, own in np.exp(scipy.stats.qmc.scale(unit, low, high)):
+            setting = {"lr": lr, "weight_decay": product_ / lr, entrant.own: own}
+            settings.append({name: float(f"{value:.3g}") for name, value in setting.items()})
+        return settings
+
+    def trial(self, entrant: Entrant, setting: Mapping[str, float], seeds: Sequence[int], hold: int = 0) -> list[Run]:
+        """Runs of one setting."""
+        rule = {"max_steps": self.cap, "stop_at": self.threshold, "hold_evals": hold, "group_size": self.group_size}
+        return product(entrant.task or self.task, entrant.method, **setting, **rule, seed=list(seeds))
+
+    def order(self, runs: Frame) -> tuple[float, float]:
+        """Median steps, then the best accuracy: what settings and entrants are sorted by."""
+        return float(runs[self.steps_to].median()), -float(runs["best_val_accuracy"].fillna(0).median())
+
+    def finals(self, results: Results, entrant: Entrant) -> list[Run]:
+        """The runs of the best setting with the fresh seeds; empty while the tuning is not complete."""
+        settings = self.points(entrant)
+        for seeds in (TUNING_SEEDS[:1], TUNING_SEEDS):
+            results.of(run for setting in settings for run in self.trial(entrant, setting, seeds))
+            tried = [results.of(self.trial(entrant, setting, seeds)) for setting in settings]
+            if min(map(len, tried)) < len(seeds):
+                return []
+            best = sorted(range(len(settings)), key=lambda i: self.order(tried[i]))
+            settings = [settings[i] for i in best[:FINALISTS]]
+        return self.trial(entrant, settings[0], self.seeds, self.hold)
+
+    def of_entrant(self, frame: Frame, entrant: Entrant) -> Frame:
+        """All runs of an entrant under these rules."""
+        key = self.trial(entrant, self.points(entrant)[0], [0])[0].key
+        fixed = {f.name for f in dataclasses.fields(self.task)} | {"task", "method", "max_steps"}
+        frame = frame.reindex(columns=[*dict.fromkeys([*frame, *key])])
+        return frame[np.logical_and.reduce([frame[name] == key[name] for name in fixed & key.keys()])]
+
+    def entered(self, frame: Frame) -> dict[str, Frame]:
+        """The final runs of every entrant that has them all, the fewest steps first."""
+        final = {}
+        for name, entrant in self.entrants.items():
+            runs = self.of_entrant(frame, entrant)
+            runs = runs[runs["seed"].isin(self.seeds) & (runs["hold_evals"] == self.hold)]
+            if len(runs) == len(self.seeds):
+                final[name] = runs
+        return dict(sorted(final.items(), key=lambda item: self.order(item[1])))
+
+    def standings(self, frame: Frame, against: str = "AdamW") -> str:
+        """A row per entrant, compared seed by seed with one of them."""
+        rows, final = [], self.entered(frame)
+        for name, runs in final.items() if against in final else ():
+            row = {"entrant": name, "rate, decay, own number": self.setting(self.entrants[name], runs)}
+            row["steps"] = views.median_and_interval(runs[self.steps_to].to_numpy(), self.cap)
+            row["fail"] = f"{np.isinf(runs[self.steps_to]).sum()} of {len(runs)}"
+            row |= {"hold": views.outcome_cells(runs)["hold"]} if self.hold else {}
+            comparison = paired(runs, final[against], self.steps_to)
+            rows.append(row | {"fewer : more": "" if name == against else views.seed_counts(comparison)})
+        return markdown(rows) if rows else views.MISSING
+
+    def setting(self, entrant: Entrant, runs: Frame) -> str:
+        """The numbers of the entered setting; those near an end of their range are marked."""
+        values = {name: float(runs[name].iloc[0]) for name in self.ranges(entrant)}
+        ranged = values | {"weight_decay": values["weight_decay"] * values["lr"]}
+        cells = []
+        for name, (low, high) in self.ranges(entrant).items():
+            place = math.log(ranged[name] / low) / math.log(high / low)
+            cells.append(f"{values[name]:.3g}" + " (edge)" * (not 0.05 <= place <= 0.95))
+        return ", ".join(cells)
 
 
-def trial(
-    entrant: Entrant, setting: Mapping[str, float], task: Modular, seeds: Sequence[int], hold: int = 0
-) -> list[Run]:
-    """Runs of one setting."""
-    return product(task, entrant.method, **setting, seed=list(seeds), max_steps=CAP, hold_evals=hold)
-
-
-def order(found: Frame) -> tuple[float, float]:
-    """Median steps, then the best accuracy: what settings and entrants are sorted by."""
-    return float(found["steps_to_95"].median()), -float(found["best_val_accuracy"].fillna(0).median())
-
-
-def finals(results: Results, entrant: Entrant, task: Modular) -> list[Run]:
-    """The runs of the best setting with the fresh seeds; empty while the tuning is not complete."""
-    tried = points(entrant)
-    results.of(run for setting in tried for run in trial(entrant, setting, task, TUNING_SEEDS[:1]))
-    for seeds in (TUNING_SEEDS[:1], TUNING_SEEDS):
-        found = [results.of(trial(entrant, setting, task, seeds)) for setting in tried]
-        if min(map(len, found)) < len(seeds):
-            return []
-        tried = [tried[i] for i in sorted(range(len(tried)), key=lambda i: order(found[i]))[:FINALISTS]]
-    return trial(entrant, tried[0], task, SEEDS, HOLD)
+LR = {"adam": (5e-4, 5e-2), "lion": (5e-5, 5e-3), "muon": (3e-3, 3e-1)}
+PARITY_LR = {"adam": (1e-2, 1.0), "lion": (1e-3, 0.1), "muon": (1e-2, 1.0)}
+ON_ANY_TASK = {name: entrant for name, entrant in ENTRANTS.items() if not entrant.task and "hidden" not in name}
+PARITY = Board(Parity(eval_every=10), ON_ANY_TASK | BEFORE_MUON, PARITY_LR, 2_000, group_size=16)
+MNIST = Board(Mnist(epochs=10), FILTERS, LR, 2_000, threshold=0.85)
+MOD97 = Board(Modular(), ENTRANTS, LR, 1_000, SEEDS, hold=50)
+FEW_PAIRS = Board(Modular(train_fraction=0.3), FILTERS, LR, 1_000, SEEDS, hold=50)
+BOARDS = (PARITY, MNIST, MOD97, FEW_PAIRS)
 
 
 def elsewhere(run: Run) -> list[Run]:
@@ -221,88 +288,63 @@ def elsewhere(run: Run) -> list[Run]:
 
 
 def runs(results: Results) -> Iterator[Run]:
-    """Tuning and finals of every entrant, then with 30 % of the pairs, then the best five on the other tasks."""
-    found = {}
-    for entrant in ENTRANTS.values():
-        entered = finals(results, entrant, entrant.task)
-        yield from entered
-        if len(outcomes := results.of(entered)) == len(SEEDS):
-            found[entered[0].key["method"], type(entrant.task)] = order(outcomes), entered[0]
-    for entrant in WITH_FEW_PAIRS.values():
-        yield from finals(results, entrant, FEW_PAIRS)
-    for _, run in sorted(found.values(), key=lambda pair: pair[0])[:5]:
-        yield from elsewhere(run)
+    """Tuning and finals of every entrant on every board, then the best five of mod 97 on its other tasks."""
+    for board in BOARDS:
+        for entrant in board.entrants.values():
+            final = board.finals(results, entrant)
+            results.of(final)
+            yield from final
+    for entrant in [ENTRANTS[name] for name in MOD97.entered(results.frame())][:5]:
+        yield from elsewhere(MOD97.finals(results, entrant)[0])
 
 
 STUDY = Study("leaderboard", runs)
 
 
-def of_entrant(frame: Frame, entrant: Entrant, task: Modular) -> Frame:
-    """All runs of an entrant on a task."""
-    same = (frame["task"] == type(task).__name__) & (frame["method"] == entrant.method.__name__)
-    return frame[same & (frame["train_fraction"] == task.train_fraction) & (frame["p"] == task.p)]
+@STUDY.table
+def parity(frame: Frame) -> str:
+    """Sparse parity."""
+    return PARITY.standings(frame)
 
 
-def entered(frame: Frame, entrants: Mapping[str, Entrant], task: Modular | None = None) -> dict[str, Frame]:
-    """The final runs of every entrant that has them all, the fewest steps first."""
-    found = {name: of_entrant(frame, entrant, task or entrant.task) for name, entrant in entrants.items()}
-    found = {name: runs[runs["seed"].isin(SEEDS) & (runs["hold_evals"] == HOLD)] for name, runs in found.items()}
-    complete = {name: runs for name, runs in found.items() if len(runs) == len(SEEDS)}
-    return dict(sorted(complete.items(), key=lambda item: order(item[1])))
-
-
-def standings(found: Mapping[str, Frame], entrants: Mapping[str, Entrant], against: str) -> str:
-    """A row per entrant, compared seed by seed with one of them."""
-    rows = []
-    for name, runs in found.items():
-        cells = views.outcome_cells(runs)
-        setting = {key: runs[key].iloc[0] for key in ("lr", "weight_decay", entrants[name].own)}
-        wins = "" if name == against else views.seed_counts(paired(found[against], runs))
-        rows.append(
-            {
-                "entrant": name,
-                "rate, decay, own number": ", ".join(f"{value:.3g}" for value in setting.values()),
-                **{key: cells[key] for key in ("steps to 95 %", "fail", "hold")},
-                f"{against} needs fewer : more steps": wins,
-            }
-        )
-    return markdown(rows) if rows else views.MISSING
+@STUDY.table
+def mnist(frame: Frame) -> str:
+    """MNIST."""
+    return MNIST.standings(frame)
 
 
 @STUDY.table
 def table(frame: Frame) -> str:
-    """All entrants, against the first."""
-    found = entered(frame, ENTRANTS)
-    return standings(found, ENTRANTS, next(iter(found))) if found else views.MISSING
+    """Mod 97."""
+    return MOD97.standings(frame)
 
 
 @STUDY.table
 def few_pairs(frame: Frame) -> str:
-    """With 30 % of the pairs, against AdamW alone."""
-    found = entered(frame, WITH_FEW_PAIRS, FEW_PAIRS)
-    return standings(found, WITH_FEW_PAIRS, "AdamW") if "AdamW" in found else views.MISSING
+    """Mod 97 with 30 % of the pairs."""
+    return FEW_PAIRS.standings(frame)
 
 
-def best_of(steps: np.ndarray, k: int) -> float:
+def best_of(steps: np.ndarray, k: int, cap: int) -> float:
     """Expected steps of the best of k of the settings, drawn without replacement; a failure counts as the cap."""
-    values, n = np.sort(np.minimum(steps, CAP)), len(steps)
+    values, n = np.sort(np.minimum(steps, cap)), len(steps)
     chance = [math.comb(n - 1 - i, k - 1) / math.comb(n, k) for i in range(n)]
     return float(values @ np.array(chance))
 
 
-@STUDY.figure("What tuning costs: expected steps of the best of k settings", width=8, height=4.4)
+@STUDY.figure("What tuning costs: expected steps of the best of k settings", width=9, height=4.4, columns=2)
 def budget(frame: Frame, axes: Any) -> None:
-    """Steps of the best of k settings on the tuning seed, for each entrant."""
-    for i, (name, entrant) in enumerate(ENTRANTS.items()):
-        runs = of_entrant(frame, entrant, entrant.task)
-        tuning = (runs["seed"] == TUNING_SEEDS[0]) & (runs["max_steps"] == CAP)  # earlier rules had another cap
-        steps = runs.loc[tuning, "steps_to_95"].to_numpy()
-        if len(steps) == SETTINGS:
-            ks = range(1, SETTINGS + 1)
-            style = ("-", "--", ":")[i // 4]
-            axes.plot(ks, [best_of(steps, k) for k in ks], style, color=f"C{i % 8}", linewidth=2, label=name)
-    axes.set(xscale="log", xticks=[1, 2, 4, 8, 16, 32], xticklabels=[1, 2, 4, 8, 16, 32])
-    axes.minorticks_off()
-    views.label(axes, "settings tried", "steps to 95 % of the best, expected")
-    if axes.has_data():
-        axes.figure.legend(loc="outside right center", frameon=False)
+    """Steps of the best of k settings on the tuning seed, for each entrant of two boards."""
+    for panel, (title, board) in zip(axes, {"sparse parity": PARITY, "MNIST": MNIST}.items(), strict=True):
+        for i, (name, entrant) in enumerate(board.entrants.items()):
+            runs = board.of_entrant(frame, entrant)
+            steps = runs.loc[runs["seed"] == TUNING_SEEDS[0], board.steps_to].to_numpy()
+            if len(steps) == SETTINGS:
+                ks = range(1, SETTINGS + 1)
+                expected = [best_of(steps, k, board.cap) for k in ks]
+                panel.plot(ks, expected, ("-", "--", ":")[i // 4], color=f"C{i % 8}", linewidth=2, label=name)
+        panel.set(xscale="log", xticks=[1, 2, 4, 8, 16, 32], xticklabels=[1, 2, 4, 8, 16, 32], title=title)
+        panel.minorticks_off()
+        views.label(panel, "settings tried", "expected steps of the best")
+    if axes[0].has_data():
+        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
