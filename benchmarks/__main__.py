@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks import DOCS, RESULTS, report
+from benchmarks import RESULTS, report
 from benchmarks.study import find_study, study_names
 from examples.harness import plots
 from examples.harness.errors import plain_errors
@@ -39,18 +39,9 @@ def run(study: Annotated[str, tyro.conf.Positional], out: Path = RESULTS) -> Non
         print(out / f"{name}.png")
 
 
-def write_report(docs: Path = DOCS) -> None:
-    """Write all tables and figures into the sources of the site.
-
-    Args:
-      docs: Folder of the site's sources.
-    """
-    report.write(docs)
-
-
 def main() -> None:
     """Run the subcommand of the command line; without one, list them."""
-    commands = {"list": list_studies, "run": run, "report": write_report}
+    commands = {"list": list_studies, "run": run, "report": report.write}
     tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks", args=sys.argv[1:] or ["--help"])
 
 

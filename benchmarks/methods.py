@@ -1,13 +1,18 @@
-"""Optimizers that no task has. They are built for mod 97: the learning rate rises in ten steps, and beta2 is 0.98."""
+"""Optimizers that no task has, and the filters that studies share, with their stability limits.
 
-from typing import Literal
+The optimizers are built for mod 97: the learning rate rises in ten steps, and beta2 is 0.98.
+"""
 
+import functools
+from typing import Any, Literal
+
+import jax
 import optax
 
 from examples import modular
 from examples.harness.methods import Lamb, LearningRate, StartStep, Tx, WeightDecay
 from examples.harness.optimizers import from_step, warmup
-from grokfast_jax import grokfast_ema, grokfast_ma
+from grokfast_jax import ema, grokfast_ema, grokfast_ma, stability_limit
 
 Start = Literal["gradient", "zero", "debiased"]
 
@@ -59,3 +64,29 @@ def ema_muon(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 1.0, lamb: Lam
 def ma_muon(lr: LearningRate = 1e-3, weight_decay: WeightDecay = 1.0, lamb: Lamb = 5.0) -> Tx:
     """Grokfast-MA before Muon."""
     return optax.chain(grokfast_ma(100, lamb), modular.muon(lr, weight_decay))
+
+
+def grokfast(window: int, lamb: Any, *, normalize: bool = False) -> Tx:
+    """Grokfast with an MA of a window, or with the paper's EMA, debiased, if the window is 0."""
+    if window:
+        return grokfast_ma(int(window), lamb, normalize=normalize)
+    return grokfast_ema(0.98, lamb, start="debiased", normalize=normalize)
+
+
+def filter_name(window: float) -> str:
+    """The name of such a filter."""
+    return f"MA, window {window:g}" if window else "EMA"
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def adamw_stability_limit(window: int, lamb: float, decay: float) -> jax.Array:
+    """The stability limit of such a filter and Adam's first moment, at a learning rate times weight decay of `decay`.
+
+    Adam is invariant to the gain of a filter, so the filter is normalized to a gain of 1.
+    """
+    return stability_limit(optax.chain(grokfast(window, lamb, normalize=True), ema(0.9)), 4_000, decay=decay)
+
+
+def is_stable(window: float, lamb: float, decay: float) -> bool:
+    """Whether the limit is at least 2, the limit of gradient descent."""
+    return bool(adamw_stability_limit(int(window), lamb, decay) >= 2)

@@ -4,13 +4,14 @@ A table stands in a page of docs/, between `<!-- NAME -->` and `<!-- end of NAME
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import RESULTS
+from benchmarks import DOCS, RESULTS
 from examples.harness import plots
 from examples.harness.errors import UserError
 
@@ -33,25 +34,24 @@ COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 def cost_figure(results: Path = RESULTS) -> Figure:
     """Bytes moved by an update, and copies of the parameters in its state: of AdamW, and of the filter before it."""
     result = json.loads((results / "compiled.json").read_text())
-    moved = {label: row["bytes"] for label, row in result["chips"]["H100"]["float32"].items()}
-    kept = {label: row["state"] / 4 for label, row in result["state"]["float32"].items()}
-    optimizers = {
+    names = {
         "AdamW": "AdamW",
         "EMA": "EMA + AdamW",
         "MA, stride 10, bfloat16 buffer": "MA + AdamW,\nsmall buffer",
         "MA": "MA + AdamW",
     }
+    numbers = {
+        "bytes moved per parameter and update": (result["chips"]["H100"]["float32"], "bytes", 1),
+        "state, in copies of the parameters": (result["state"]["float32"], "state", 4),
+    }
     claim = "The MA stores many copies of the parameters,\nbut an update moves only twice the bytes of AdamW"
     figure, panels = chart(claim, width=9, height=4.2, columns=2, sharey=True)
-    titles = ("bytes moved per parameter and update", "state, in copies of the parameters")
-    for axes, values, title in zip(panels, (moved, kept), titles, strict=True):
-        for y, label in enumerate(optimizers):
-            filtering = values[label] - values["AdamW"]
-            axes.barh(y, values["AdamW"], color=NO_FILTER)
-            axes.barh(y, filtering, left=values["AdamW"], color=FILTER)
-            axes.annotate(f" {values[label]:g}", (values[label], y), va="center", fontsize="large")
-        axes.set_yticks(range(len(optimizers)), [*optimizers.values()])
-        axes.set_xlim(0, 1.15 * max(values[label] for label in optimizers))
+    for axes, (title, (rows, field, size)) in zip(panels, numbers.items(), strict=True):
+        values = [rows[label][field] / size for label in names]
+        axes.barh([*names.values()], values, color=FILTER)
+        axes.barh([*names.values()], values[0], color=NO_FILTER)
+        axes.bar_label(axes.containers[0], [f" {value:g}" for value in values], fontsize="large")
+        axes.set_xlim(0, 1.15 * max(values))
         axes.grid(visible=False, axis="y")
         axes.set_title(title, fontsize="large", loc="left")
     panels[0].invert_yaxis()
@@ -64,13 +64,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     made = {}
     for name, (file, table) in COSTS.items():
         path = results / file
-        try:
-            made[name] = table(json.loads(path.read_bytes())) if path.exists() else MISSING
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            script = f"python -m benchmarks.cost.{path.stem}"
-            raise UserError(
-                f"{path} is damaged ({type(error).__name__}: {error}); write it again by {script}"
-            ) from error
+        made[name] = table(json.loads(path.read_bytes())) if path.exists() else MISSING
     for name in study_names():
         made |= find_study(name).made_tables(results)
     return made
@@ -81,9 +75,7 @@ def fill(text: str, made: Mapping[str, str]) -> str:
     for name, table in made.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->\n")
-        if start and not end:
-            raise UserError(f"the text lacks the end of {name}; write <!-- end of {name} --> below the table")
-        if start:
+        if end:
             text = f"{before}{start}\n{table}\n{end}{after}"
     return text
 
@@ -94,19 +86,26 @@ def pages(docs: Path, made: Mapping[str, str]) -> dict[Path, str]:
     Raises:
       UserError: A table with results is in no page.
     """
-    written = {path: path.read_text("utf-8") for path in sorted(docs.rglob("*.md"))}
+    written = {path: path.read_text("utf-8") for path in docs.rglob("*.md")}
     measured = [name for name, table in made.items() if table != MISSING]
-    if lost := [name for name in measured if not any(f"<!-- {name} -->\n" in text for text in written.values())]:
-        raise UserError(f"no page in {docs} has the marks of {', '.join(lost)}; write <!-- {lost[0]} --> in one")
+    marks = lambda name: re.compile(f"<!-- {name} -->\n.*<!-- end of {name} -->\n", re.DOTALL)
+    if lost := [name for name in measured if not any(map(marks(name).search, written.values()))]:
+        start, end = f"<!-- {lost[0]} -->", f"<!-- end of {lost[0]} -->"
+        raise UserError(f"no page in {docs} has the marks of {', '.join(lost)}; write {start} and {end} in one")
     return {path: fill(text, made) for path, text in written.items() if "<!-- end of " in text}
 
 
-def write(docs: Path) -> None:
-    """Write all tables and figures into the sources of the site."""
+def write(docs: Path = DOCS) -> None:
+    """Write all tables and figures into the sources of the site.
+
+    Args:
+      docs: Folder of the site's sources.
+    """
     for path, text in pages(docs, tables()).items():
         path.write_text(text, "utf-8")
     (docs / "pictures").mkdir(exist_ok=True)
-    plots.save(cost_figure(), docs / "pictures" / "cost.png")
+    figures = {"cost": cost_figure()}
     for name in study_names():
-        for figure_name, figure in find_study(name).made_figures().items():
-            plots.save(figure, docs / "pictures" / f"{figure_name}.png")
+        figures |= find_study(name).made_figures()
+    for name, figure in figures.items():
+        plots.save(figure, docs / "pictures" / f"{name}.png")

@@ -1,6 +1,8 @@
-"""What a study is: the runs that answer one question, and the tables and figures drawn from their results."""
+"""What a study is: the runs that answer one question, and the tables and figures drawn from their results.
 
-import dataclasses
+A study imports from here what it is made of.
+"""
+
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,16 +12,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks import RESULTS
-from examples.harness.engine import Measure, Observe, Reduce, Results
+from examples.harness.engine import Results, product
 from examples.harness.experiment import Run, find_object
 from examples.harness.tables import markdown
 
 from . import views
+from .statistics import Frame, paired
+
+__all__ = ("Frame", "Results", "Rows", "Run", "Study", "find_study", "paired", "product", "study_names")
 
 Rows = str | Iterable[Any]  # of a table: dictionaries or named tuples of cells, or a table in Markdown
 
 
-@dataclasses.dataclass
 class Study:
     """The runs that answer one question; the study of a file is its `STUDY`.
 
@@ -27,23 +31,17 @@ class Study:
       name: Name of the file of results, and the beginning of the names of tables and figures.
       runs: Function from the results to all runs. It may ask `results.of(some_runs)` for the frame of runs that later
         ones depend on; they are then trained first.
-      measure: Numbers of task, state and data at every evaluation.
-      reduce: What is stored of each of these; by default all of them, in order.
-      observe: Function of all states of a run, for what takes several of them.
+      **stored: What is stored of a run beside its outcome: `measure`, `reduce` and `observe` of `Results`.
     """
 
-    name: str
-    runs: Callable[[Results], Iterable[Run]]
-    measure: Measure | None = None
-    reduce: Reduce = list
-    observe: Observe | None = None
-    tables: dict[str, Callable[[pd.DataFrame], str]] = dataclasses.field(default_factory=dict)
-    figures: dict[str, Callable[[pd.DataFrame], Figure]] = dataclasses.field(default_factory=dict)
+    def __init__(self, name: str, runs: Callable[[Results], Iterable[Run]], **stored: Any):
+        self.name, self.runs, self.stored = name, runs, stored
+        self.tables: dict[str, Callable[[pd.DataFrame], str]] = {}
+        self.figures: dict[str, Callable[[pd.DataFrame], Figure]] = {}
 
     def results(self, folder: Path = RESULTS, *, trains: bool = False) -> Results:
         """The results in a folder."""
-        path = folder / f"{self.name}.jsonl"
-        return Results(path, trains=trains, measure=self.measure, reduce=self.reduce, observe=self.observe)
+        return Results(folder / f"{self.name}.jsonl", trains=trains, **self.stored)
 
     def train(self, folder: Path = RESULTS) -> Results:
         """Train what a folder lacks."""
@@ -60,10 +58,10 @@ class Study:
         @functools.wraps(rows_of)
         def text(frame: pd.DataFrame) -> str:
             rows = rows_of(frame) if len(frame) else []
-            if not isinstance(rows, str):
-                rows = list(rows)
-                return markdown(rows) if rows else views.MISSING
-            return rows
+            if isinstance(rows, str):
+                return rows
+            rows = list(rows)
+            return markdown(rows) if rows else views.MISSING
 
         self.tables[self._name(rows_of, "table")] = text
         return text

@@ -193,21 +193,12 @@ def test_every_picture_is_shown_and_every_shown_picture_exists():
     assert shown == {path.name for path in (DOCS / "pictures").iterdir()}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"rows": 3}'])
-def test_a_damaged_result_file_is_named_with_its_cure(content, tmp_path):
-    (tmp_path / "tasks.json").write_text(content)
-    with pytest.raises(
-        UserError, match=r"tasks\.json is damaged \(.*; write it again by python -m benchmarks\.cost\.tasks"
-    ):
-        report.tables(tmp_path)
-
-
 def test_a_table_that_no_page_has_is_told(tmp_path):
     (tmp_path / "page.md").write_text("<!-- tasks -->\n")
     with pytest.raises(UserError, match=r"no page in .* has the marks of leaderboard; write <!-- leaderboard -->"):
         report.pages(tmp_path, {"leaderboard": ""})
-    with pytest.raises(UserError, match=r"the text lacks the end of tasks; write <!-- end of tasks -->"):
-        report.fill("<!-- tasks -->\n", {"tasks": ""})
+    with pytest.raises(UserError, match=r"marks of tasks; write <!-- tasks --> and <!-- end of tasks --> in one"):
+        report.pages(tmp_path, {"tasks": ""})
     assert set(report.tables(tmp_path / "none").values()) == {MISSING}
 
 

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from benchmarks.filters import adamw_stability_limit
+from benchmarks.methods import adamw_stability_limit
 from benchmarks.studies import filter_stability as study
 
 

@@ -40,14 +40,7 @@ def test_distances_are_of_the_runs_that_reach_c():
         [key | dict(zip(("A_B", "B_C", "A_C"), numbers, strict=True)) for key, numbers in zip(runs, steps, strict=True)]
     )
     row = ["4.0 ± 1.4", "4.0 ± 0.0", "6.0 ± 1.4"]
-    assert cells(paper.distances(frame))[2] == ["here: Adam, decay 0.005", *row]
-
-
-def test_the_published_distances_are_squares():
-    for published in paper.TABLE_2.values():
-        ab, bc, ac = (mean for mean, _ in published.values())
-        assert ac > ab + bc
-        assert ac**0.5 < ab**0.5 + bc**0.5
+    assert cells(paper.distances(frame))[0] == ["Adam, decay 0.005", *row]
 
 
 def test_published_numbers_are_judged_by_hand():
@@ -118,22 +111,6 @@ def test_a_grid_has_the_seeds_that_all_settings_have(mod97):
         == "2 (median 650; 2 seeds); 1: > 5,000 (900 to > 5,000; 2 seeds, 1 fail)"
     )
     assert paper.steps_of(ema, lamb=2.0).to_dict() == {0: 700.0, 1: 600.0, 3: 500.0}
-
-
-@pytest.mark.parametrize(
-    ("alone", "both", "verdict"),
-    [([0.60], [0.90], "agrees"), ([0.75], [0.90], "in part"), ([0.60], [0.75], "in part"), ([0.9], [0.5], "no")],
-)
-def test_what_the_decay_alone_gains_is_not_the_filters(alone, both, verdict):
-    values = [pd.Series(one) for one in ([0.55], alone, both)]
-    *row, found = paper.gain("Fig. 7 (11)", "accuracy", (0.84, 0.90), values, ".2f")
-    assert found == verdict
-    assert row == [
-        "Fig. 7 (11)",
-        "accuracy",
-        "0.84 → 0.90",
-        f"0.55 → {both[0]:.2f}; the decay alone {alone[0]:.2f} (1 seeds)",
-    ]
 
 
 def test_the_results_are_those_of_all_runs():

@@ -21,12 +21,10 @@ import pandas as pd
 import scipy.stats
 
 from benchmarks import views
-from benchmarks.filters import filter_name, grokfast, is_stable
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Rows, Study
+from benchmarks.methods import filter_name, grokfast, is_stable
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples import modular, parity
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
+from examples.harness.engine import four_digits
 from examples.harness.task import Data
 from examples.harness.train import TrainState
 
@@ -59,11 +57,6 @@ def rms_ratio(task: Any, state: TrainState, data: Data) -> dict[str, jax.Array]:
         return {}
     ratios = jax.tree.map(lambda raw, filtered: jnp.ravel(jnp.sqrt(raw / filtered)), *moments)
     return {"rms_ratio": jnp.nanmedian(jnp.concatenate(jax.tree.leaves(ratios)))}
-
-
-def median(values: list[float]) -> float:
-    """The median over the evaluations, with four digits."""
-    return float(f"{np.nanmedian(values):.4g}")
 
 
 on_parity = functools.partial(product, parity.Parity(), max_steps=4_000, group_size=16)
@@ -102,7 +95,7 @@ def runs(results: Results) -> Iterator[Run]:
         yield from control(of_setting.iloc[0], lr_multiplier(of_setting))
 
 
-STUDY = Study("effective_lr", runs, measure=rms_ratio, reduce=median)
+STUDY = Study("effective_lr", runs, measure=rms_ratio, reduce=lambda values: four_digits(np.nanmedian(values)))
 
 
 def settings(frame: Frame) -> Any:

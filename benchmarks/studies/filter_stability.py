@@ -10,19 +10,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import views
-from benchmarks.filters import filter_name, is_stable
-from benchmarks.statistics import Frame
-from benchmarks.study import Study
+from benchmarks.methods import filter_name, is_stable
+from benchmarks.study import Frame, Results, Run, Study, product
 from examples import parity
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
 
 SETTINGS = ((0.003, 0.3), (0.003, 1.0), (0.03, 0.3))  # learning rates and weight decays
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """Every filter and λ at every setting, with sixteen seeds."""
-    del results
     for lr, weight_decay in SETTINGS:
         settings = {"lr": lr, "weight_decay": weight_decay, "lamb": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]}
         settings |= {"seed": range(16), "max_steps": 4_000, "group_size": 16}

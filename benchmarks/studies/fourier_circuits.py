@@ -16,11 +16,9 @@ import jax
 import numpy as np
 
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Rows, Study
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples import circuits, modular
-from examples.harness.engine import Results, four_digits, product
-from examples.harness.experiment import Run
+from examples.harness.engine import four_digits
 from examples.harness.methods import Method, base
 from examples.harness.records import Row, is_finished
 from examples.harness.task import Data
@@ -39,9 +37,8 @@ MEASURE_EVERY = 5  # evaluations
 measure = jax.jit(circuits.measure, static_argnums=0)
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """All methods on all operations."""
-    del results
     for operation, method in itertools.product(OPERATIONS, METHODS.values()):
         yield from product(Modular(operation=operation), method, seed=range(8), hold_evals=50)
 

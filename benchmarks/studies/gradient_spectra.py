@@ -13,12 +13,9 @@ import numpy as np
 import optax
 
 from benchmarks import views
-from benchmarks.statistics import Frame
-from benchmarks.study import Rows, Study
+from benchmarks.study import Frame, Results, Rows, Run, Study, product
 from examples import modular
 from examples.harness import plots
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
 from examples.harness.methods import Lamb, LearningRate, WeightDecay
 from examples.harness.records import Row
 from examples.harness.task import Data
@@ -56,30 +53,23 @@ def recorded_ema(
     return optax.chain(record_gradients(CHUNK), modular.ema(lr, weight_decay, lamb=lamb))
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """Adam without and with weight decay, and the EMA."""
-    del results
     for setting in ({"lamb": 0.0, "weight_decay": 0.0}, {"lamb": 0.0}, {}):
         yield from product(Modular(), recorded_ema, **setting, seed=range(3), max_steps=3_000, stop_at=None)
-
-
-@jax.jit
-def chosen(recorded: Any, index: jax.Array) -> jax.Array:
-    """The recorded gradients of some parameters, numbered through all arrays: (steps, parameters)."""
-    return jnp.concatenate([rows.reshape(len(rows), -1) for rows in jax.tree.leaves(recorded)], axis=1)[:, index]
 
 
 def observe(run: Run, history: Iterator[tuple[Row, TrainState]], data: Data) -> dict[str, Any]:
     """The spectrum of the gradients of `PARAMETERS` random parameters in each window, and its slow share."""
     del data
     size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(run.task.init, jax.random.key(0))))
-    index = jax.random.choice(jax.random.key(run.seed), size, (PARAMETERS,), replace=False)
-    gradients, windows = [], []
+    index = np.array(jax.random.choice(jax.random.key(run.seed), size, (PARAMETERS,), replace=False))
+    chunks = []
     for _, state in history:
-        gradients.append(np.array(chosen(optax.tree_utils.tree_get(state.opt_state, "recorded"), index)))
-        if len(gradients) == WINDOW // CHUNK:
-            windows.append(spectrum(np.concatenate(gradients).astype(np.float64)))
-            gradients = []
+        leaves = jax.tree.leaves(optax.tree_utils.tree_get(state.opt_state, "recorded"))
+        chunks.append(np.concatenate([np.reshape(rows, (CHUNK, -1)) for rows in leaves], axis=1)[:, index])
+    gradients = np.concatenate(chunks).astype(np.float64)
+    windows = [spectrum(gradients[end - WINDOW : end]) for end in range(WINDOW, len(gradients) + 1, WINDOW)]
     power = [[float(f"{p:.3g}") for p in window] for window in windows]
     return {"power": power, "slow_share": [round(slow_share(window), 5) for window in windows]}
 

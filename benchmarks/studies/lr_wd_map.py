@@ -15,11 +15,8 @@ import pandas as pd
 import scipy.stats
 
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Rows, Study
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples import parity
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
 from examples.harness.methods import Method, Tx
 from examples.harness.plots import BLUE, ORANGE
 from grokfast_jax import grokfast_ema, grokfast_ma
@@ -61,9 +58,8 @@ METHODS: dict[str, dict[str, Method]] = {
 }
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """All methods at all pairs, the seeds of a pair trained at once."""
-    del results
     for optimizer, (lrs, decays) in GRIDS.items():
         for method in METHODS[optimizer].values():
             yield from product(TASK, method, lr=lrs, weight_decay=decays, seed=range(SEEDS), **RULE)

@@ -14,12 +14,9 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from benchmarks import methods, views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Rows, Study
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from benchmarks.views import FILTER, NO_FILTER
 from examples import modular
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
 from examples.harness.methods import Method
 
 SEEDS, FEWER_SEEDS, ABLATION_SEEDS = range(8), range(5), range(3)
@@ -143,9 +140,8 @@ def with_seeds(runs: Iterable[Run], seeds: Iterable[int]) -> list[Run]:
     return [dataclasses.replace(run, seed=seed) for run, seed in itertools.product(runs, seeds)]
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """All runs; the engine trains once what several parts share."""
-    del results
     three_seeds = RUNS["Adam, learning rate 0.003, decay 0"]
     yield from with_seeds([run for run in RUNS.values() if run != three_seeds], SEEDS)
     elsewhere = [on(task, label) for task in STARTS.values() for label in ELSEWHERE]

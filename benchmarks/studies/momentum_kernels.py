@@ -17,11 +17,8 @@ import pandas as pd
 import scipy.signal
 
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Rows, Study
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples.harness import plots
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
 from examples.harness.methods import Static, Tx
 from examples.harness.optimizers import stacked_muon, warmup
 from examples.parity import Parity
@@ -96,9 +93,8 @@ def group_size(place: str, shape: str, lr: float) -> int:
     return 40
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """Every kernel in every place at every learning rate, with eight seeds."""
-    del results
     for (place, (decay, rates)), (shape, age) in itertools.product(PLACES.items(), KERNELS):
         for lr in rates:
             setting = {"lr": lr, "weight_decay": decay, "place": place, "shape": shape, "age": age, "seed": range(8)}

@@ -1,8 +1,8 @@
 """Do the numbers of the paper, figure by figure, agree with those of our runs?
 
-`docs/paper.md` has the rule of the verdicts. Most runs are of the studies `mod97` and `paper_tasks`. The runs here are
-followed in parameter space, for the distances between three states: A is the start, B the first evaluation with 95 %
-training accuracy, C the first with 95 % validation accuracy.
+`docs/paper.md` has the rule of the verdicts. Most runs are of the study `mod97`. The runs here are followed in
+parameter space, for the distances between three states: A is the start, B the first evaluation with 95 % training
+accuracy, C the first with 95 % validation accuracy.
 """
 
 from collections.abc import Iterator
@@ -14,23 +14,15 @@ import pandas as pd
 from jax.flatten_util import ravel_pytree
 
 from benchmarks import RESULTS, views
-from benchmarks.statistics import Frame
-from benchmarks.study import Rows, Study
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Experiment, Run
+from benchmarks.study import Frame, Results, Rows, Run, Study, product
 from examples.harness.train import keys
 from examples.modular import Modular, adam, adamw, ema, ma, two_stage
 
-from . import mod97, paper_tasks
+from . import mod97
 
 Series = Any  # values by seed
 
 BASELINE = 39_890  # published steps to 95 % of Adam without weight decay
-# Table 2: squared distances in thousands, mean and standard deviation of five runs
-TABLE_2 = {
-    "Adam, no decay": {"AB": (0.97, 2.2), "BC": (563.7, 199.4), "AC": (570.7, 199.8)},
-    "Grokfast": {"AB": (7.7, 0.42), "BC": (15.3, 0.84), "AC": (35.8, 0.98)},
-}
 FOLLOWED = {
     "Adam, decay 0.005": (adam, 0.005),
     "AdamW, decay 1": (adamw, 1.0),
@@ -39,9 +31,8 @@ FOLLOWED = {
 }
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """The runs that are followed up to 95 %, and one without weight decay."""
-    del results
     for method, decay in FOLLOWED.values():
         yield from product(Modular(), method, weight_decay=decay, seed=range(5))
     yield from product(Modular(), adam, max_steps=50_000)
@@ -65,13 +56,11 @@ STUDY = Study("paper", runs, observe=follow)
 
 @STUDY.table
 def distances(frame: Frame) -> Rows:
-    """The roots of Table 2, and the distances here of the runs that reach C."""
-    for name, published in TABLE_2.items():
-        yield {"run": f"paper: {name}"} | {pair: f"{(1000 * mean) ** 0.5:.0f}" for pair, (mean, _) in published.items()}
+    """Distances between the states of the runs that reach C."""
     for name, (method, decay) in FOLLOWED.items():
         found = views.runs_of(frame, method, weight_decay=decay).dropna(subset="B_C")
         spread = {pair: found["_".join(pair)].agg(["mean", "std"]) for pair in ("AB", "BC", "AC")}
-        yield {"run": f"here: {name}"} | {pair: "{:.1f} ± {:.1f}".format(*values) for pair, values in spread.items()}
+        yield {"run": name} | {pair: "{:.1f} ± {:.1f}".format(*values) for pair, values in spread.items()}
 
 
 class Claim(NamedTuple):
@@ -84,14 +73,9 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def results_of(method: Any, **settings: Any) -> Frame:
-    """The runs of the study `mod97` with a method, by seed."""
-    return mod97.STUDY.results().of(mod97.grid(method, **settings, seed=mod97.SEEDS)).set_index("seed")
-
-
-def steps_of(method: Any, **settings: Any) -> Series:
-    """Steps to 95 % by seed, infinite for runs that fail."""
-    return results_of(method, **settings)["steps_to_95"]
+def steps_of(method: Any, column: str = "steps_to_95", **settings: Any) -> Series:
+    """Steps to 95 % by seed in the study `mod97`, infinite for runs that fail."""
+    return mod97.STUDY.results().of(mod97.grid(method, **settings, seed=mod97.SEEDS)).set_index("seed")[column]
 
 
 def grid_of(columns: str | list[str], settings: list[Run]) -> Frame:
@@ -169,19 +153,18 @@ def best_claim(figure: str, what: str, published: Any, grid: Frame, *, as_publis
 @STUDY.table
 def steps(frame: Frame) -> Iterator[Claim]:
     """Steps to 95 % validation accuracy, multiplication mod 97."""
-    control, adams = steps_of(adam, weight_decay=0.00167), results_of(adam)
+    control, long = steps_of(adam, weight_decay=0.00167), views.runs_of(frame, adam, max_steps=50_000)
     for name, method, figure, published in (("MA", ma, "Fig. 2", 790), ("EMA", ema, "Fig. 2, 4a (8a)", 910)):
         ours = steps_of(method)
         yield claim(f"{figure}, Table 3", name, published, ours, authors(name.lower()))
         gain = times_fewer(control, ours)
         yield claim("Table 3", f"{name}: times fewer", BASELINE / published, gain, is_gain=True)
-    long = views.runs_of(frame, adam, max_steps=50_000)
-    here = f"{in_words(adams['steps_to_95'])}; {in_words(long['steps_to_95'], 50_000)}"
+    here = f"{in_words(steps_of(adam))}; {in_words(long['steps_to_95'], 50_000)}"
     here += f", at best {long['best_val_accuracy'].max():.0%}"
     yield Claim(
         "Fig. 2, Table 3", "Adam, no decay", number(BASELINE), here, verdict(near(BASELINE, long["steps_to_95"]))
     )
-    yield claim("Fig. 2", "Adam, no decay: steps to fit", 410, adams["fit_steps"])
+    yield claim("Fig. 2", "Adam, no decay: steps to fit", 410, steps_of(adam, "fit_steps"))
     one, two = steps_of(ma, weight_decay=0.0), steps_of(two_stage, weight_decay=0.0)
     yield claim("Fig. 8 (4), Table 1", "MA, no decay", 2_940, one)
     yield claim("Fig. 10 (6), Table 1", "MA in two stages, no decay", 1_920, two)
@@ -208,37 +191,3 @@ def settings(frame: Frame) -> Iterator[Claim]:
     plain = steps_of(ema, weight_decay=0.0)
     reaches = "agrees" if np.isfinite(plain).any() else "not run"
     yield Claim("Fig. 4c-d (8c-d)", "EMA, no decay", "reaches 95 %", in_words(plain), reaches)
-
-
-def two_by_two(experiment: Experiment, column: str) -> list[Series]:
-    """Outcomes by seed: of the baseline, with the paper's decay alone, and with filter and decay."""
-    runs = paper_tasks.by_method(paper_tasks.STUDY.results().frame(), experiment)
-    return [runs[name].set_index("seed")[column] for name in ("baseline", "decay-only", "paper")]
-
-
-def gain(figure: str, what: str, published: tuple[float, float], values: list[Series], form: str) -> Claim:
-    """What filter and decay gain; "in part" if the decay alone gains half of it, or the end is another."""
-    neither, alone, both = (float(one.median()) for one in values)
-    improves = (both - neither) / (published[1] - published[0]) > 0
-    by_filter = abs(alone - neither) < abs(both - neither) / 2
-    here = f"{neither:{form}} → {both:{form}}; the decay alone {alone:{form}} ({len(values[2])} seeds)"
-    agrees = verdict(improves and by_filter and near(published[1], values[2]), improves)
-    return Claim(figure, what, f"{published[0]:{form}} → {published[1]:{form}}", here, agrees)
-
-
-@STUDY.table
-def tasks(frame: Frame) -> Iterator[Claim]:
-    """The other tasks: filter and weight decay, two by two."""
-    del frame
-    mnist, imdb = "Fig. 5 (9), Table 4", "Fig. 7 (11), Table 6"
-    task = paper_tasks.MNIST
-    yield gain(mnist, "MNIST: steps to 85 %", (44_022, 2_001), two_by_two(task, "steps_to_85"), ",.0f")
-    yield gain(mnist, "MNIST: accuracy", (0.898, 0.912), two_by_two(task, "best_val_accuracy"), ".3f")
-    baseline, alone, both = two_by_two(paper_tasks.QM9, "min_val_loss")
-    ratio, added = both / baseline, both / alone
-    here = f"{in_words(ratio)}; lower with {(ratio < 1).sum()}, than with the decay alone with {(added < 1).sum()}"
-    agrees = verdict((ratio < 1).all() and (added < 1).all() and near(0.53, ratio), ratio.median() < 1)
-    yield Claim("Fig. 6 (10), Table 5", "QM9: lowest loss over the baseline's", "0.53", here, agrees)
-    task = paper_tasks.IMDB
-    yield gain(imdb, "IMDb: best accuracy", (0.84, 0.90), two_by_two(task, "best_val_accuracy"), ".3f")
-    yield gain(imdb, "IMDb: lowest loss", (0.517, 0.412), two_by_two(task, "min_val_loss"), ".3f")

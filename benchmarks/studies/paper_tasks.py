@@ -17,11 +17,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Rows, Study
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples import modular
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Experiment, Run
+from examples.harness.experiment import Experiment
 from examples.harness.methods import Tx
 from examples.harness.plots import GREY
 from examples.harness.tables import median_and_range
@@ -47,9 +45,8 @@ def small_buffer_ma(
     return optax.chain(lowpass, modular.adam(lr, weight_decay))
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """Filter and weight decay, two by two; the seed draws the split of QM9 and IMDb. Then the MA on mod 97."""
-    del results
     for experiment, seeds, max_steps in ((MNIST, 5, 100_000), (QM9, 5, 100_000), (IMDB, 3, 750)):
         for name in NAMES:
             yield from product(experiment.task, experiment.methods[name], seed=range(seeds), max_steps=max_steps)
@@ -60,16 +57,12 @@ def runs(results: Results) -> Iterator[Run]:
 STUDY = Study("paper_tasks", runs)
 
 
-def by_method(frame: Frame, experiment: Experiment) -> dict[str, Frame]:
-    """The runs of each method of a task."""
-    task = type(experiment.task).__name__
-    return {name: views.runs_of(frame, experiment.methods[name], task=task) for name in NAMES}
-
-
 def outcomes(frame: Frame, title: str) -> dict[str, Frame]:
     """The seeds of each method of a task, with their `outcome`."""
     experiment, column, factor, _ = OUTCOMES[title]
-    return {name: runs.assign(outcome=factor * runs[column]) for name, runs in by_method(frame, experiment).items()}
+    frame = frame[frame["task"] == type(experiment.task).__name__]
+    frame = frame.assign(outcome=factor * frame[column])
+    return {name: views.runs_of(frame, experiment.methods[name]) for name in NAMES}
 
 
 @STUDY.table

@@ -11,11 +11,9 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from benchmarks import views
-from benchmarks.statistics import Frame
-from benchmarks.study import Rows, Study
+from benchmarks.study import Frame, Results, Rows, Run, Study, product
 from examples import shakespeare
-from examples.harness.engine import Results, four_digits, product
-from examples.harness.experiment import Run
+from examples.harness.engine import four_digits
 from examples.harness.methods import Method
 from examples.harness.records import Row
 from examples.harness.task import Data
@@ -33,9 +31,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(_results: Results) -> Iterator[Run]:
     """All methods with three seeds."""
-    del results
     for method in METHODS.values():
         yield from product(Shakespeare(), method, seed=range(3), max_steps=1_500)
 
