@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import RESULTS
 from examples.harness.engine import Results, product
-from examples.harness.experiment import Run, find_object
+from examples.harness.experiment import Run, find_object, object_names
 from examples.harness.tables import markdown
 
 from . import views
@@ -101,11 +101,9 @@ class Study:
 
 def study_names() -> list[str]:
     """The studies of this package."""
-    files = sorted((Path(__file__).parent / "studies").glob("*.py"))
-    return [file.stem for file in files if "\nSTUDY = " in file.read_text("utf-8")]
+    return object_names(Study, "benchmarks.studies")
 
 
 def find_study(name: str) -> Study:
     """The `STUDY` of a file of this package, or of any importable module."""
-    names = study_names()
-    return find_object(f"benchmarks.studies.{name}" if name in names else name, Study, name, names)
+    return find_object(Study, name, "benchmarks.studies")

@@ -32,13 +32,9 @@ Observe = Callable[[Run, Iterator[tuple[Row, TrainState]], Data], dict[str, Any]
 
 
 def product(task: Task, method: Method, **values: Any) -> list[Run]:
-    """Runs with all combinations of values.
+    """Runs with all combinations of values, the last of which varies fastest.
 
-    Args:
-      task: The task that all of them train.
-      method: The method that all of them use.
-      **values: Hyperparameters of the method and `seed`, `max_steps`, `stop_at`, `hold_evals`, `group_size`, each one
-        value, or a list, range or tuple of them. The last one varies fastest.
+    Hyperparameters of the method and the fields of `Rule` have one value each, or a list, range or tuple of values.
     """
     axes = [value if isinstance(value, list | range | tuple) else [value] for value in values.values()]
     return [make_run(task, method, **dict(zip(values, point, strict=True))) for point in itertools.product(*axes)]
@@ -55,7 +51,7 @@ class Results:
 
     Args:
       path: A file with one JSON object per line: where results come from, under a name that other lines have as their
-        `provenance`; or the key of a `run` and what is stored of it; or those of a group of runs, see `stacked`.
+        `provenance`; or the key of a `run` and what is stored of it; or those of a group, see `unstacked`.
       trains: Whether `of` trains runs that the file lacks.
       measure: Numbers of task, state and data at every evaluation.
       reduce: What is stored of each of these; by default all of them, in order.
@@ -100,7 +96,7 @@ class Results:
         return {as_text(line["run"]): line for line in self._lines() if "run" in line}
 
     def append(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Append results in one write: the key of each `run`, and its outcome; of runs of one group, as one line."""
+        """Append results in one write: the key of each `run`, and its outcome."""
         origin = provenance()
         name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
         with filelock.FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
@@ -108,7 +104,7 @@ class Results:
             file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
             known = any("run" not in line and line["provenance"] == name for line in self._lines())
             lines = [] if known else [{"provenance": name, **origin}]
-            lines += [{**line, "provenance": name} for line in stacked(results)]
+            lines += [{**line, "provenance": name} for line in results]
             file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -154,22 +150,11 @@ class Results:
             yield False
 
 
-def stacked(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Results of runs that were trained at once, as one line; results of runs that were trained alone, as they are.
-
-    What differs between the runs is a list within `run`, and the other fields are lists with an entry for each run.
-    """
-    keys = [result["run"] for result in results]
-    if len(keys) < 2 or any(key["group_size"] == 1 for key in keys):
-        return list(results)
-    columns = {name: [key[name] for key in keys] for name in keys[0]}
-    run = {name: values[0] if len(set(values)) == 1 else values for name, values in columns.items()}
-    names = dict.fromkeys(name for result in results for name in result if name != "run")
-    return [{"run": run} | {name: [result.get(name) for result in results] for name in names}]
-
-
 def unstacked(line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results in a line, one for each run."""
+    """The results in a line, one for each run.
+
+    Older files have one line for a group of runs: what differs between them is a list, within `run` and beside it.
+    """
     run = line.get("run", {})
     varied = {name: values for name, values in run.items() if isinstance(values, list)}
     if not varied:

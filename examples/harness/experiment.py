@@ -97,10 +97,7 @@ class Run(Rule):
 
     @functools.cached_property
     def key(self) -> dict[str, Any]:
-        """All that the result depends on but data, device and versions, as JSON can hold it.
-
-        Names are unique: task and its fields, method and its hyperparameters, seed, and when the run stops.
-        """
+        """All that the result depends on but data, device and versions, as JSON can hold it."""
         fields = {f.name: getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.name != "data_dir"}
         key = {
             "task": type(self.task).__name__,
@@ -162,32 +159,17 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def task_names() -> list[str]:
-    """The experiments of this package: its modules that have an EXPERIMENT."""
-    files = sorted(Path(__file__).parents[1].glob("*.py"))
-    return [file.stem for file in files if "\nEXPERIMENT = " in file.read_text("utf-8")]
+def object_names(kind: type, package: str) -> list[str]:
+    """The modules of a package that have an object named as its kind in capitals."""
+    files = (Path(__file__).parents[2] / package.replace(".", "/")).glob("*.py")
+    return sorted(file.stem for file in files if f"\n{kind.__name__.upper()} = " in file.read_text("utf-8"))
 
 
-def module_name(experiment: str) -> str:
-    """The module of an experiment by its name; its command is `python -m MODULE`."""
-    return f"examples.{experiment}" if experiment in task_names() else experiment
-
-
-def find_experiment(name: str) -> Experiment:
-    """The `EXPERIMENT` of a task of this package, or of any importable module."""
-    return find_object(module_name(name), Experiment, name, task_names())
-
-
-def find_object(module: str, kind: type[T], name: str, names: Sequence[str]) -> T:
-    """The object of a module that is named as its kind in capitals.
-
-    Raises:
-      UsageError: There is none, or the module cannot be imported; `name` is what the user wrote, `names` are the known
-        ones.
-    """
-    what = kind.__name__.upper()
+def find_object(kind: type[T], name: str, package: str) -> T:
+    """The object of a module of a package, or of any importable module; UsageError if there is none."""
+    what, names = kind.__name__.upper(), object_names(kind, package)
     try:
-        found = getattr(importlib.import_module(module), what, None)
+        found = getattr(importlib.import_module(f"{package}.{name}" if name in names else name), what, None)
         if isinstance(found, kind):
             return found
         reason = f"{what} is of type {type(found).__name__}"
@@ -198,3 +180,18 @@ def find_object(module: str, kind: type[T], name: str, names: Sequence[str]) -> 
         f"the {what.lower()} must be one of {', '.join(names)}, or an importable module that has an object {what}, "
         f"got {name!r} ({reason}){_hint(name, names)}"
     )
+
+
+def task_names() -> list[str]:
+    """The experiments of this package."""
+    return object_names(Experiment, "examples")
+
+
+def module_name(experiment: str) -> str:
+    """The module of an experiment by its name; its command is `python -m MODULE`."""
+    return f"examples.{experiment}" if experiment in task_names() else experiment
+
+
+def find_experiment(name: str) -> Experiment:
+    """The `EXPERIMENT` of a task of this package, or of any importable module."""
+    return find_object(Experiment, name, "examples")

@@ -69,11 +69,7 @@ def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float
 
 
 def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
-    """All hyperparameters of a method by name: those given, and its defaults.
-
-    Raises:
-      UsageError: A name or a value is not one of the method's; for values, also where the method itself refuses them.
-    """
+    """All hyperparameters of a method by name, by default its own; UsageError if it does not take a name or a value."""
     known = parameters(method)
     if unknown := given.keys() - known.keys():
         raise UsageError(f"{base(method).__name__} takes {', '.join(known)}, got {', '.join(sorted(unknown))}")

@@ -21,7 +21,7 @@ from .experiment import RULE, Experiment, Run, find_experiment, make_run
 from .files import provenance
 from .loop import evaluations, progress_bar
 from .methods import base, parameters
-from .records import after_reaching, best, format_metric, is_finished, reaches, steps_to, to_row
+from .records import best, format_metric, is_finished, outcome, steps_to, to_row
 from .run_folder import RunFolder
 from .train import Precision, in_any_process, is_primary_process, program
 
@@ -198,15 +198,14 @@ def deferred_interrupts() -> Iterator[list[int]]:
 
 def summary(run: Run, folder: RunFolder, seconds: float) -> str:
     """The outcome in one line, and the files that show it."""
-    rows, metric, after = folder.rows, run.task.metric, after_reaching(run, folder.rows)
-    if run.stop_at is None or after is None:
+    rows, metric, found = folder.rows, run.task.metric, outcome(run, folder.rows)
+    reached = None if run.stop_at is None else steps_to(rows, run.stop_at, metric)
+    if run.stop_at is None or reached is None:
         best_value = format_metric(metric, best(rows, metric))
-        text = f"The best validation {metric} was {best_value} in {int(rows[-1]['step']):,} steps"
+        text = f"The best validation {metric} was {best_value} in {found['last_step']:,} steps"
     else:
-        reached = steps_to(rows, run.stop_at, metric)
         text = f"Validation {metric} reached {format_metric(metric, run.stop_at)} after {reached:,} steps"
-        if after:
-            held = sum(reaches(row, run.stop_at, metric) for row in after)
-            text += f", was at it in {held} of the {len(after)} evaluations after that,"
+        if "held_evals" in found:
+            text += f", was at it in {found['held_evals']} of the {found['followed_evals']} evaluations after that,"
     text += f" and {seconds:.0f} seconds, compilation included."
     return f"{text}\n{folder.path / 'curves.png'} shows it, {folder.path / 'metrics.csv'} has the numbers."

@@ -112,12 +112,8 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
 
     With a group size above 1 they are vmapped: hyperparameters, keys, data and state have a leading axis.
     Step counters are the same in all runs of a group. They stay unbatched, which keeps ring buffers updated in place: a
-    counter per run would turn a slice update into a scatter.
-
-    Args:
-      run: One of the runs; its seed and its traced hyperparameters are not used.
-      devices: Devices among which each batch is divided; all else is the same on each.
-      precision: Precision of matrix products of float32.
+    counter per run would turn a slice update into a scatter. Each batch is divided among the devices; all else is the
+    same on each.
     """
     task, make_tx = run.task, run.make_tx
     shared = task.load()
