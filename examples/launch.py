@@ -5,18 +5,16 @@ command starts them on this machine, on its CPU. On a cluster the scheduler star
 `jax.distributed.initialize()` replaces this command.
 """
 
-import contextlib
 import dataclasses
 import multiprocessing
-import multiprocessing.connection
 import os
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import jax
 import tqdm
@@ -25,36 +23,26 @@ from examples import resume
 from examples.harness.cli import parse
 from examples.harness.errors import UsageError, UserError, plain_errors, require
 from examples.harness.experiment import Run, find_experiment
-from examples.harness.runner import Options, deferred_interrupts, new_path, train, validate
+from examples.harness.runner import Options, new_path, train, validate
 
 
 def work(address: str, process: int, name: str, run: Run, options: Options, resumes: bool) -> None:
     """Train in one of the processes; the first one shows the progress."""
-    os.setsid()  # Ctrl-C is for the process that started this one
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if process > 0:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     tqdm.tqdm.set_lock(threading.RLock())  # by default a semaphore, which a process that is killed leaves behind
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, options.devices, process)
-    with contextlib.ExitStack() as stack:
-        if process > 0:
-            nowhere = stack.enter_context(Path(os.devnull).open("w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
-        train(find_experiment(name), run, options, resume=resumes)
+    train(find_experiment(name), run, options, resume=resumes)
     jax.distributed.shutdown()
 
 
 def launch(processes: int, command: str, argv: Sequence[str]) -> None:
-    """Start the processes and wait for them; if one ends before its time, end them all."""
+    """Start the processes and wait for them; if one fails, end them all."""
     devices = [word for word in argv if word.partition("=")[0] == "--devices"]
     require(not devices, "devices", "left out, because PROCESSES is their number", " ".join(argv))
     if resumes := command == "resume":
@@ -67,32 +55,17 @@ def launch(processes: int, command: str, argv: Sequence[str]) -> None:
     validate(experiment, run, options)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with (
-        deferred_interrupts() as interrupts,
-        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
-    ):
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         name = experiment.name
         futures = [pool.submit(work, address, process, name, run, options, resumes) for process in range(processes)]
         workers = multiprocessing.active_children()
-        asked = killed = False
-        while True:
-            done, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-            errors = [error for future in done if (error := future.exception()) is not None]
-            if errors or not waiting:
-                break
-            if interrupts and not asked:
-                asked = True
-                for worker in workers:
-                    worker.terminate()  # that is SIGTERM, at which they stop together after the chunk at hand
-        if errors:
-            wait(waiting, timeout=10)  # the one that failed is not always the one that draws the picture
-            # What the others say when one is killed, of a lost connection or a checkpoint, is but a consequence.
-            killed = any(isinstance(future.exception(), BrokenProcessPool) for future in futures if future.done())
+        if wait(futures, return_when=FIRST_EXCEPTION).not_done:
+            wait(futures, timeout=10)  # the one that failed is not always the one that draws the picture
             for worker in workers:
                 worker.kill()
-    if killed and interrupts:  # it had hardly begun
-        raise KeyboardInterrupt
-    if killed:
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    # What the others say when one is killed, of a lost connection or a checkpoint, is but a consequence.
+    if any(isinstance(error, BrokenProcessPool) for error in errors):
         raise UserError(
             f"a process was killed, so the others were ended; continue with python -m examples.resume {out}"
         )
@@ -105,6 +78,9 @@ def main() -> None:
     usage = "usage: python -m examples.launch PROCESSES EXPERIMENT [its flags], or PROCESSES resume FOLDER"
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
         raise UsageError(f"{usage}, with a positive number of processes")
+    # Ctrl-C reaches the processes as well, which stop together after the chunk at hand; SIGTERM is passed on to them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in multiprocessing.active_children()])
     launch(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
 
 

@@ -50,14 +50,6 @@ class MLP(nnx.Module):
         return self.layers[-1](x_bd)
 
 
-def load(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels in [0, 1], (70000, 784) float32, and classes, (70000,) int32, of MNIST's training and test images."""
-    paths = fetch(FILES, SOURCES, data_dir)
-    images, labels, test_images, test_labels = (read_idx(paths[name]) for name in FILES)
-    pixels = np.concatenate([images, test_images]).reshape(-1, 784).astype(np.float32) / 255
-    return pixels, np.concatenate([labels, test_labels]).astype(np.int32)
-
-
 def read_idx(path: Path) -> np.ndarray:
     """Unpack an IDX file: two zero bytes, 8 for uint8, the number of axes, their lengths, the values."""
     content = gzip.decompress(path.read_bytes())
@@ -101,10 +93,12 @@ class Mnist(Task):
         return MLP(rngs=nnx.Rngs(params=key))
 
     def load(self) -> dict[str, np.ndarray]:
-        """Pixels and classes of the training images, then of all test images."""
-        images, labels = load(self.data_dir)
-        keep = np.r_[0 : self.train_images, 60_000:70_000]
-        return {"images": images[keep], "labels": labels[keep]}
+        """Pixels in [0, 1], (images, 784), and classes, (images,), of the training images, then of all test images."""
+        paths = fetch(FILES, SOURCES, self.data_dir)
+        images, labels, test_images, test_labels = (read_idx(paths[name]) for name in FILES)
+        pixels = np.concatenate([images[: self.train_images], test_images]).reshape(-1, 784)
+        classes = np.concatenate([labels[: self.train_images], test_labels])
+        return {"images": pixels.astype(np.float32) / 255, "labels": classes.astype(np.int32)}
 
     def split(self, shared: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, jax.Array]:
         """The images to train on and to validate on, the same for every key."""

@@ -98,8 +98,6 @@ def adamw(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, b1: Static 
     """AdamW; at this learning rate it fits its training points and generalises to no others.
 
     Args:
-      lr: Learning rate, a finite number of at least 0.
-      weight_decay: Weight decay, a finite number of at least 0.
       b1: Decay rate of the first moment, in [0, 1).
     """
     return optax.adamw(lr, b1, weight_decay=weight_decay)

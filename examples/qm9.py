@@ -91,24 +91,17 @@ class Molecule(NamedTuple):
 
 
 def load(data_dir: Path | None) -> list[Molecule]:
-    """The first 100 molecules, from an SDF file and its table in `data_dir`, or from qm9.zip, which holds both.
-
-    Raises:
-      UserError: A file is missing or damaged, does not begin with QM9's molecules or could not be downloaded.
-    """
+    """The first 100 molecules, from an SDF file and its table in `data_dir`, or from qm9.zip, which holds both."""
     unpacked = sorted(data_dir.glob("*.sdf")) if data_dir is not None else []
     path = unpacked[0] if unpacked else fetch(FILES, SOURCES, data_dir)["qm9.zip"]
-    molecules: list[Molecule] = []
     try:
         found = read_raw(path.parent, path.name) if unpacked else read_raw(zipfile.Path(path), "gdb9.sdf")
-        for molecule in itertools.islice(found, MOLECULES):
-            molecules.append(molecule)
+        molecules = list(itertools.islice(found, MOLECULES))
     except Exception as error:  # what damage, encryption or an unknown compression raises is of many types
         raise UserError(
-            f"{path} or its table cannot be read after {len(molecules)} molecules ({type(error).__name__}: {error}); "
-            f"get it again from {SOURCES[0]}qm9.zip"
+            f"{path} or its table cannot be read ({type(error).__name__}: {error}); get it from {SOURCES[0]}qm9.zip"
         ) from error
-    alphas = tuple(molecule.alpha for molecule in molecules[: len(FIRST_ALPHAS)])
+    alphas = [molecule.alpha for molecule in molecules[: len(FIRST_ALPHAS)]]
     if len(molecules) < MOLECULES or not np.allclose(alphas, FIRST_ALPHAS[: len(alphas)], rtol=1e-4, atol=0):
         raise UserError(
             f"{path} must begin with the {MOLECULES} first molecules of QM9, whose polarizabilities are "

@@ -10,10 +10,10 @@ points, median (range) of 16 seeds, at most 5,000 steps, weight decay 0.3, on a 
 
 At 0.003 the filter makes the difference: without it, 2 of 16 seeds reach 95 % in 12,000 steps. With decay 0.1 or 3
 both fail. Once the learning rate is tuned, no filter is needed: at 0.03, AdamW takes a tenth of the steps.
-`python quickstart.py` runs the first row and that tuned control, in about half a minute on two cores.
+`python quickstart.py` trains the first row and that tuned control in about half a minute on two cores, and draws
+quickstart.png.
 """
 
-import argparse
 from functools import partial
 
 import jax
@@ -109,7 +109,7 @@ def steps_to_goal(fresh_es):
     return np.where(reached_es.any(axis=0), STEPS_PER_CHUNK * (1 + reached_es.argmax(axis=0)), np.inf)
 
 
-def draw(accuracies, picture):
+def draw(accuracies):
     """Accuracy over steps with and without the filter, and where the tuned learning rate alone reaches 95 %."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -124,11 +124,11 @@ def draw(accuracies, picture):
     axes.set(xlabel="training step", ylabel="accuracy (%)", xlim=(0, step_e[-1]), ylim=(45, 101))
     axes.set_title("At a small learning rate, AdamW needs Grokfast to generalise")
     figure.legend(loc="outside lower center", title="solid: fresh points; dashed: training points; thin: single seeds")
-    figure.savefig(picture, dpi=180)
+    figure.savefig("quickstart.png", dpi=180)
 
 
-def main(picture="quickstart.png", num_seeds=16, num_steps=5_000):
-    """Train with each method, draw the accuracies, and print in how many steps the seeds reach 95 %."""
+def main(num_seeds=16, num_steps=5_000):
+    """Train with each method, print in how many steps the seeds reach 95 %, and draw the accuracies."""
     accuracies = {}
     for label, tx in METHODS.items():
         accuracies[label] = train(label, tx, num_seeds, num_steps)
@@ -136,15 +136,8 @@ def main(picture="quickstart.png", num_seeds=16, num_steps=5_000):
         reached, median = np.isfinite(steps_s).sum(), np.median(steps_s)
         when = f", after {median:,.0f} steps in the median" if np.isfinite(median) else ""
         print(f"{label}: {reached} of {num_seeds} seeds reach 95 %{when}")
-    draw(accuracies, picture)
+    draw(accuracies)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train with and without Grokfast, and draw both.")
-    parser.add_argument("picture", nargs="?", default="quickstart.png", help="where to draw (default: %(default)s)")
-    picture = parser.parse_args().picture
-    try:
-        Figure().savefig(picture)  # a name or a format that cannot be written fails before the training
-    except (OSError, ValueError) as error:
-        parser.error(f"picture {picture}: {error}")
-    main(picture)
+    main()

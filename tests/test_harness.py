@@ -384,12 +384,6 @@ def test_a_measure_adds_columns_and_a_picture(tmp_path, monkeypatch, undisturbed
     assert title == "tests.toy: ma, lr 0.01, weight_decay 0.005, lamb 5, seed 0"
 
 
-def test_what_an_experiment_shows_is_printed_at_the_end(tmp_path, capsys):
-    experiment = dataclasses.replace(toy.EXPERIMENT, show=lambda task, params: f"{task.examples} {params['w'].shape}")
-    start("ma", "--out", tmp_path / "run", experiment=experiment)
-    assert capsys.readouterr().out.splitlines()[-1] == "30 (5,)"
-
-
 def test_records_keep_every_bit_of_a_float32():
     value = np.float32(1) / 3
     row = to_row(7, {"val_loss": value, "train_accuracy": value, "train_loss": value, "val_accuracy": value})

@@ -16,12 +16,17 @@ from examples import mnist
 from examples.harness import downloads
 from examples.harness.errors import UserError
 from examples.harness.methods import hyperparams
-from examples.mnist import METHODS, Mnist, load
+from examples.mnist import METHODS, Mnist
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 RNG = np.random.default_rng(0)
+
+
+def load(folder):
+    """Pixels and classes of all images."""
+    return Mnist(train_images=60_000, data_dir=folder).load().values()
 
 
 def idx(array):

@@ -259,32 +259,32 @@ def test_nothing_after_the_last_molecule_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("sdf", SDF[SDF.index("gdb_2") :], "gdb_2\n", "after 1 molecules .IndexError"),
-        ("sdf", "  1  3  1  0  0  0  0", "  1  3", "after 1 molecules .ValueError"),
-        ("sdf", "  3  2  0  0  0  0  0  0  0  0999", "  x  2", "after 0 molecules .ValueError: .* '  x'"),
-        ("sdf", "  3  2  0", "  0  2  0", "after 0 molecules .ValueError"),
-        ("sdf", "  3  2  0", "  2  3  0", "after 0 molecules .ValueError"),
+        ("sdf", SDF[SDF.index("gdb_2") :], "gdb_2\n", ".IndexError"),
+        ("sdf", "  1  3  1  0  0  0  0", "  1  3", ".ValueError"),
+        ("sdf", "  3  2  0  0  0  0  0  0  0  0999", "  x  2", ".ValueError: .* '  x'"),
+        ("sdf", "  3  2  0", "  0  2  0", ".ValueError"),
+        ("sdf", "  3  2  0", "  2  3  0", ".ValueError"),
         ("sdf", "  3  2  0", "  3  1  0", "gdb_1 must have 3 atoms and 1 bonds between these"),
         ("sdf", "  1  2  3", "  1  4  3", "gdb_2 must have 3 atoms and 2 bonds between these, of order 1 to 4"),
         ("sdf", "  1  2  3", "  0  2  3", "gdb_2 must have 3 atoms and 2 bonds between these, of order 1 to 4"),
         ("sdf", "  1  2  3", "  1  2  0", "gdb_2 must have 3 atoms and 2 bonds between these, of order 1 to 4"),
-        ("sdf", "  1  2  3", "  1  2  5", "after 1 molecules .IndexError"),
-        ("sdf", "  1  2  3", "  1     3", "after 1 molecules .ValueError"),
-        ("sdf", " N   0", " Xe  0", "after 1 molecules .ValueError: 'Xe' is not in list"),
+        ("sdf", "  1  2  3", "  1  2  5", ".IndexError"),
+        ("sdf", "  1  2  3", "  1     3", ".ValueError"),
+        ("sdf", " N   0", " Xe  0", ".ValueError: 'Xe' is not in list"),
         ("sdf", "$$$$\ngdb_2", "gdb_2", "gdb_3 must be in the table with a positive alpha, got gdb_2 with 12.99"),
-        ("sdf", SDF[SDF.index("gdb_3") :], "", "after 2 molecules .IndexError"),
-        ("csv", "12.99", "", "after 1 molecules .ValueError: could not convert string to float"),
+        ("sdf", SDF[SDF.index("gdb_3") :], "", ".IndexError"),
+        ("csv", "12.99", "", ".ValueError: could not convert string to float"),
         ("csv", "12.99", "inf", "gdb_2 must be in the table with a positive alpha, got gdb_2 with inf"),
-        ("csv", "gdb_2,,12.99,-0.4", "gdb_2", "after 1 molecules .TypeError"),
-        ("csv", "alpha", "beta", "after 0 molecules .KeyError: 'alpha'"),
+        ("csv", "gdb_2,,12.99,-0.4", "gdb_2", ".TypeError"),
+        ("csv", "alpha", "beta", ".KeyError: 'alpha'"),
         ("csv", "gdb_2,,12.99,-0.4\n", "", "gdb_2 must be in the table with a positive alpha, got gdb_3 with 3.5"),
-        ("csv", "gdb_3,0,3.5,0\n", "", r"must begin with the 3 first .* got 2 with \(6.31, 12.99\)"),
+        ("csv", "gdb_3,0,3.5,0\n", "", r"must begin with the 3 first .* got 2 with \[6.31, 12.99\]"),
     ],
 )
 def test_damage_to_the_raw_files_is_named(file, old, new, message, tmp_path):
     assert old in (SDF if file == "sdf" else CSV)
     write(tmp_path, **{"sdf": {"sdf": SDF.replace(old, new, 1)}, "csv": {"table": CSV.replace(old, new, 1)}}[file])
-    with pytest.raises(UserError, match=rf"(?s)gdb9.sdf .*{message}.*; get it (again )?from https://.*qm9.zip"):
+    with pytest.raises(UserError, match=rf"(?s)gdb9.sdf .*{message}.*; get it from https://.*qm9.zip"):
         load(tmp_path)
 
 
@@ -296,7 +296,7 @@ def test_too_few_molecules_or_the_wrong_ones(tmp_path, monkeypatch):
         load(tmp_path)
     monkeypatch.setattr(qm9, "MOLECULES", 3)
     with pytest.raises(
-        UserError, match=r"must begin with the 3 first .*are \(13.21, .* got 3 with \(6.31, 12.99, 3.5\)"
+        UserError, match=r"must begin with the 3 first .*are \(13.21, .* got 3 with \[6.31, 12.99, 3.5\]"
     ):
         load(tmp_path)
     monkeypatch.setattr(qm9, "FIRST_ALPHAS", (6.31, 12.99))
@@ -308,9 +308,7 @@ def test_a_missing_file_is_named(tmp_path):
         load(tmp_path)
     write(tmp_path)
     (tmp_path / "gdb9.sdf.csv").unlink()
-    with pytest.raises(
-        UserError, match=r"No such file or directory: .*gdb9.sdf.csv.*get it again from https://.*qm9.zip"
-    ):
+    with pytest.raises(UserError, match=r"No such file or directory: .*gdb9.sdf.csv.*get it from https://.*qm9.zip"):
         load(tmp_path)
 
 
@@ -356,14 +354,14 @@ def field(offset, value):
 )
 def test_a_damaged_archive_is_named(damage, zipped):
     zipped.write_bytes(damage(zipped.read_bytes()))
-    with pytest.raises(UserError, match=r"qm9.zip or its table cannot be read .*; get it again from https://"):
+    with pytest.raises(UserError, match=r"qm9.zip or its table cannot be read .*; get it from https://"):
         load(zipped.parent)
 
 
 def test_an_archive_without_a_file_names_it(zipped):
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("gdb9.sdf", SDF)
-    with pytest.raises(UserError, match=r"FileNotFoundError: .*qm9.zip.gdb9.sdf.csv\); get it again"):
+    with pytest.raises(UserError, match=r"FileNotFoundError: .*qm9.zip.gdb9.sdf.csv\); get it from"):
         load(zipped.parent)
 
 

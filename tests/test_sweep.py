@@ -146,12 +146,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UsageError, match="exists already and holds no sweep; choose another --out"):
         sweep.run(make(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
-    for stored in ({"run": {"task": "Other"}, "curve": {}}, {"run": {"task": "Toy"}}, {"run": {}}):
-        line = json.dumps(stored | {"provenance": "a"}) + "\n"
-        (tmp_path / "results.jsonl").write_text(line)
-        with pytest.raises(UsageError, match=r"results\.jsonl holds what no sweep of tests\.toy made; choose another"):
-            sweep.run(make(tmp_path))
-        assert (tmp_path / "results.jsonl").read_text() == line
 
 
 @pytest.mark.parametrize(
@@ -182,20 +176,20 @@ def test_a_module_that_fails_says_why_and_where_in_one_line(content, message, tm
         ),
         ({"methods": ("foo",)}, "--methods must be one of ema, ma, adam, got 'foo'"),
         ({"methods": ("adan",)}, r"got 'adan'; did you mean adam\?"),
-        ({"grid": ("lamb",)}, r"--grid must be FLAG=VALUE,VALUE .* got 'lamb'"),
+        ({"grid": ("lamb",)}, r"--grid must be FLAG=VALUE,VALUE, .* got 'lamb'"),
         ({"grid": ("foo=1",)}, "a flag of --grid for ema must be one of lr, .*, max_steps, .* got 'foo'"),
         ({"methods": ("adam",), "grid": ("lamb=1",)}, "a flag of --grid for adam must be one of lr, .* got 'lamb'"),
         ({"grid": ("out=x",)}, "a flag of --grid for ema must be one of .* got 'out'"),
         ({"grid": ("alpha=2",)}, r"--alpha must be in \[0, 1\), got 2.0"),
-        ({"grid": ("seed=0,1",)}, "--grid must name a flag once, and seeds by --seeds, got 'seed=0,1'"),
-        ({"grid": ("lamb=1", "lamb=2")}, "--grid must name a flag once, .* got 'lamb=2'"),
-        ({"grid": ("lamb=1,1",)}, "must not name any run twice"),
-        ({"grid": ("lamb=1,1.0",)}, "must not name any run twice"),
-        ({"seeds": (0, 0)}, "must not name any run twice"),
-        ({"methods": ("ema", "ema")}, "must not name any run twice"),
-        ({"seeds": ()}, "--seeds must be one or more seeds, got "),
+        ({"grid": ("seed=0,1",)}, "--grid must be .* and --seeds for seeds, got 'seed=0,1'"),
+        ({"grid": ("lamb=1", "lamb=2")}, "--grid must be .*, each flag once, .* got 'lamb=2'"),
+        ({"grid": ("lamb=1,1",)}, "must name one run or more, and none twice"),
+        ({"grid": ("lamb=1,1.0",)}, "must name one run or more, and none twice"),
+        ({"seeds": (0, 0)}, "must name one run or more, and none twice"),
+        ({"methods": ("ema", "ema")}, "must name one run or more, and none twice"),
+        ({"seeds": ()}, "must name one run or more"),
         ({"seeds": (-1,)}, "--seed must be in .*, got -1"),
-        ({"methods": ()}, "--methods must be one or more methods, got "),
+        ({"methods": ()}, "must name one run or more"),
         ({"group_size": 0}, "--group-size must be at least 1, got 0"),
     ],
 )
@@ -214,29 +208,6 @@ def test_a_run_that_diverges_is_kept_as_such(tmp_path):
     assert "fails" in (tmp_path / "s" / "table.md").read_text().splitlines()[3]
 
 
-def test_two_numeric_axes_make_a_heat_map(tmp_path, monkeypatch):
-    drawn = []
-
-    def heat_map(table, title, form):
-        drawn.append(table)
-        return plots_heat_map(table, title, form)
-
-    plots_heat_map = plots.heat_map
-    monkeypatch.setattr(plots, "heat_map", heat_map)
-    sweep.run(make(tmp_path / "s", methods=("ema",), grid=("lr=0.01,0.1", "lamb=0,1,2", "max-steps=40")))
-    (drawn_table,) = drawn
-    x, y = drawn_table.columns, drawn_table.index
-    assert (x.name, [*x], y.name, [*y]) == ("lamb", ["0", "1", "2"], "lr", ["0.01", "0.1"])
-    values = drawn_table.to_numpy()
-    runs = table(tmp_path / "s" / "runs.csv")
-    for i, lr in enumerate(y):
-        for j, lamb in enumerate(x):
-            steps = [float(r["steps_to_80"] or "inf") for r in runs if (r["lr"], r["lamb"]) == (lr, lamb)]
-            median = np.median(steps)
-            assert values[i, j] == median or (np.isnan(values[i, j]) and np.isinf(median))
-    assert np.isfinite(values).any()
-
-
 def test_a_task_with_a_loss_alone_is_reported_by_it(tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "EXPERIMENT", Experiment("tests.toy", toy.LossToy(), {"ma": toy.ma}, "ma"))
     figures = []
@@ -248,8 +219,6 @@ def test_a_task_with_a_loss_alone_is_reported_by_it(tmp_path, monkeypatch):
     cells = [cell.strip() for cell in lines[2].split("|")]
     assert cells == ["", "ma", "2", median_and_range(losses, ".3g"), ""]
     assert figures[0].get_ylabel() == "validation loss"
-    sweep.run(make(tmp_path / "map", methods=("ma",), grid=("lr=0.01,0.1", "lamb=0,2", "max-steps=40")))
-    assert "lowest loss" in figures[1].get_title()
 
 
 def test_a_failure_counts_as_the_worst_value():

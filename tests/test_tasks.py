@@ -83,7 +83,7 @@ def test_without_a_network_it_says_what_to_do(module, monkeypatch):
     files = getattr(module, "FILES", None) or {imdb.ARCHIVE: imdb.MD5}
     name, digest = next(iter(files.items()))
     with pytest.raises(UserError, match=rf"(?s)could not download {name}.*no connection.*--data-dir FOLDER"):
-        module.load(None)
+        module.EXPERIMENT.task.load()
     sources = getattr(module, "SOURCES", (imdb.SOURCE,))
     assert asked == [(source + name, digest) for source in sources]
     assert len(digest or "") in (0, 4 + 32, 64)

@@ -133,7 +133,6 @@ class Experiment:
     task: Task
     methods: Mapping[str, Method]
     default: str  # the method of a command line without one
-    show: Callable[[Any, Any], str] | None = None  # task and trained parameters to what is printed at the end
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)  # by the name that --measure takes
 
     def method(self, name: str) -> Method:

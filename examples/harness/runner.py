@@ -86,8 +86,6 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
                     f"interrupted after step {evaluation.step:,}; continue with python -m examples.resume {folder.path}"
                 )
     print(summary(run, folder, time.perf_counter() - started))
-    if experiment.show is not None:
-        print(experiment.show(run.task, state.params))
     return folder
 
 
