@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
@@ -88,20 +87,3 @@ def _prepare(axes: Axes, metric: Metric, ylabel: str) -> None:
         axes.yaxis.set_minor_formatter(LogFormatter())
     axes.set(xlabel="optimizer steps", xscale="log")
     axes.grid(alpha=0.3)
-
-
-def heat_map(table: pd.DataFrame, title: str, form: str) -> Figure:
-    """A table of numbers in colour, each written in `form`, not a number as a dash."""
-    values, (height, width) = table.to_numpy(), table.shape
-    figure = Figure(figsize=(max(5.5, 1.6 + 0.9 * width), 1.6 + 0.6 * height), layout="constrained")
-    axes = figure.subplots()
-    figure.colorbar(axes.imshow(values, cmap="viridis_r", aspect="auto"), ax=axes)
-    axes.set(xlabel=table.columns.name, ylabel=table.index.name)
-    axes.set_title(title, fontsize="medium", wrap=True)
-    axes.set_xticks(range(width), table.columns)
-    axes.set_yticks(range(height), table.index)
-    middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
-    for (i, j), value in np.ndenumerate(values):
-        colour = "white" if value > middle else "black"
-        axes.text(j, i, format(value, form) if np.isfinite(value) else "-", ha="center", va="center", color=colour)
-    return figure
