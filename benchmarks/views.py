@@ -153,18 +153,11 @@ def step_dots(axes: Axes, groups: Mapping[str, tuple[Frame, str]]) -> None:
 
 
 def step_lines(
-    axes: Axes,
-    groups: Mapping[str, tuple[Any, Sequence[Any], str, str]],
-    fails: float,
-    ticks: Sequence[int],
+    axes: Axes, groups: Mapping[str, tuple[Any, Sequence[Any], str, str]], fails: float, ticks: Sequence[int]
 ) -> None:
     """Medians of the steps over x, and the ranges of the seeds, on a logarithmic axis that has failing runs at `fails`.
 
-    Args:
-      axes: The axes to draw on.
-      groups: By label, the values of x, the steps of the seeds at each, the style of the line and its colour.
-      fails: Where failing runs are drawn.
-      ticks: The steps that the axis numbers.
+    A group is the values of x, the steps of the seeds at each, and the style and the colour of its line.
     """
     for name, (x, seeds, style, colour) in groups.items():
         steps = np.minimum(seeds, fails)

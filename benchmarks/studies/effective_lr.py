@@ -1,10 +1,9 @@
 """By how much does a Grokfast filter before Adam raise the learning rate?
 
 Adam divides by the root mean square of its input, so amplifying the whole gradient changes nothing. A filter amplifies
-the slow part of the gradients by its dc gain, and white noise by the root of the sum of its squared impulse response.
-Where gradients are mostly noise, Adam's updates therefore follow the slow part up to the quotient of the two times as
-fast. `lr_multiplier` measures it: the dc gain times the root mean square of raw over filtered gradients, from Adam's
-second moments, the median over parameters and evaluations.
+the slow part more than the rest, so Adam's updates follow it faster. `lr_multiplier` measures how much: the dc gain
+times the root mean square of raw over filtered gradients, from Adam's second moments, the median over parameters and
+evaluations.
 
 The control is AdamW without a filter, at the learning rate times the multiplier and the weight decay over it.
 """
@@ -106,27 +105,13 @@ def settings(frame: Frame) -> Any:
     rows = []
     for key, filtered in frame[frame["window"].notna()].groupby(SETTING, sort=False):
         row = dict(zip(SETTING, key, strict=True)) | {"filtered": filtered, "multiplier": lr_multiplier(filtered)}
-        raised = control(filtered.iloc[0], row["multiplier"])[0].key
-        is_alone = (frame[SETTING[:3]] == [raised[name] for name in SETTING[:3]]).all(axis=1)
-        row["alone"] = frame[is_alone & frame["window"].isna()]
+        raised = control(filtered.iloc[0], row["multiplier"])[0]
+        row["alone"] = views.runs_of(frame, raised.method, task=row["task"], **raised.hyperparams)
         if len(row["alone"]):
             row["stable"] = is_stable(row["window"], row["lamb"], row["lr"] * row["weight_decay"])
             rows.append(row | paired(filtered, row["alone"])._asdict())
     found = pd.DataFrame(rows)
     return found.assign(decided=scipy.stats.false_discovery_control(found["p"]) < 0.05)
-
-
-@STUDY.table
-def table(frame: Frame) -> Rows:
-    """Every setting on sparse parity, then on mod 97."""
-    for cell in settings(frame).itertuples():
-        task = {"Parity": "sparse parity", "Modular": "mod 97"}[cell.task]
-        row = {"task, learning rate, weight decay": f"{task}, {cell.lr:g}, {cell.weight_decay:g}"}
-        row["filter"] = f"{filter_name(cell.window)}, λ {cell.lamb:g}" + ", unstable" * (not cell.stable)
-        row["raised by"] = f"{cell.multiplier:.2g}"
-        for side, runs in (("steps with the filter", cell.filtered), ("at the raised rate", cell.alone)):
-            row[side] = views.steps_and_failures(runs["steps_to_95"], runs["max_steps"].iloc[0])
-        yield row | {"seeds with fewer : more steps": views.seed_counts(cell)}
 
 
 @STUDY.table
