@@ -338,7 +338,7 @@ def budget(frame: Frame, axes: Any) -> None:
     for panel, (title, board) in zip(axes, {"sparse parity": PARITY, "MNIST": MNIST}.items(), strict=True):
         for i, (name, entrant) in enumerate(board.entrants.items()):
             runs = board.of_entrant(frame, entrant)
-            steps = runs.loc[runs["seed"] == TUNING_SEEDS[0], board.steps_to].to_numpy()
+            steps = runs[runs["seed"] == TUNING_SEEDS[0]].reindex(columns=[board.steps_to]).to_numpy()[:, 0]
             if len(steps) == SETTINGS:
                 ks = range(1, SETTINGS + 1)
                 expected = [best_of(steps, k, board.cap) for k in ks]
