@@ -171,7 +171,7 @@ def plot(rows: Sequence[Row], title: str) -> "Figure":
 
     measured = [row for row in rows if "circuit_gini" in row]
     steps, last = [row["step"] for row in measured], measured[-1]
-    frequencies = [int(name.split("_")[-1]) for name in last if name.startswith("circuit_share_")]
+    frequencies = sorted(int(name.split("_")[-1]) for name in last if name.startswith("circuit_share_"))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     losses, shares = figure.subplots(1, 2)

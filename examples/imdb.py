@@ -172,38 +172,27 @@ def numbered(reviews: Sequence[str]) -> np.ndarray:
 class Imdb(Task):
     """Delayed generalisation on IMDb: whether a review is positive, a random quarter of either kind for validation.
 
-    The words that the model sees are the most frequent ones of the training reviews, so they depend on the split. The
-    step of training is `step` in examples/harness/train.py.
+    The words that the model sees are the most frequent ones of the training reviews, so they depend on the split.
     """
 
     thresholds = (0.75, 0.80)
     max_steps = 10_000
 
-    vocabulary: int = 1000
-    """Words that the model sees, the most frequent ones; the others are dropped."""
-    length: int = 500
-    """Words of a review that the model sees, from the first on; a multiple of 20."""
-    validation_part: float = 0.25
-    """Part of the reviews that is kept for validation."""
-    batch_size: int = 50
-    """Reviews per batch."""
-    dim: int = 64
-    """Channels of the embedding."""
-    hidden: int = 256
-    """Channels of an LSTM's state."""
-    init_scale: float = 6.0
-    """Factor of all initial parameters: what delays generalisation here."""
-    epochs: int = 1
-    """Passes over the training reviews between two evaluations."""
-    data_dir: Path | None = None
-    """Folder with Kaggle's "IMDB Dataset.csv" or with aclImdb_v1.tar.gz; None downloads the latter once."""
+    vocabulary: int = 1000  # Words that the model sees, the most frequent ones; the others are dropped.
+    length: int = 500  # Words of a review that the model sees, from the first on; a multiple of 20.
+    validation_part: float = 0.25  # Part of the reviews that is kept for validation.
+    batch_size: int = 50  # Reviews per batch.
+    dim: int = 64  # Channels of the embedding.
+    hidden: int = 256  # Channels of an LSTM's state.
+    init_scale: float = 6.0  # Factor of all initial parameters: what delays generalisation here.
+    epochs: int = 1  # Passes over the training reviews between two evaluations.
+    data_dir: Path | None = None  # Folder with "IMDB Dataset.csv" of Kaggle or aclImdb_v1.tar.gz; None downloads that.
 
     def __post_init__(self) -> None:
-        """Validate the numbers."""
         super().__post_init__()
         require(self.length % BLOCK == 0, "length", f"a multiple of {BLOCK}", self.length)
-        in_range = 0.001 <= self.validation_part <= 0.999
-        require(in_range, "validation_part", "from 0.001 to 0.999", self.validation_part)
+        fits = 0.001 <= self.validation_part <= 0.999
+        require(fits, "validation_part", "from 0.001 to 0.999", self.validation_part)
 
     @property
     def val_size(self) -> int:
@@ -270,9 +259,8 @@ def baseline(lr: LearningRate = 3e-4, weight_decay: WeightDecay = 1.0) -> Tx:
 
 def paper(lr: LearningRate = 3e-4, weight_decay: WeightDecay = 10.0, alpha: Alpha = 0.98, lamb: Lamb = 2.0) -> Tx:
     """The paper's filter and weight decay: Grokfast-EMA before AdamW, gradients clipped first."""
-    return optax.chain(
-        optax.clip_by_global_norm(5.0), grokfast_ema(alpha, lamb), optax.adamw(lr, weight_decay=weight_decay)
-    )
+    clip = optax.clip_by_global_norm(5.0)
+    return optax.chain(clip, grokfast_ema(alpha, lamb), optax.adamw(lr, weight_decay=weight_decay))
 
 
 METHODS = {

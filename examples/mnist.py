@@ -37,19 +37,6 @@ FILES = {  # SHA-256 of the four canonical files
 CLASSES = 10
 
 
-class MLP(nnx.Module):
-    """784-200-200-10 with ReLU."""
-
-    def __init__(self, *, rngs: nnx.Rngs):
-        self.layers = nnx.List([linear(m, n, rngs=rngs) for m, n in ((784, 200), (200, 200), (200, CLASSES))])
-
-    def __call__(self, x_bd: jax.Array) -> jax.Array:
-        """One output a class."""
-        for layer in self.layers[:-1]:
-            x_bd = jax.nn.relu(layer(x_bd))
-        return self.layers[-1](x_bd)
-
-
 def read_idx(path: Path) -> np.ndarray:
     """Unpack an IDX file: two zero bytes, 8 for uint8, the number of axes, their lengths, the values."""
     content = gzip.decompress(path.read_bytes())
@@ -59,27 +46,18 @@ def read_idx(path: Path) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Mnist(Task):
-    """Delayed generalisation on MNIST: regression of one-hot classes on a few images, validated on the test images.
-
-    The step of training is `step` in examples/harness/train.py.
-    """
+    """Delayed generalisation on MNIST: regression of one-hot classes on a few images, validated on the test images."""
 
     thresholds = (0.80, 0.85, 0.88)
     max_steps = 100_000
 
-    train_images: int = 1000
-    """Training images that are trained on, from the first on."""
-    batch_size: int = 200
-    """Images per batch."""
-    init_scale: float = 8.0
-    """Factor of all initial parameters: what delays generalisation here."""
-    epochs: int = 50
-    """Passes over the training images between two evaluations."""
-    data_dir: Path | None = None
-    """Folder with the four files of MNIST; None downloads them once."""
+    train_images: int = 1000  # Training images that are trained on, from the first on.
+    batch_size: int = 200  # Images per batch.
+    init_scale: float = 8.0  # Factor of all initial parameters: what delays generalisation here.
+    epochs: int = 50  # Passes over the training images between two evaluations.
+    data_dir: Path | None = None  # Folder with the four files of MNIST; None downloads them once.
 
     def __post_init__(self) -> None:
-        """Validate the numbers."""
         super().__post_init__()
         require(self.train_images <= 60_000, "train_images", "from 1 to 60,000", self.train_images)
 
@@ -88,9 +66,11 @@ class Mnist(Task):
         """Number of training images."""
         return self.train_images
 
-    def model(self, key: jax.Array) -> MLP:
-        """The model, freshly initialised as PyTorch does."""
-        return MLP(rngs=nnx.Rngs(params=key))
+    def model(self, key: jax.Array) -> nnx.Sequential:
+        """784-200-200-10 with ReLU, freshly initialised as PyTorch does."""
+        rngs = nnx.Rngs(params=key)
+        first, second = linear(784, 200, rngs=rngs), linear(200, 200, rngs=rngs)
+        return nnx.Sequential(first, nnx.relu, second, nnx.relu, linear(200, CLASSES, rngs=rngs))
 
     def load(self) -> dict[str, np.ndarray]:
         """Pixels in [0, 1], (images, 784), and classes, (images,), of the training images, then of all test images."""

@@ -136,32 +136,23 @@ class Decoder(nnx.Module):
 class Modular(Task):
     """Grokking of modular arithmetic: the last token of `x op y = z`, with z = x op y mod p.
 
-    A random part of all pairs is trained on. The step of training is `step` in examples/harness/train.py.
+    A random part of all pairs is trained on.
     """
 
     thresholds = (0.95,)
     max_steps = 5_000
     stop_at = 0.95
 
-    p: int = 97
-    """Prime modulus."""
-    operation: Operation = "multiplication"
-    """What is done to x and y."""
-    train_fraction: float = 0.5
-    """Part of all pairs that is trained on."""
-    batch_size: int = 512
-    """Pairs per batch."""
-    dim: int = 128
-    """Channels of the residual stream."""
-    depth: int = 2
-    """Transformer blocks."""
-    heads: int = 4
-    """Attention heads per block; they divide dim."""
-    embedding_std: float = 1.0
-    """Standard deviation of the initial token and position embeddings."""
+    p: int = 97  # Prime modulus.
+    operation: Operation = "multiplication"  # What is done to x and y.
+    train_fraction: float = 0.5  # Part of all pairs that is trained on.
+    batch_size: int = 512  # Pairs per batch.
+    dim: int = 128  # Channels of the residual stream.
+    depth: int = 2  # Transformer blocks.
+    heads: int = 4  # Attention heads per block; they divide dim.
+    embedding_std: float = 1.0  # Standard deviation of the initial token and position embeddings.
 
     def __post_init__(self) -> None:
-        """Validate the numbers."""
         super().__post_init__()
         is_prime = 2 <= self.p < 46_349 and all(self.p % k for k in range(2, int(self.p**0.5) + 1))
         require(is_prime, "p", "a prime number below 46,349", self.p)  # pairs are numbered in int32

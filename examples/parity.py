@@ -23,47 +23,26 @@ from examples.harness.torch_init import linear
 from grokfast_jax import grokfast_ema, grokfast_ma
 
 
-class MLP(nnx.Module):
-    """One layer of ReLUs and a linear output."""
-
-    def __init__(self, bits: int, width: int, *, rngs: nnx.Rngs):
-        self.hidden = linear(bits, width, rngs=rngs)
-        self.out = linear(width, 1, rngs=rngs)
-
-    def __call__(self, x_bd: jax.Array) -> jax.Array:
-        """The logit of each point, (b,)."""
-        return self.out(jax.nn.relu(self.hidden(x_bd)))[:, 0]
-
-
 @dataclasses.dataclass(frozen=True)
 class Parity(Task):
     """Sparse parity: points of n bits ±1, each labelled with the product of its first k bits.
 
-    The seed draws the points, too. A network fits the training points long before it predicts fresh ones. The step of
-    training is `step` in examples/harness/train.py.
+    The seed draws the points, too. A network fits the training points long before it predicts fresh ones.
     """
 
     thresholds = (0.95,)
     max_steps = 5_000
     stop_at = 0.95
 
-    n: int = 40
-    """Bits of a point."""
-    k: int = 3
-    """Bits that the label is the product of."""
-    points: int = 1000
-    """Training points."""
-    fresh_points: int = 2000
-    """Validation points."""
-    width: int = 256
-    """ReLUs."""
-    batch_size: int = 64
-    """Points per batch."""
-    eval_every: int = 50
-    """Optimizer steps between two evaluations."""
+    n: int = 40  # Bits of a point.
+    k: int = 3  # Bits that the label is the product of.
+    points: int = 1000  # Training points.
+    fresh_points: int = 2000  # Validation points.
+    width: int = 256  # ReLUs.
+    batch_size: int = 64  # Points per batch.
+    eval_every: int = 50  # Optimizer steps between two evaluations.
 
     def __post_init__(self) -> None:
-        """Validate the numbers."""
         super().__post_init__()
         require(self.k <= self.n, "k", f"at most --n ({self.n})", self.k)
 
@@ -72,9 +51,10 @@ class Parity(Task):
         """Optimizer steps between two evaluations: one chunk."""
         return self.eval_every
 
-    def model(self, key: jax.Array) -> MLP:
-        """The model, freshly initialised as PyTorch does."""
-        return MLP(self.n, self.width, rngs=nnx.Rngs(params=key))
+    def model(self, key: jax.Array) -> nnx.Sequential:
+        """One layer of ReLUs and a linear output, freshly initialised as PyTorch does."""
+        rngs = nnx.Rngs(params=key)
+        return nnx.Sequential(linear(self.n, self.width, rngs=rngs), nnx.relu, linear(self.width, 1, rngs=rngs))
 
     def split(self, shared: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, jax.Array]:
         """The points, drawn at random, those to train on first; their labels; and which to validate on."""
@@ -90,7 +70,8 @@ class Parity(Task):
 
     def metrics(self, params: Any, data: Data, batch: Batch) -> dict[str, jax.Array]:
         """Logistic loss of each point of a batch, and whether the logit has the sign of the label."""
-        margin = data["y"][batch["index"]] * self.with_params(params)(data["x"][batch["index"]])
+        logit = self.with_params(params)(data["x"][batch["index"]])[:, 0]
+        margin = data["y"][batch["index"]] * logit
         return {"loss": jax.nn.softplus(-margin), "accuracy": (margin > 0).astype(margin.dtype)}
 
 

@@ -153,10 +153,8 @@ def pad(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
     kind_of = np.split(kind.reshape(-1).astype(np.int32), np.cumsum([len(m.edge_attr) for m in molecules])[:-1])
 
     def stack(arrays: Sequence[np.ndarray], length: int, fill: int = 0) -> np.ndarray:
-        full = np.full((len(arrays), length, *arrays[0].shape[1:]), fill, arrays[0].dtype)
-        for row, array in zip(full, arrays, strict=True):
-            row[: len(array)] = array
-        return full
+        padding = lambda array: [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
+        return np.stack([np.pad(array, padding(array), constant_values=fill) for array in arrays])
 
     return {
         "x": stack([m.x for m in molecules], atoms),
@@ -173,21 +171,16 @@ def pad(molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
 class Qm9(Task):
     """Delayed generalisation on QM9: regression of the polarizability, in a0^3 and not scaled, so losses are in a0^6.
 
-    A random half of 100 molecules is trained on; it depends on the seed, as in the authors' code. The step of training
-    is `step` in examples/harness/train.py.
+    A random half of 100 molecules is trained on; it depends on the seed, as in the authors' code.
     """
 
     metric = "loss"
     max_steps = 100_000
 
-    batch_size: int = 32
-    """Molecules per batch."""
-    init_scale: float = 3.0
-    """Factor of all initial parameters: what delays generalisation here."""
-    epochs: int = 50
-    """Passes over the training molecules between two evaluations."""
-    data_dir: Path | None = None
-    """Folder with qm9.zip, or with gdb9.sdf and gdb9.sdf.csv; None downloads qm9.zip once."""
+    batch_size: int = 32  # Molecules per batch.
+    init_scale: float = 3.0  # Factor of all initial parameters: what delays generalisation here.
+    epochs: int = 50  # Passes over the training molecules between two evaluations.
+    data_dir: Path | None = None  # Folder with qm9.zip, or with gdb9.sdf and gdb9.sdf.csv; None downloads qm9.zip once.
 
     @property
     def train_size(self) -> int:

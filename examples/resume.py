@@ -17,18 +17,12 @@ from examples.harness.runner import Options, stored, train
 class Resume:
     """Continue a run with the flags that it was started with, but for these; None keeps a flag."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
-    max_steps: int | None = None
-    """Optimizer steps after which a run stops that has not reached its --stop-at."""
-    stop_at: float | None = None
-    """Validation accuracy (or loss) at which to stop."""
-    hold_evals: int | None = None
-    """Evaluations for which the run goes on after it first reached its --stop-at."""
-    data_dir: Path | None = None
-    """Folder that now holds the data files."""
-    devices: int | None = None
-    """Devices among which every batch is divided."""
+    folder: Annotated[Path, tyro.conf.Positional]  # Run folder.
+    max_steps: int | None = None  # Optimizer steps after which a run stops that has not reached its --stop-at.
+    stop_at: float | None = None  # Validation accuracy (or loss) at which to stop.
+    hold_evals: int | None = None  # Evaluations for which the run goes on after it first reached its --stop-at.
+    data_dir: Path | None = None  # Folder that now holds the data files.
+    devices: int | None = None  # Devices among which every batch is divided.
 
 
 def parse(argv: Sequence[str]) -> tuple[Experiment, Run, Options]:

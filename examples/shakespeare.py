@@ -38,9 +38,7 @@ def linear(in_features: int, out_features: int, *, std: float = 0.02, rngs: nnx.
     return nnx.Linear(in_features, out_features, use_bias=False, kernel_init=nnx.initializers.normal(std), rngs=rngs)
 
 
-def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer normalisation without bias."""
-    return nnx.LayerNorm(width, epsilon=1e-5, use_bias=False, rngs=rngs)
+layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, use_bias=False)
 
 
 class Block(nnx.Module):
@@ -86,9 +84,8 @@ class GPT(nnx.Module):
         self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (context, width)))
         # 2 layers terms are added to the stream, whose variance is then the same for every depth.
         out_std = 0.02 / (2 * layers) ** 0.5
-        self.blocks = nnx.List(
-            [Block(width, heads, out_std=out_std, dropout=dropout, rngs=rngs) for _ in range(layers)]
-        )
+        make_block = functools.partial(Block, width, heads, out_std=out_std, dropout=dropout, rngs=rngs)
+        self.blocks = nnx.List([make_block() for _ in range(layers)])
         self.ln = layer_norm(width, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
@@ -111,34 +108,23 @@ def train_part(size: int) -> int:
 class Shakespeare(Task):
     """A character GPT on tiny Shakespeare: the next character, at every position of a window of text.
 
-    The last tenth of the text is for validation. The loss is in nats per character. The step of training is `step` in
-    examples/harness/train.py.
+    The last tenth of the text is for validation. The loss is in nats per character.
     """
 
     metric = "loss"
     max_steps = 1_500
 
-    layers: int = 4
-    """Transformer blocks."""
-    heads: int = 4
-    """Attention heads per block; they divide the width."""
-    width: int = 64
-    """Channels of the residual stream."""
-    context: int = 64
-    """Characters in a window."""
-    dropout: float = 0.0
-    """Part of the activations that is dropped in training, in [0, 1)."""
-    batch_size: int = 12
-    """Windows per batch."""
-    eval_every: int = 10
-    """Optimizer steps between two evaluations."""
-    val_windows: int = 60
-    """Windows of the validation part, evenly spaced, on which the loss is taken."""
-    data_dir: Path | None = None
-    """Folder with input.txt, tiny Shakespeare; None downloads it once."""
+    layers: int = 4  # Transformer blocks.
+    heads: int = 4  # Attention heads per block; they divide the width.
+    width: int = 64  # Channels of the residual stream.
+    context: int = 64  # Characters in a window.
+    dropout: float = 0.0  # Part of the activations that is dropped in training, in [0, 1).
+    batch_size: int = 12  # Windows per batch.
+    eval_every: int = 10  # Optimizer steps between two evaluations.
+    val_windows: int = 60  # Windows of the validation part, evenly spaced, on which the loss is taken.
+    data_dir: Path | None = None  # Folder with input.txt, tiny Shakespeare; None downloads it once.
 
     def __post_init__(self) -> None:
-        """Validate the numbers."""
         super().__post_init__()
         require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})", self.width)
         limit = "at most 100,000, for the validation part to hold a window"

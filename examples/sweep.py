@@ -32,19 +32,12 @@ class Sweep:
     Example: python -m examples.sweep modular --methods ema ma --grid lamb=1,2,5 --seeds 0 1 2 --out runs/lamb
     """
 
-    experiment: Annotated[str, tyro.conf.Positional]
-    """Which experiment to run: a name that python -m examples lists, or an importable module that has an EXPERIMENT."""
-    out: Path
-    """Folder for the results."""
-    methods: tuple[str, ...]
-    """Methods of the experiment."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of every combination."""
-    grid: tuple[str, ...] = ()
-    """Flags of the experiment and the value or values to combine, such as lamb=1,2,5 or max-steps=5000."""
-    group_size: int = 1
-    """Runs to train at once in one vmapped program, which may differ in the seed and in numbers of the method. On a GPU
-    as many as fit its memory; on a CPU 1 is as fast and stops earlier."""
+    experiment: Annotated[str, tyro.conf.Positional]  # Name of an experiment, or of a module that has an EXPERIMENT.
+    out: Path  # Folder for the results.
+    methods: tuple[str, ...]  # Methods of the experiment.
+    seeds: tuple[int, ...] = (0,)  # Seeds of every combination.
+    grid: tuple[str, ...] = ()  # Flags and the values to combine, such as lamb=1,2,5 or max-steps=5000.
+    group_size: int = 1  # Runs to train at once, vmapped: on a GPU as many as fit; on a CPU 1 is as fast.
 
 
 def cells(sweep: Sweep, experiment: Experiment) -> list[tuple[dict[str, str], Run]]:

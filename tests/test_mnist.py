@@ -118,8 +118,8 @@ def test_facts_of_the_task():
     task = Mnist()
     params = jax.jit(task.init)(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10
-    for i, fan_in in ((0, 784), (1, 200), (2, 200)):
-        for leaf in params["layers"][i].values():
+    for layer, fan_in in zip(params["layers"].values(), (784, 200, 200), strict=True):
+        for leaf in layer.values():
             assert 0.8 * 8 * fan_in**-0.5 < jnp.abs(leaf).max() <= 8 * fan_in**-0.5
     assert (task.train_size, task.steps) == (1000, 250)
     batches = jax.jit(task.batches)({"train": jnp.arange(1000)}, jax.random.key(1))
@@ -138,8 +138,7 @@ def test_loss_and_accuracy_by_hand():
     batch = jax.tree.map(lambda leaf: leaf[0], task.validation(data))
     metrics = jax.jit(task.metrics)(params, jax.tree.map(jnp.asarray, {**shared, **data}), batch)
     x = images[20:].astype(np.float64)
-    for i in range(3):
-        layer = params["layers"][i]
+    for i, layer in enumerate(params["layers"].values()):
         x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
         x = np.maximum(x, 0) if i < 2 else x
     label = shared["labels"][20:]

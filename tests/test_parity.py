@@ -18,12 +18,13 @@ pytestmark = pytest.mark.usefixtures("lenient")
 def test_facts_of_the_task():
     task = Parity()
     params = jax.jit(task.init)(jax.random.key(0))
-    shapes = {"hidden": {"kernel": (40, 256), "bias": (256,)}, "out": {"kernel": (256, 1), "bias": (1,)}}
-    assert jax.tree.map(jnp.shape, params) == shapes
-    for layer, fan_in in (("hidden", 40), ("out", 256)):
-        for leaf in params[layer].values():
+    hidden, out = params["layers"].values()
+    assert jax.tree.map(jnp.shape, hidden) == {"kernel": (40, 256), "bias": (256,)}
+    assert jax.tree.map(jnp.shape, out) == {"kernel": (256, 1), "bias": (1,)}
+    for layer, fan_in in ((hidden, 40), (out, 256)):
+        for leaf in layer.values():
             assert jnp.abs(leaf).max() <= fan_in**-0.5
-        assert jnp.std(params[layer]["kernel"]) == pytest.approx((3 * fan_in) ** -0.5, rel=0.1)
+        assert jnp.std(layer["kernel"]) == pytest.approx((3 * fan_in) ** -0.5, rel=0.1)
     data = jax.jit(lambda key: task.split({}, key))(jax.random.key(1))
     batches = jax.jit(task.batches)(data, jax.random.key(2))
     assert batches["index"].shape == (50, 64) == batches["weight"].shape
@@ -53,7 +54,7 @@ def test_loss_and_accuracy_by_hand():
     batch = jax.tree.map(lambda leaf: leaf[0], task.validation(data))
     metrics = task.metrics(params, data, batch)
     x, y = (np.asarray(data[name], np.float64)[20:] for name in "xy")
-    first, last = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[name]) for name in ("hidden", "out"))
+    first, last = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)["layers"].values()
     logit = (np.maximum(x @ first["kernel"] + first["bias"], 0) @ last["kernel"] + last["bias"])[:, 0]
     np.testing.assert_allclose(metrics["loss"], np.log1p(np.exp(-y * logit)), rtol=1e-5)
     np.testing.assert_array_equal(metrics["accuracy"], np.sign(logit) == y)
