@@ -1,6 +1,7 @@
 """Many runs: train those that a file lacks, one JSON line per run, and read them as one frame."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -24,12 +25,6 @@ from .records import Row, is_finished, outcome
 from .task import Data, Task
 from .train import Program, TrainState, program
 
-Measure = Callable[[Task, TrainState, Data], dict[str, jax.Array]]  # numbers of one run by name; pure
-Reduce = Callable[[list[Any]], Any]  # a measured number at all evaluations of a run, to what is stored
-# A run, its record and state after every evaluation, and its data, to what is stored; for runs that are trained alone.
-# The next evaluation overwrites the state.
-Observe = Callable[[Run, Iterator[tuple[Row, TrainState]], Data], dict[str, Any]]
-
 
 def product(task: Task, method: Method, **values: Any) -> list[Run]:
     """Runs with all combinations of values, the last of which varies fastest.
@@ -46,31 +41,24 @@ def as_text(key: Mapping[str, Any]) -> str:
     return json.dumps({name: float(v) if is_number(v) else v for name, v in key.items()}, sort_keys=True)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Results:
     """The results in a file, and the runs that it lacks.
 
-    Args:
-      path: A file with one JSON object per line: where results come from, under a name that other lines have as their
-        `provenance`; or the key of a `run` and what is stored of it; or those of a group, see `unstacked`.
-      trains: Whether `of` trains runs that the file lacks.
-      measure: Numbers of task, state and data at every evaluation.
-      reduce: What is stored of each of these; by default all of them, in order.
-      observe: Function of all states of a run, for what takes several of them; it is called once per run.
-      keep_curves: Whether the records of every evaluation are stored.
+    The file has one JSON object per line: where results come from, under a name that other lines have as their
+    `provenance`; or the key of a `run` and what is stored of it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        trains: bool = False,
-        measure: Measure | None = None,
-        reduce: Reduce = list,
-        observe: Observe | None = None,
-        keep_curves: bool = False,
-    ):
-        self.path, self.trains, self.keep_curves = path, trains, keep_curves
-        self.measure, self.reduce, self.observe = measure, reduce, observe
+    path: Path
+    _: dataclasses.KW_ONLY
+    trains: bool = False  # whether `of` trains runs that the file lacks
+    keep_curves: bool = False  # whether the records of every evaluation are stored
+    # A pure function of task, state and data to numbers by name, which are measured at every evaluation.
+    measure: Callable[[Task, TrainState, Data], dict[str, jax.Array]] | None = None
+    reduce: Callable[[list[Any]], Any] = list  # one of these numbers at all evaluations of a run, to what is stored
+    # A run, its record and state after every evaluation, and its data, to what is stored; for runs that are trained
+    # alone. The next evaluation overwrites the state.
+    observe: Callable[[Run, Iterator[tuple[Row, TrainState]], Data], dict[str, Any]] | None = None
 
     def of(self, runs: Iterable[Run]) -> pd.DataFrame:
         """The results of some runs, one row per run in their order; rows of runs without a result are left out."""
