@@ -105,8 +105,10 @@ def test_a_killed_run_is_resumed_bit_for_bit(records, torn, undisturbed, tmp_pat
             start("ma", "--out", folder, "--checkpoint-every", 3)
     with (folder / "metrics.csv").open("ab") as file:
         file.write(torn)
+    (folder / ".checkpoint.half").mkdir()
     go_on(folder)
     assert_same_run(folder, undisturbed)
+    assert not (folder / ".checkpoint.half").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,8 @@ class RunFolder:
                 jax.device_put(leaf, like.sharding) for leaf, like in zip(parts["state"], leaves, strict=True)
             )
         if is_primary_process():
+            for unfinished in self.path.glob(".*.*/"):  # left by `write_whole` in a process that was killed
+                shutil.rmtree(unfinished)
             write_whole(self.metrics, self._to_csv(self.rows) if self.rows else "")
         return state
 
