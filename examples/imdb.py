@@ -17,13 +17,12 @@ import pandas as pd
 from flax import nnx
 from jax import lax
 
-from examples.harness.batches import Batch
 from examples.harness.cli import main
 from examples.harness.downloads import fetch
 from examples.harness.errors import UserError, require
 from examples.harness.experiment import Experiment
 from examples.harness.methods import Alpha, Lamb, LearningRate, Tx, WeightDecay
-from examples.harness.task import Data, Task
+from examples.harness.task import Batch, Data, Task
 from examples.harness.torch_init import linear, uniform
 from grokfast_jax import grokfast_ema
 

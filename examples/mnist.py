@@ -14,13 +14,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from examples.harness.batches import Batch
 from examples.harness.cli import main
 from examples.harness.downloads import fetch
 from examples.harness.errors import require
 from examples.harness.experiment import Experiment
 from examples.harness.methods import Alpha, Fast, Lamb, LearningRate, Tx, WeightDecay
-from examples.harness.task import Data, Task
+from examples.harness.task import Batch, Data, Task
 from examples.harness.torch_init import linear
 from grokfast_jax import grokfast_ema
 

@@ -14,13 +14,12 @@ from jax import lax
 
 import grokfast_jax
 from examples import circuits
-from examples.harness.batches import Batch, shuffled
 from examples.harness.cli import main
 from examples.harness.errors import require
 from examples.harness.experiment import Experiment
 from examples.harness.methods import Alpha, Fast, Lamb, LearningRate, StartStep, Tx, WeightDecay, Window
 from examples.harness.optimizers import from_step, stacked_muon, warmup
-from examples.harness.task import Data, Task
+from examples.harness.task import Batch, Data, Task, shuffled
 from examples.harness.torch_init import linear
 from grokfast_jax import grokfast_ema, grokfast_ma
 

@@ -13,14 +13,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from examples.harness.batches import Batch
 from examples.harness.cli import main
 from examples.harness.downloads import fetch
 from examples.harness.errors import require
 from examples.harness.experiment import Experiment
 from examples.harness.methods import Alpha, Lamb, LearningRate, StartStep, Tx, WeightDecay
 from examples.harness.optimizers import from_step, warmup
-from examples.harness.task import Data, Task
+from examples.harness.task import Batch, Data, Task
 from grokfast_jax import grokfast_ema
 
 SOURCES = (

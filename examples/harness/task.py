@@ -3,17 +3,38 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .batches import Batch, in_batches, shuffled_epochs, steps_per_epoch
 from .errors import require
 
 Metric = Literal["accuracy", "loss"]
 Data = Mapping[str, jax.Array]
+
+
+class Batch(TypedDict):
+    """Numbers of examples, and weights that are 0 where a short batch is padded."""
+
+    index: jax.Array  # (..., batch_size) int32
+    weight: jax.Array  # (..., batch_size) float32
+    dropout: NotRequired[jax.Array]  # (...,) a key for each batch that is trained on, where the model has dropout
+
+
+def in_batches(examples: jax.Array, batch_size: int) -> Batch:
+    """One pass over `examples` (1-D) in their order, the last batch padded: (steps, batch_size)."""
+    padding = -len(examples) % batch_size
+    index = jnp.pad(examples, (0, padding))
+    weight = jnp.pad(jnp.ones(len(examples), jnp.float32), (0, padding))
+    return Batch(index=index.reshape(-1, batch_size), weight=weight.reshape(-1, batch_size))
+
+
+def shuffled(key: jax.Array, examples: jax.Array, batch_size: int) -> Batch:
+    """One pass over `examples` (1-D) in random order, the last batch padded: (steps, batch_size)."""
+    return in_batches(jax.random.permutation(key, examples), batch_size)
 
 
 class Task:
@@ -63,11 +84,13 @@ class Task:
     @property
     def steps(self) -> int:
         """Optimizer steps between two evaluations: one chunk."""
-        return self.epochs * steps_per_epoch(self.train_size, self.batch_size)
+        return self.epochs * -(-self.train_size // self.batch_size)
 
     def batches(self, data: Data, key: jax.Array) -> Batch:
         """The batches of one chunk: arrays whose leading axis has length `steps`."""
-        return shuffled_epochs(key, data["train"], self.batch_size, self.epochs)
+        shuffle = lambda key: shuffled(key, data["train"], self.batch_size)
+        passes = jax.vmap(shuffle)(jax.random.split(key, self.epochs))
+        return jax.tree.map(lambda x: x.reshape(-1, self.batch_size), passes)
 
     def validation(self, data: Data) -> Batch:
         """The batches of validation examples: arrays with any leading axis."""
