@@ -44,14 +44,6 @@ def test_spectrum_finds_a_sine_and_white_noise():
     assert study.slow_share(study.spectrum(np.ones((500, 2)))) > 0.999
 
 
-def test_sampling_noise_has_little_slow_power():
-    noise = study.sampling_noise(signals=64)
-    assert noise.shape == (500, 64)
-    weights = np.array([512] * 9 + [48])
-    np.testing.assert_allclose(weights @ noise[:10], 0, atol=1e-9)  # an epoch has every example once
-    assert 0.007 < study.slow_share(study.spectrum(noise)) < 0.012
-
-
 def test_windows_follow_each_other_and_hold_some_parameters(monkeypatch):
     monkeypatch.setattr(study, "WINDOW", 20)
     monkeypatch.setattr(study, "PARAMETERS", 3)

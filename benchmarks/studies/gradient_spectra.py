@@ -91,19 +91,6 @@ def slow_share(power: Any) -> float:
     return float(np.sum(power, where=is_slow) / np.sum(power))
 
 
-def sampling_noise(signals: int = 512) -> np.ndarray:
-    """Gradients of a window that differ only by which examples are in a batch: (steps, signals).
-
-    Each example's gradient is constant, and their mean is 0; the batches are drawn as in training.
-    """
-    task, rng = Modular(), np.random.default_rng(0)
-    examples = rng.normal(size=(task.train_size, signals))
-    examples -= examples.mean(axis=0)
-    starts = range(0, task.train_size, task.batch_size)
-    epochs = [rng.permutation(examples) for _ in range(WINDOW // task.steps)]
-    return np.array([epoch[i : i + task.batch_size].mean(axis=0) for epoch in epochs for i in starts])
-
-
 def by_method(frame: Frame, column: str) -> dict[str, np.ndarray]:
     """What is stored of each window, by method: the mean of the seeds."""
     names = {(0.0, 0.0): "Adam, no decay", (0.0, 0.005): "Adam", (2.0, 0.005): "EMA + Adam"}
@@ -122,17 +109,12 @@ def table(frame: Frame) -> Rows:
 
 @STUDY.figure("With weight decay, slow power fades during training", width=9, height=3.8, columns=3, sharey=True)
 def figure(frame: Frame, panels: Any) -> None:
-    """Power over frequency in the first and the last window, the mean of the seeds; a panel per method."""
-    noise = spectrum(sampling_noise())
+    """Power over the period in the first and the last window, the mean of the seeds; a panel per method."""
     for axes, (name, windows) in zip(panels, by_method(frame, "power").items(), strict=True):
         colour = views.FILTER if "EMA" in name else views.NO_FILTER
-        drawn = (
-            (windows[0], colour, {"alpha": 0.45}),
-            (windows[-1], colour, {"linewidth": 2}),
-            (noise, views.GREY, {"linestyle": "--"}),
-        )
-        for power, of_line, style in drawn:
-            axes.plot(WINDOW / np.arange(1, len(power)), power[1:] * len(power), color=of_line, **style)
+        periods = WINDOW / np.arange(1, windows.shape[1])
+        axes.plot(periods, windows[0, 1:] * windows.shape[1], color=colour, alpha=0.45)
+        axes.plot(periods, windows[-1, 1:] * windows.shape[1], color=colour, linewidth=2)
         axes.set(xscale="log", yscale="log", xlim=(2, 500))
         axes.set_xticks([2, 10, 100, 500], ["2", "10", "100", "500"])
         axes.minorticks_off()
@@ -140,7 +122,6 @@ def figure(frame: Frame, panels: Any) -> None:
         views.label(axes, "period (steps)", "power (white noise: 1)" if axes is panels[0] else "")
     panels[0].annotate("last 500 steps", (33, 3), color=views.NO_FILTER)
     panels[0].annotate("first 500 steps", (2.5, 0.13), color=views.NO_FILTER, alpha=0.6)
-    panels[1].annotate("sampling noise", (33, 0.75), color=views.GREY)
 
 
 @STUDY.figure("Both filters of the paper pass slow gradients\nand block fast ones", width=8, height=4, columns=2)
