@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 import sys
 import tarfile
@@ -161,10 +162,7 @@ def numbered(reviews: Sequence[str]) -> np.ndarray:
     """The words of each review by number from 1 on, in the order of their first occurrence, then 0: int32."""
     number: dict[str, int] = {}
     rows = [[number.setdefault(word, len(number) + 1) for word in words(review)] for review in reviews]
-    table = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for line, row in zip(table, rows, strict=True):
-        line[: len(row)] = row
-    return table
+    return np.array([*itertools.zip_longest(*rows, fillvalue=0)], np.int32).T
 
 
 @dataclasses.dataclass(frozen=True)

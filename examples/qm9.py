@@ -101,11 +101,9 @@ def load(data_dir: Path | None) -> list[Molecule]:
             f"{path} or its table cannot be read ({type(error).__name__}: {error}); get it from {SOURCES[0]}qm9.zip"
         ) from error
     alphas = [molecule.alpha for molecule in molecules[: len(FIRST_ALPHAS)]]
-    if len(molecules) < MOLECULES or not np.allclose(alphas, FIRST_ALPHAS[: len(alphas)], rtol=1e-4, atol=0):
-        raise UserError(
-            f"{path} must begin with the {MOLECULES} first molecules of QM9, whose polarizabilities are "
-            f"{FIRST_ALPHAS} ..., got {len(molecules)} with {alphas} ...; get it from {SOURCES[0]}qm9.zip"
-        )
+    if len(molecules) < MOLECULES or not np.allclose(alphas, FIRST_ALPHAS, rtol=1e-4, atol=0):
+        what = f"the {MOLECULES} first molecules of QM9, got {len(molecules)} with the polarizabilities {alphas} ..."
+        raise UserError(f"{path} must begin with {what}; get it from {SOURCES[0]}qm9.zip")
     return molecules
 
 
