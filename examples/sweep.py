@@ -5,7 +5,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -103,11 +103,11 @@ def run(sweep: Sweep) -> None:
     write_whole(sweep.out / "runs.csv", frame.drop(columns="curve").replace(np.inf, np.nan).to_csv(index=False))
     write_whole(sweep.out / "table.md", text)
     labels = np.array([", ".join(f"{axis} {value}" for axis, value in place.items()) for place in places])
-    groups: dict[str, Any] = {}
+    metric, groups = experiment.task.metric, {}
     for label, group in curves.groupby(labels, sort=False):
-        groups[str(label)] = [curve.to_dict("records") for curve in group]
-    title = f"{experiment.name}: median and range of the seeds"
-    plots.save(plots.bands(groups, title, experiment.task.metric), sweep.out / "sweep.png")
+        groups[str(label)] = [curve.set_index("step")[f"val_{metric}"] for curve in group]
+    title = f"{experiment.name}: validation {metric}, median and range of the seeds"
+    plots.save(plots.curves(groups, title, metric), sweep.out / "sweep.png")
     print(f"{text}\nresults in {sweep.out}")
 
 

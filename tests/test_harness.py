@@ -353,7 +353,7 @@ def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch)
     assert f"The best validation loss was {min(val_loss):.4g} in 80 steps" in capsys.readouterr().out
     (axes,) = drawn
     assert (axes.get_ylabel(), axes.get_yscale()) == ("loss", "log")
-    np.testing.assert_array_equal(axes.lines[1].get_ydata(), val_loss)
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), val_loss)
 
     stop_at = val_loss[9] + 1e-6
     reached = 4 * (1 + next(i for i, loss in enumerate(val_loss) if loss <= stop_at))

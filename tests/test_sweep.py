@@ -218,7 +218,7 @@ def test_a_task_with_a_loss_alone_is_reported_by_it(tmp_path, monkeypatch):
     losses = np.array([float(run["min_val_loss"]) for run in table(tmp_path / "curves" / "runs.csv")])
     cells = [cell.strip() for cell in lines[2].split("|")]
     assert cells == ["", "ma", "2", median_and_range(losses, ".3g"), ""]
-    assert figures[0].get_ylabel() == "validation loss"
+    assert figures[0].get_ylabel() == "loss"
 
 
 def test_a_failure_counts_as_the_worst_value():

@@ -4,13 +4,12 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from .files import write_whole
-from .records import Row
 from .task import Metric
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the colours of all pictures.
@@ -30,60 +29,33 @@ def save(figure: Figure, path: Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def curves(rows: Sequence[Row], title: str, metric: Metric) -> Figure:
-    """The metric of one run on its training and validation examples, over its steps."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    draw_curves(axes, rows, metric)
-    axes.set_title(title, fontsize="medium", wrap=True)
-    return figure
-
-
-def draw_curves(axes: Axes, rows: Sequence[Row], metric: Metric) -> None:
-    """The lines of `curves`."""
-    _prepare(axes, metric, "{}")
-    steps = [row["step"] for row in rows]
-    for part, label, colour in (("train", "training", ORANGE), ("val", "validation", BLUE)):
-        axes.plot(steps, [row[f"{part}_{metric}"] for row in rows], label=label, color=colour)
-    number_steps(axes, steps)
-    axes.legend()
-
-
-def bands(groups: Mapping[str, Sequence[Sequence[Row]]], title: str, metric: Metric) -> Figure:
-    """The validation metric of groups of runs over their steps: the median run, and the range of the runs.
+def curves(groups: Mapping[str, Sequence[pd.Series]], title: str, metric: Metric) -> Figure:
+    """The metric over the steps: the median run of each group, and the range of its runs, each a series by step.
 
     A run that stopped early counts with its last value from there on.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    _prepare(axes, metric, "validation {}")
+    axes.set(xlabel="optimizer steps", xscale="log")
     axes.set_title(title, fontsize="medium", wrap=True)
-    for label, runs in groups.items():
-        steps = np.unique([row["step"] for rows in runs for row in rows])
-        values = [
-            np.interp(steps, [row["step"] for row in rows], [row[f"val_{metric}"] for row in rows]) for rows in runs
-        ]
-        (line,) = axes.plot(steps, np.median(values, axis=0), label=label)
-        axes.fill_between(steps, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.2)
-        number_steps(axes, steps)
+    axes.grid(alpha=0.3)
+    if metric == "accuracy":
+        axes.set(ylabel="accuracy (%)", ylim=(0, 1.01))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
+    else:
+        axes.set(ylabel="loss", yscale="log")
+        axes.yaxis.set_minor_formatter(LogFormatter())
+    for i, (label, series) in enumerate(groups.items()):
+        runs, colour = pd.concat(series, axis=1).sort_index().interpolate("index"), COLOURS[i % len(COLOURS)]
+        axes.plot(runs.index, runs.median(axis=1), label=label, color=colour)
+        axes.fill_between(runs.index, runs.min(axis=1), runs.max(axis=1), color=colour, alpha=0.2)
+        number_steps(axes, runs.index)
     axes.legend()
     return figure
 
 
-def number_steps(axes: Axes, steps: Sequence[float] | np.ndarray) -> None:
+def number_steps(axes: Axes, steps: Sequence[float] | pd.Index) -> None:
     """Number a logarithmic axis of steps, more densely where it is short."""
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(steps) < 150 * min(steps) else (1,)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _prepare(axes: Axes, metric: Metric, ylabel: str) -> None:
-    """Prepare axes for metrics over steps: accuracies from 0 to 100 %, losses on a logarithmic scale."""
-    if metric == "accuracy":
-        axes.set(ylabel=ylabel.format("accuracy (%)"), ylim=(0, 1.01))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
-    else:
-        axes.set(ylabel=ylabel.format("loss"), yscale="log")
-        axes.yaxis.set_minor_formatter(LogFormatter())
-    axes.set(xlabel="optimizer steps", xscale="log")
-    axes.grid(alpha=0.3)

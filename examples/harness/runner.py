@@ -3,25 +3,25 @@
 import contextlib
 import dataclasses
 import datetime
-import functools
 import hashlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from .errors import RunInterruptedError, UsageError, UserError, require
 from .experiment import RULE, Experiment, Run, find_experiment, make_run
 from .files import provenance
 from .loop import evaluations, progress_bar
 from .methods import base, parameters
-from .records import best, format_metric, is_finished, outcome, steps_to, to_row
+from .records import Row, best, format_metric, is_finished, outcome, steps_to, to_row
 from .run_folder import RunFolder
 from .train import Precision, in_any_process, is_primary_process, program
 
@@ -114,7 +114,14 @@ def draw(experiment: Experiment, run: Run, options: Options, folder: RunFolder) 
 
     numbers = ", ".join(f"{name} {value:g}" for name, value in run.traced.items())
     title = f"{experiment.name}: {base(run.method).__name__}, {numbers}, seed {run.seed}"
-    pictures: dict[str, Callable[..., Any]] = {"curves": functools.partial(plots.curves, metric=run.task.metric)}
+
+    def curves(rows: Sequence[Row], title: str) -> Any:
+        records: Any = pd.DataFrame(rows).set_index("step")
+        metric = run.task.metric
+        groups = {"validation": [records[f"val_{metric}"]], "training": [records[f"train_{metric}"]]}
+        return plots.curves(groups, title, metric)
+
+    pictures: dict[str, Any] = {"curves": curves}
     if options.measure is not None:
         pictures[options.measure] = experiment.measures[options.measure].picture
     for name, picture in pictures.items() if folder.rows and is_primary_process() else ():
