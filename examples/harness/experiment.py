@@ -31,16 +31,14 @@ T = TypeVar("T")
 class Rule:
     """Which run it is, and when it stops."""
 
-    seed: int = 0
-    """Seed of the initial parameters, the data split and the order of the batches."""
+    seed: int = 0  # Seed of the initial parameters, the data split and the order of the batches.
+    # Optimizer steps after which a run stops that has not reached --stop-at, rounded up to whole evaluations.
     max_steps: int = 10_000
-    """Optimizer steps after which a run stops that has not reached --stop-at, rounded up to whole evaluations."""
+    # Validation accuracy (or loss, where the task has no accuracy) at which to stop; None to train for --max-steps.
     stop_at: float | None = None
-    """Validation accuracy (or loss, where the task has no accuracy) at which to stop; None to train for --max-steps."""
-    hold_evals: int = 0
-    """Evaluations for which the run goes on after it first reached --stop-at."""
+    hold_evals: int = 0  # Evaluations for which the run goes on after it first reached --stop-at.
+    # Runs that are trained at once in one vmapped program, whose rounding differs from that of a run alone.
     group_size: tyro.conf.Suppress[int] = 1
-    """Runs that are trained at once in one vmapped program, whose rounding differs from that of a run alone."""
 
 
 RULE = tuple(field.name for field in dataclasses.fields(Rule))

@@ -30,16 +30,13 @@ from .train import Precision, in_any_process, is_primary_process, program
 class Options:
     """How a run is trained, and what is kept of it."""
 
-    out: Path | None = None
-    """Run folder, a new one; None makes runs/EXPERIMENT-METHOD-seedN-TIME."""
-    devices: int = 1
-    """Devices among which every batch is divided; the batch size must be a multiple of it."""
+    out: Path | None = None  # Run folder, a new one; None makes runs/EXPERIMENT-METHOD-seedN-TIME.
+    devices: int = 1  # Devices among which every batch is divided; the batch size must be a multiple of it.
+    # Precision of matrix products; "default" is the device's own, which on a TPU is bfloat16 and on most GPUs TF32.
     matmul_precision: Precision = "float32"
-    """Precision of matrix products; "default" is the device's own, which on a TPU is bfloat16 and on most GPUs TF32."""
+    # Measure this too, into metrics.csv and a picture of its name: one of the experiment's measures.
     measure: str | None = None
-    """Measure this too, into metrics.csv and a picture of its name: one of the experiment's measures."""
-    checkpoint_every: int = 50
-    """Records between two checkpoints."""
+    checkpoint_every: int = 50  # Records between two checkpoints.
 
 
 def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = False) -> RunFolder:
