@@ -27,6 +27,9 @@ def test_the_distances_are_those_between_the_states_of_a_run(monkeypatch):
     further = [*history, ({"step": 910, "train_accuracy": 1, "val_accuracy": 1}, state(400))]
     for states in (history, further):
         assert paper.follow(run, iter(states), None) == {"A_B": 6, "B_C": 4, "A_C": 10}
+    (baseline,) = product(Modular(), adam, max_steps=paper.BASELINE_STEPS)
+    at_the_end = [*history, ({**rows[900], "step": paper.BASELINE_STEPS}, state(400))]
+    assert paper.follow(baseline, iter(at_the_end), None) == {"A_B": 6, "B_C": 3, "A_C": 3}
 
 
 def cells(table):
@@ -61,6 +64,32 @@ def test_published_numbers_are_judged_by_hand():
         "1.50 (1.40 to 1.60; 2 seeds)",
         "agrees",
     )
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [([1_400.0, 1_500.0], "agrees"), ([390.0, 350.0], "in part"), ([90.0, 95.0], "no"), ([], "not run")],
+)
+def test_the_distance_of_the_baseline_is_compared_with_the_ema(ends, verdict):
+    runs = product(Modular(), ema) + product(Modular(), adam, max_steps=paper.BASELINE_STEPS, seed=range(len(ends)))
+    frame = pd.DataFrame([run.key | {"A_C": value} for run, value in zip(runs, [92.0, *ends], strict=True)])
+    *_, here, found = cells(paper.claims(frame))[0]
+    assert found == verdict
+    assert here.startswith(f"{np.mean(ends) / 92:.2f} (" if ends else "the baseline was not")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict"),
+    [
+        (([45_000.0], [44_000.0], [2_000.0]), "agrees"),  # baseline, decay alone, both
+        (([45_000.0], [2_100.0], [2_000.0]), "in part"),
+        (([45_000.0], [44_000.0], [9_000.0]), "in part"),
+        (([45_000.0], [44_000.0], [46_000.0]), "no"),
+    ],
+)
+def test_a_gain_of_another_task_is_judged_by_what_the_decay_alone_gives(outcomes, verdict):
+    outcomes = [pd.Series(values) for values in outcomes]
+    assert paper.task_claim("", "", (44_022, 2_001), outcomes, ",.0f").verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -113,9 +142,9 @@ def test_a_grid_has_the_seeds_that_all_settings_have(mod97):
     assert paper.steps_of(ema, lamb=2.0).to_dict() == {0: 700.0, 1: 600.0, 3: 500.0}
 
 
-def test_the_results_are_those_of_all_runs():
+def test_the_results_are_those_of_all_runs_but_the_baseline():
     results = paper.STUDY.results()
-    assert results.missing(paper.runs(results)) == []
+    assert {run.max_steps for run in results.missing(paper.runs(results))} == {paper.BASELINE_STEPS}
 
 
 @pytest.mark.parametrize(("dampening", "is_exact"), [(0.0, True), (0.3, False)])
