@@ -170,6 +170,7 @@ class Imdb(Task):
     """Delayed generalisation on IMDb: whether a review is positive, a random quarter of either kind for validation.
 
     The words that the model sees are the most frequent ones of the training reviews, so they depend on the split.
+    The step of training is `step` in examples/harness/train.py.
     """
 
     thresholds = (0.75, 0.80)

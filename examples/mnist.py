@@ -45,7 +45,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Mnist(Task):
-    """Delayed generalisation on MNIST: regression of one-hot classes on a few images, validated on the test images."""
+    """Delayed generalisation on MNIST: regression of one-hot classes on a few images, validated on the test images.
+
+    The step of training is `step` in examples/harness/train.py.
+    """
 
     thresholds = (0.80, 0.85, 0.88)
     max_steps = 100_000

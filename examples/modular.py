@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
 class Modular(Task):
     """Grokking of modular arithmetic: the last token of `x op y = z`, with z = x op y mod p.
 
-    A random part of all pairs is trained on.
+    A random part of all pairs is trained on. The step of training is `step` in examples/harness/train.py.
     """
 
     thresholds = (0.95,)
@@ -155,6 +155,7 @@ class Modular(Task):
         super().__post_init__()
         is_prime = 2 <= self.p < 46_349 and all(self.p % k for k in range(2, int(self.p**0.5) + 1))
         require(is_prime, "p", "a prime number below 46,349", self.p)  # pairs are numbered in int32
+        require(self.depth <= 1_000, "depth", "at most 1,000", self.depth)
         require(self.dim % self.heads == 0, "dim", f"a multiple of --heads ({self.heads})", self.dim)
         both = 0 < self.train_fraction < 1 and 0 < self.train_size < self.pairs
         require(both, "train_fraction", "in (0, 1) and leave a pair on either side", self.train_fraction)

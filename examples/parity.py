@@ -27,6 +27,7 @@ class Parity(Task):
     """Sparse parity: points of n bits ±1, each labelled with the product of its first k bits.
 
     The seed draws the points, too. A network fits the training points long before it predicts fresh ones.
+    The step of training is `step` in examples/harness/train.py.
     """
 
     thresholds = (0.95,)

@@ -169,6 +169,7 @@ class Qm9(Task):
     """Delayed generalisation on QM9: regression of the polarizability, in a0^3 and not scaled, so losses are in a0^6.
 
     A random half of 100 molecules is trained on; it depends on the seed, as in the authors' code.
+    The step of training is `step` in examples/harness/train.py.
     """
 
     metric = "loss"

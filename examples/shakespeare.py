@@ -108,6 +108,7 @@ class Shakespeare(Task):
     """A character GPT on tiny Shakespeare: the next character, at every position of a window of text.
 
     The last tenth of the text is for validation. The loss is in nats per character.
+    The step of training is `step` in examples/harness/train.py.
     """
 
     metric = "loss"
@@ -128,6 +129,8 @@ class Shakespeare(Task):
         require(self.width % self.heads == 0, "width", f"a multiple of --heads ({self.heads})", self.width)
         limit = "at most 100,000, for the validation part to hold a window"
         require(self.context <= 100_000, "context", limit, self.context)
+        require(self.val_windows <= 100_000, "val_windows", "at most 100,000", self.val_windows)
+        require(self.layers <= 1_000, "layers", "at most 1,000", self.layers)
         require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
 
     @property
