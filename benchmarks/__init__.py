@@ -16,9 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 
 Count = Annotated[int, Range("at least 1", lambda number: number >= 1)]
-Counts = Annotated[tuple[int, ...], Range("one or more numbers of at least 1", lambda counts: min(counts or [0]) >= 1)]
 Names = Annotated[tuple[str, ...], Range("one or more names", bool)]
-DataDir = Annotated[Path | None, Range("a folder", lambda path: path is None or path.is_dir())]
 OutFile = Annotated[
     Path,
     Range("a file in a writable folder", lambda path: os.access(path.parent, os.W_OK) and not path.is_dir()),

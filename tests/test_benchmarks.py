@@ -9,7 +9,6 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,12 +16,11 @@ import scipy.stats
 
 from benchmarks import DOCS, __main__, report, run_command, statistics, views
 from benchmarks.cost import compiled, step_cost, tasks, vs_torch
-from benchmarks.cost.timing import in_turn, in_words, ratios, spread
+from benchmarks.cost.timing import in_turn, in_words, spread
 from benchmarks.study import find_study, study_names
 from benchmarks.views import MISSING
-from examples import mnist, modular
+from examples import modular
 from examples.harness.errors import UsageError, UserError
-from examples.harness.train import program
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -45,19 +43,9 @@ def test_a_command_explains_all_its_flags(module, monkeypatch, capsys):
     ("module", "flags", "message"),
     [
         (step_cost, ["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (step_cost, ["--parameters", "5", "0"], "--parameters must be one or more numbers of at least 1, got (5, 0)"),
-        (step_cost, ["--windows"], "--windows must be one or more numbers of at least 1, got ()"),
-        (step_cost, ["--updates", "0"], "--updates must be at least 1, got 0"),
-        (step_cost, ["--memory", "0"], "--memory must be above 0, got 0.0"),
         (tasks, ["--tasks"], "--tasks must be one or more names, got ()"),
         (tasks, ["--tasks", "parity", "foo"], "the experiment must be one of imdb, "),
-        (tasks, ["--threads", "0"], "--threads must be one or more numbers of at least 1, got (0,)"),
-        (tasks, ["--data-dir", "nowhere"], "--data-dir must be a folder, got nowhere"),
-        (vs_torch, ["--runs"], "--runs must be one or more names, got ()"),
-        (vs_torch, ["--runs", "parity ma"], "--runs must be of modular or mnist, got parity ma"),
-        (vs_torch, ["--seeds", "-1"], "--seeds must be numbers of at least 0, got (-1,)"),
-        (compiled, ["--chips", "TPU"], "--chips must be of TPU v4, "),
-        (compiled, ["--chips"], "--chips must be of TPU v4, "),
+        (vs_torch, ["--rounds", "0"], "--rounds must be at least 1, got 0"),
         *(
             (m, ["--out", "nowhere/x.json"], "--out must be a file in a wr")
             for m in (compiled, step_cost, tasks, vs_torch)
@@ -102,18 +90,19 @@ def test_contenders_take_turns():
     assert [len(values) for values in seconds.values()] == [3, 3]
 
 
-def test_spread_and_ratios_by_hand():
+def test_spread_by_hand():
     assert in_words({"median": 0.0034, "low": 0.002, "high": 0.005}, ".1f", 1e3) == "3.4 (2.0 to 5.0)"
-    assert spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
-    assert spread([5.0, 1.0, 2.0, 4.0, 3.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
-    assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
+    assert spread(np.array([2.0])) == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert spread(np.array([5.0, 1.0, 2.0, 4.0, 3.0])) == {"median": 3.0, "low": 2.0, "high": 4.0}
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts how XLA's CPU compiler fuses")
-def test_each_array_of_a_filter_is_written_by_one_pass_and_nothing_is_copied(tmp_path):
+def test_each_array_of_a_filter_is_written_by_one_pass_and_nothing_is_copied(tmp_path, monkeypatch):
     """By XLA's count AdamW moves 40 bytes per parameter, 60 with the EMA, 88 with the moving average of any window."""
     out = tmp_path / "step_cost.json"
-    step_cost.main((200_000,), (5, 50), rounds=2, updates=400_000, out=out)
+    monkeypatch.setattr(step_cost, "WINDOWS", {200_000: (5, 50)})
+    monkeypatch.setattr(step_cost, "UPDATES", 400_000)
+    step_cost.main(rounds=2, out=out)
     rows = json.loads(out.read_text())["rows"]
     cells = [(layout, mode) for layout in ("few", "many") for mode in ("step", "scan")]
     assert [(r["layout"], r["mode"]) for r in rows[::4]] == cells
@@ -127,15 +116,6 @@ def test_each_array_of_a_filter_is_written_by_one_pass_and_nothing_is_copied(tmp
             assert row["temporary_bytes"] < 0.1
 
 
-def test_cells_that_need_too_much_memory_are_left_out_and_told(tmp_path, capsys):
-    out = tmp_path / "step_cost.json"
-    step_cost.main((1000,), (3, 1000), rounds=2, updates=1000, memory=0.001, out=out)
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["filter"] for row in rows[:4]] == ["none", "ema", "ma-3", "ma-1000"]
-    assert rows[3]["left_out"] == "needs 0.00403 GB"
-    assert "left out: needs 0.00403 GB" in capsys.readouterr().out
-
-
 @pytest.fixture
 def small():
     """An experiment that compiles soon: the mod-97 one in small."""
@@ -143,27 +123,11 @@ def small():
     return dataclasses.replace(modular.EXPERIMENT, task=task)
 
 
-def test_the_arithmetic_of_mnist_by_hand(monkeypatch):
-    """Forwards 784-200-200-10, backwards twice that less the gradient of the pixels; the rest is a few per cent."""
-    products = [784 * 200, 200 * 200, 200 * 10]
-    by_hand = 2 * 200 * (3 * sum(products) - products[0])
-    data = {"images": jnp.zeros((11_000, 784)), "labels": jnp.zeros(11_000, jnp.int32)}
-    monkeypatch.setattr(mnist.Mnist, "load", lambda self: data)
-    run = mnist.EXPERIMENT.run()
-    assert by_hand < tasks.flop_per_step(run, program(run)) < 1.1 * by_hand
-
-
-def test_a_task_that_finds_no_data_is_left_out_and_told(small, tmp_path, monkeypatch):
-    (tmp_path / "mnist").mkdir()
-    found = {"small": small, "mnist": mnist.EXPERIMENT}
-    monkeypatch.setattr(tasks, "find_experiment", found.__getitem__)
-    rows = [tasks.measure(name, threads=2, rounds=1, data_dir=tmp_path) for name in found]
-    assert [(row["task"], row["threads"]) for row in rows] == [("small", 2), ("mnist", 2)]
-    assert rows[0]["gflop"] > 0
-    assert rows[0]["seconds"]["median"] > 0
-    assert "train-images-idx3-ubyte.gz is missing" in rows[1]["left_out"]
-    table = tasks.table({"device": "", "versions": {"jax": ""}, "rounds": 2, "rows": rows})
-    assert re.search(r"mnist .*\| left out: .* is missing", table)
+def test_a_task_is_timed(small, monkeypatch):
+    monkeypatch.setattr(tasks, "find_experiment", {"small": small}.__getitem__)
+    row = tasks.measure("small", threads=2, rounds=1)
+    assert (row["task"], row["threads"]) == ("small", 2)
+    assert row["seconds"]["median"] > 0
 
 
 def test_the_committed_results_make_tables():

@@ -2,26 +2,19 @@
 
 Everything is read from programs that XLA compiled for the device. Nothing is executed or timed. The packages are
 those of `tests/accelerators.txt`. Each update is of one matrix that is too large for the memory on a chip, with
-parameters and state donated. Counted are
+parameters and state donated. Counted are kernels over whole arrays, separate copies of whole arrays, bytes per
+parameter that the program reads from and writes to the main memory, and bytes per parameter of temporary arrays.
 
-- kernels over whole arrays, and separate copies of whole arrays;
-- bytes per parameter that these read from and write to the main memory;
-- the least bytes per parameter: gradient read once, parameter and state read and written once, and of a ring buffer one
-  slot read and one written;
-- bytes per parameter of the state, and of temporary arrays.
-
-Then the update of a model of 8 billion parameters on 256 chips, 64 seeds in one vmapped program, and the whole programs
-of two experiments, with their memory and the matrix products that are not in float32.
+Then the update of a model of 8 billion parameters on 256 chips, 64 seeds in one vmapped program, and whole programs
+of the mod-97 experiment, with their memory and the matrix products that are not in float32.
 """
 
-import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +26,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy.signal import butter
 
-from benchmarks import RESULTS, DataDir, OutFile, run_command
-from examples.harness.experiment import Run, find_experiment
-from examples.harness.methods import Range
+from benchmarks import RESULTS, OutFile, run_command
+from examples.harness.experiment import Run
 from examples.harness.tables import markdown
 from examples.harness.train import Precision, program
+from examples.modular import EXPERIMENT
 from grokfast_jax import (
     amplify,
     ema,
@@ -50,48 +43,47 @@ from grokfast_jax import (
     sosfilt,
 )
 
-from .accelerators import (
-    CHIPS,
-    Program,
-    collectives,
-    compiled,
-    devices,
-    memory_of,
-    one_device,
-    placed,
-    rounded_products,
-    scatters,
-    update_step,
-)
-from .tasks import default_run
+from . import accelerators
+from .accelerators import compiled, update_step
 from .timing import versions, write
 
-Chips = Annotated[
-    tuple[str, ...], Range(f"of {', '.join(CHIPS)}", lambda chips: bool(chips) and CHIPS.keys() >= set(chips))
-]
 OUT = RESULTS / "compiled.json"
 SIDE = 8192  # of the matrix
 WINDOW = 100
 # The ring buffer of a window of 100 is larger than the memory of most chips, so programs are compiled with a smaller
 # one. Kernels and bytes are those of any window. The bytes of state are those of a window of 100.
 COMPILED_WINDOW = 10
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = ("float32", "bfloat16")  # of the parameters
 POD = "v5e:16x16"
 POD_MESH = {"fsdp": 32, "tp": 8}
 V5E_MEMORY = 16 * 2**30
 SEEDS = 64
 SIZES = {"124 M": 124e6, "1 B": 1e9, "8 B": 8e9}  # parameters, in the table of the filters' memory
+# Compiled and tested, but not in the table for people.
+HIDDEN = ("MA, bfloat16 buffer", "MA, stride 10", "MA, window axis -1", "lfilter, order 1", "gradient + 2 EMA in AdamW")
+POD_OPTIMIZERS = ("AdamW", "EMA", "MA", "MA, stride 10, bfloat16 buffer")
+FILTERS = ("EMA", "MA", "MA, stride 10", "MA, stride 10, bfloat16 buffer")  # in the table of their memory
+PROGRAMS: list[tuple[str, Precision]] = [  # methods of the mod-97 experiment, and the precision of matrix products
+    ("ema", "default"),
+    *((method, "float32") for method in ("ema", "ma", "adam-third-decay", "adamw", "ma-adamw", "fastest")),
+]
 
+Tree = dict[str, tuple[tuple[int, ...], P]]  # shapes and shardings
 
-def before_adamw(lowpass: optax.GradientTransformation) -> optax.GradientTransformation:
-    """AdamW with a filter before it."""
-    return optax.chain(lowpass, optax.adamw(1e-3))
-
-
-def in_adamw(lowpass: optax.GradientTransformation) -> optax.GradientTransformation:
-    """AdamW with a filter in place of its first moment."""
-    scaled = scale_by_filtered_adam(lowpass)
-    return optax.chain(scaled, optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(1e-3))
+# A model like Llama 3 8B, whose 32 layers are stacked.
+LLAMA: Tree = {
+    "embedding": ((128_256, 4096), P("tp", "fsdp")),
+    "query": ((32, 4096, 4096), P(None, "fsdp", "tp")),
+    "key": ((32, 4096, 1024), P(None, "fsdp", "tp")),
+    "value": ((32, 4096, 1024), P(None, "fsdp", "tp")),
+    "output": ((32, 4096, 4096), P(None, "tp", "fsdp")),
+    "gate": ((32, 4096, 14_336), P(None, "fsdp", "tp")),
+    "up": ((32, 4096, 14_336), P(None, "fsdp", "tp")),
+    "down": ((32, 14_336, 4096), P(None, "tp", "fsdp")),
+    "norms": ((32, 2, 4096), P()),
+    "final_norm": ((4096,), P()),
+    "head": ((4096, 128_256), P("fsdp", "tp")),
+}
 
 
 def sections(order: int) -> optax.GradientTransformation:
@@ -100,50 +92,32 @@ def sections(order: int) -> optax.GradientTransformation:
     return amplify(sosfilt(design), 2.0)
 
 
-OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {  # of the window
-    "AdamW": lambda window: optax.adamw(1e-3),
-    "NAdamW": lambda window: optax.nadamw(1e-3),
-    "AdEMAMix": lambda window: optax.contrib.ademamix(1e-3),
-    "Muon": lambda window: optax.contrib.muon(1e-3),
-    "EMA": lambda window: before_adamw(grokfast_ema()),
-    "MA": lambda window: before_adamw(grokfast_ma(window)),
-    "MA, bfloat16 buffer": lambda window: before_adamw(grokfast_ma(window, buffer_dtype="bfloat16")),
-    "MA, float8 buffer": lambda window: before_adamw(grokfast_ma(window, buffer_dtype="float8_e4m3fn")),
-    "MA, stride 10": lambda window: before_adamw(grokfast_ma(100, stride=10)),
-    "MA, stride 10, bfloat16 buffer": lambda window: before_adamw(grokfast_ma(100, stride=10, buffer_dtype="bfloat16")),
-    "MA, window axis -1": lambda window: before_adamw(grokfast_ma(window, window_axis=-1)),
-    "lfilter, order 1": lambda window: before_adamw(amplify(lfilter([0.02], [1.0, -0.98]), 2.0)),
-    "lfilter, order 2": lambda window: before_adamw(amplify(lfilter([0.01, 0.01], [1.0, -1.8, 0.82]), 2.0)),
-    "sosfilt, order 2": lambda window: before_adamw(sections(2)),
-    "sosfilt, order 4": lambda window: before_adamw(sections(4)),
-    "sosfilt, order 6": lambda window: before_adamw(sections(6)),
-    "EMA in AdamW": lambda window: in_adamw(ema(0.9, start="debiased")),
-    "gradient + 2 EMA in AdamW": lambda window: in_adamw(parallel((1.0, optax.identity()), (2.0, ema(0.98)))),
-    "MA in AdamW": lambda window: in_adamw(moving_average(window)),
-}
-SHOWN = (  # in the tables for people
-    "AdamW",
-    "AdEMAMix",
-    "EMA",
-    "MA",
-    "MA, stride 10, bfloat16 buffer",
-    "lfilter, order 2",
-    "sosfilt, order 2",
-    "sosfilt, order 4",
-    "sosfilt, order 6",
-    "EMA in AdamW",
-    "MA in AdamW",
-    "Muon",
-)
-POD_OPTIMIZERS = ("AdamW", "EMA", "MA", "MA, stride 10, bfloat16 buffer")
-PROGRAMS: dict[str, list[tuple[str, Precision]]] = {  # methods, and the precision of matrix products
-    "modular": [
-        ("ema", "default"),
-        *((method, "float32") for method in ("ema", "ma", "adam-third-decay", "adamw", "ma-adamw", "fastest")),
-    ],
-    "mnist": [("paper", "float32"), ("decay-only", "float32")],
-}
-FILTERS = ("EMA", "MA", "MA, stride 10", "MA, stride 10, bfloat16 buffer")  # in the table of their memory
+def optimizers(window: int = WINDOW) -> Mapping[str, optax.GradientTransformation]:
+    """What is compiled: AdamW alone, and with a filter before it or in it; AdEMAMix has a slow EMA of its own."""
+    adamw, decay_and_scale = optax.adamw(1e-3), (optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(1e-3))
+    before = {
+        "EMA": grokfast_ema(),
+        "MA": grokfast_ma(window),
+        "MA, bfloat16 buffer": grokfast_ma(window, buffer_dtype="bfloat16"),
+        "MA, stride 10": grokfast_ma(100, stride=10),
+        "MA, stride 10, bfloat16 buffer": grokfast_ma(100, stride=10, buffer_dtype="bfloat16"),
+        "MA, window axis -1": grokfast_ma(window, window_axis=-1),
+        "lfilter, order 1": amplify(lfilter([0.02], [1.0, -0.98]), 2.0),
+        "lfilter, order 2": amplify(lfilter([0.01, 0.01], [1.0, -1.8, 0.82]), 2.0),
+        "sosfilt, order 2": sections(2),
+        "sosfilt, order 4": sections(4),
+        "sosfilt, order 6": sections(6),
+    }
+    inside = {
+        "EMA": ema(0.9, start="debiased"),
+        "gradient + 2 EMA": parallel((1.0, optax.identity()), (2.0, ema(0.98))),
+        "MA": moving_average(window),
+    }
+    return (
+        {"AdamW": adamw, "AdEMAMix": optax.contrib.ademamix(1e-3)}
+        | {label: optax.chain(lowpass, adamw) for label, lowpass in before.items()}
+        | {f"{label} in AdamW": optax.chain(scale_by_filtered_adam(f), *decay_and_scale) for label, f in inside.items()}
+    )
 
 
 def nbytes(tree: Any) -> int:
@@ -158,106 +132,63 @@ def least_bytes(params: Any, state: Any) -> int:
     return 3 * nbytes(params) + sum(2 * nbytes(leaf) // slots(leaf) for leaf in jax.tree.leaves(state))
 
 
-def state_and_least(label: str, dtype: jax.typing.DTypeLike) -> dict[str, float]:
-    """Bytes per parameter of the state with the full window, and the least bytes that an update moves."""
+def state_and_least(tx: optax.GradientTransformation, dtype: str) -> dict[str, float]:
+    """Bytes per parameter of the state, and the least bytes that an update moves."""
     params = {"w": jax.ShapeDtypeStruct((SIDE, SIDE), dtype)}
-    state = jax.eval_shape(OPTIMIZERS[label](WINDOW).init, params)
+    state = jax.eval_shape(tx.init, params)
     return {"state": round(nbytes(state) / SIDE**2, 2), "least": round(least_bytes(params, state) / SIDE**2, 2)}
 
 
 def update(
-    chip: str,
-    label: str,
-    dtype: jax.typing.DTypeLike,
-    *,
-    window: int = COMPILED_WINDOW,
-    rows: int = SIDE,
-    layout: Layout | None = None,
+    chip: str, label: str, dtype: str, *, window: int = COMPILED_WINDOW, rows: int = SIDE, **options: Any
 ) -> dict[str, float]:
-    """Kernels and copies of the update of a matrix for a chip; bytes per parameter that it moves and needs.
-
-    `layout` is of all arrays, by default the chip's own.
-    """
-    tx, params = OPTIMIZERS[label](window), {"w": jax.ShapeDtypeStruct((rows, SIDE), dtype)}
-    arguments = placed((params, jax.eval_shape(tx.init, params), params), one_device(chip))
-    place = {} if layout is None else dict.fromkeys(("in_shardings", "out_shardings"), Format(layout, one_device(chip)))
-    executable = compiled(update_step(tx), *arguments, donate=(0, 1), **place)
-    program = Program(executable, rows * SIDE)
+    """Kernels and copies of the update of a matrix for a chip; bytes per parameter that it moves and needs."""
+    tx, size = optimizers(window)[label], rows * SIDE
+    params = {"w": jax.ShapeDtypeStruct((rows, SIDE), dtype)}
+    arguments = params, jax.eval_shape(tx.init, params), params
+    executable = compiled(chip, update_step(tx), *arguments, donate=(0, 1), **options)
+    opcodes, memory = accelerators.operations(executable, size), accelerators.memory(executable)
+    copies = sum(opcode.startswith("copy") for opcode in opcodes)
     return {
-        "kernels": len(program.kernels()),
-        "copies": len(program.moves()),
-        "bytes": round(program.bytes() / (rows * SIDE), 2),
-        "temporary": round(memory_of(executable).temp_size_in_bytes / (rows * SIDE), 2),
+        "kernels": len(opcodes) - copies,
+        "copies": copies,
+        "bytes": round(accelerators.bytes_moved(executable) / size, 2),
+        "temporary": round(memory.temp_size_in_bytes / size, 2),
     }
 
 
-def odd_rows(chip: str, layout: Layout | None) -> dict[str, float]:
-    """The moving average over a matrix of 99 rows, which no tile of a TPU divides."""
-    return update(chip, "MA", jnp.float32, window=WINDOW, rows=99, layout=layout)
-
-
-def llama(vocabulary: int = 128_256, hidden: int = 14_336) -> dict[str, tuple[tuple[int, ...], P]]:
-    """Shapes and shardings of a model like Llama 3 8B, whose 32 layers are stacked."""
-    layers, width, key_value = 32, 4096, 1024
+def odd_rows(chip: str) -> dict[str, float]:
+    """Temporary bytes of the moving average over a matrix of 99 rows, which no tile of a TPU divides, by layout."""
+    temporary = lambda **options: update(chip, "MA", "float32", window=WINDOW, rows=99, **options)["temporary"]
+    chosen = Format(Layout.AUTO, accelerators.one_device(chip))
     return {
-        "embedding": ((vocabulary, width), P("tp", "fsdp")),
-        "query": ((layers, width, width), P(None, "fsdp", "tp")),
-        "key": ((layers, width, key_value), P(None, "fsdp", "tp")),
-        "value": ((layers, width, key_value), P(None, "fsdp", "tp")),
-        "output": ((layers, width, width), P(None, "tp", "fsdp")),
-        "gate": ((layers, width, hidden), P(None, "fsdp", "tp")),
-        "up": ((layers, width, hidden), P(None, "fsdp", "tp")),
-        "down": ((layers, hidden, width), P(None, "tp", "fsdp")),
-        "norms": ((layers, 2, width), P()),
-        "final_norm": ((width,), P()),
-        "head": ((width, vocabulary), P("fsdp", "tp")),
-    }
-
-
-def uneven() -> dict[str, tuple[tuple[int, ...], P]]:
-    """Shapes that the mesh does not divide evenly, so that each array is sharded where it can be, or not at all."""
-    return {
-        "embedding": ((50_257, 1600), P(None, "fsdp")),
-        "both": ((1600, 6400), P(None, ("fsdp", "tp"))),
-        "one": ((1600, 4808), P("fsdp", "tp")),
-        "odd": ((1601, 4801), P()),
-        "vector": ((25, 64), P(None, "tp")),
-        "scalar": ((), P()),
+        "default layout": temporary(),
+        "layout chosen by XLA": temporary(in_shardings=chosen, out_shardings=chosen),
     }
 
 
 def pod_mesh(axis_type: AxisType) -> Mesh:
     """A mesh of the 256 chips of a v5e pod."""
-    grid = np.array(devices("TPU v5e", POD)).reshape(*POD_MESH.values())
+    grid = np.array(accelerators.devices("TPU v5e", POD)).reshape(*POD_MESH.values())
     return Mesh(grid, tuple(POD_MESH), axis_types=(axis_type,) * len(POD_MESH))
 
 
-def sharded_arguments(
-    tx: optax.GradientTransformation, tree: dict[str, tuple[tuple[int, ...], P]], mesh: Mesh
-) -> tuple[Any, Any, Any]:
-    """Parameters, state and gradients in float32; the state is sharded as the parameters, a ring's slots are whole."""
-    struct = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-    params = {name: struct(shape, jnp.float32, spec) for name, (shape, spec) in tree.items()}
-
-    def place(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
-        shape, spec = tree.get(getattr(path[-1], "key", ""), ((), P()))
-        return struct(leaf.shape, leaf.dtype, P(*(None,) * (leaf.ndim - len(shape)), *spec))
-
-    state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
-    return params, state, params
-
-
-def pod_update(label: str, tree: Any, axis_type: AxisType) -> dict[str, Any]:
-    """What the update of a sharded tree is compiled to: collectives and bytes per chip."""
-    tx = OPTIMIZERS[label](WINDOW)
-    mesh = pod_mesh(axis_type)
+def pod_update(label: str, tree: Tree = LLAMA, axis_type: AxisType = AxisType.Auto) -> dict[str, Any]:
+    """What the update of a sharded tree in float32 is compiled to: collectives and bytes per chip."""
+    tx = optimizers()[label]
+    explicit, mesh = pod_mesh(AxisType.Explicit), pod_mesh(axis_type)
+    with jax.set_mesh(explicit):  # with explicit axes, shapes have the sharding that `init` gives the state
+        place = lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(explicit, spec))
+        params = {name: place(*leaf) for name, leaf in tree.items()}
+        arguments = params, jax.eval_shape(tx.init, params), params
     with jax.set_mesh(mesh):
-        arguments = sharded_arguments(tx, tree, mesh)
-        executable = compiled(update_step(tx), *arguments, donate=(0, 1))
-    memory = memory_of(executable)
+        spec = lambda x: x.sharding.spec if x.sharding else P()
+        move = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(x)))
+        executable = compiled("TPU v5e", update_step(tx), *jax.tree.map(move, arguments), donate=(0, 1))
+    memory = accelerators.memory(executable)
     return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(arguments[0])),
-        "collectives": len(collectives(executable)),
+        "parameters": nbytes(params) // 4,
+        "collectives": accelerators.collectives(executable),
         "gigabytes": round(memory.argument_size_in_bytes / 1e9, 3),
         "temporary_gigabytes": round(memory.temp_size_in_bytes / 1e9, 3),
     }
@@ -265,7 +196,7 @@ def pod_update(label: str, tree: Any, axis_type: AxisType) -> dict[str, Any]:
 
 def seeds(chip: str, side: int = 256, steps: int = 200) -> dict[str, float]:
     """What 64 runs with the moving average, from `init` to the last update, are compiled to as one program."""
-    tx = before_adamw(grokfast_ma(WINDOW))
+    tx = optimizers()["MA"]
 
     def run(params: Any) -> Any:
         update = update_step(tx)
@@ -273,63 +204,39 @@ def seeds(chip: str, side: int = 256, steps: int = 200) -> dict[str, float]:
         return lax.scan(step, (params, tx.init(params)), None, length=steps)[0][0]
 
     params = {"w": jax.ShapeDtypeStruct((SEEDS, side, side), jnp.float32)}
-    executable = compiled(jax.vmap(run), *placed([params], one_device(chip)))
-    ring = (WINDOW + 1) * nbytes(params)
+    executable = compiled(chip, jax.vmap(run), params)
     return {
-        "scatters": scatters(executable),
-        "ring_copies": len(Program(executable, ring // 4).moves()),
-        "ring_gigabytes": round(ring / 1e9, 3),
-        "temporary_gigabytes": round(memory_of(executable).temp_size_in_bytes / 1e9, 3),
+        "scatters": accelerators.scatters(executable),
+        "ring_gigabytes": round((WINDOW + 1) * nbytes(params) / 1e9, 3),
+        "temporary_gigabytes": round(accelerators.memory(executable).temp_size_in_bytes / 1e9, 3),
     }
 
 
 def whole_program(chip: str, run: Run, precision: Precision) -> dict[str, float]:
     """What a chunk of training is compiled to, evaluation included: memory, and products that are not in float32."""
-    whole, key = program(run, precision=precision), jax.random.key(0)
+    whole, key = program(run, precision=precision), jax.eval_shape(lambda: jax.random.key(0))
     (shared, own), state = jax.eval_shape(whole.draw, key), jax.eval_shape(whole.init, run.traced, key)
-    arguments = placed((run.traced, key, shared, own, state), one_device(chip))
-    executable = compiled(whole.advance, *arguments, donate=(4,))
-    memory = memory_of(executable)
+    executable = compiled(chip, whole.advance, run.traced, key, shared, own, state, donate=(4,))
+    memory = accelerators.memory(executable)
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "gigabytes": round((memory.argument_size_in_bytes + results + memory.temp_size_in_bytes) / 1e9, 3),
-        "rounded_products": len(rounded_products(executable)),
+        "rounded_products": accelerators.rounded_products(executable),
     }
 
 
-def measure_programs(chip: str, data_dir: Path | None) -> dict[str, Any]:
-    """Chunks of training, with float32 products or the default precision."""
-    return {
-        f"{task} {method}, {precision}": whole_program(
-            chip, default_run(find_experiment(task), data_dir, method), precision
-        )
-        for task, methods in PROGRAMS.items()
-        for method, precision in methods
-    }
-
-
-def measure_chip(chip: str) -> dict[str, Any]:
-    """Everything about one chip."""
-    layouts = {"default layout": None, "layout chosen by XLA": Layout.AUTO}
-    updates = {name: {label: update(chip, label, dtype) for label in OPTIMIZERS} for name, dtype in DTYPES.items()}
-    odd = {name: odd_rows(chip, layout) for name, layout in layouts.items()}
-    return {**updates, "odd_rows": odd, "seeds": seeds(chip)}
-
-
-def measure_pod(chip: str) -> dict[str, Any]:
-    """The sharded updates."""
-    return {
-        f"{tree_name}, {axes} axes": {label: pod_update(label, tree, axis_type) for label in POD_OPTIMIZERS}
-        for axes, axis_type in (("auto", AxisType.Auto), ("explicit", AxisType.Explicit))
-        for tree_name, tree in (("llama", llama()), ("uneven", uneven()))
-    }
-
-
-def alone(function: Callable[[str], dict[str, Any]], chips: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The results of `function`, of each chip in a process of its own."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        return dict(zip(chips, pool.map(function, chips), strict=True))
+def measure(chip: str) -> dict[str, Any]:
+    """Everything about one chip; the sharded updates are for the v5e, the whole programs for it and the H100."""
+    found: dict[str, Any] = {dtype: {label: update(chip, label, dtype) for label in optimizers()} for dtype in DTYPES}
+    found |= {"odd_rows": odd_rows(chip), "seeds": seeds(chip)}
+    if chip == "TPU v5e":
+        found["pod"] = {label: pod_update(label) for label in POD_OPTIMIZERS}
+    if chip in ("TPU v5e", "H100"):
+        found["programs"] = {
+            f"modular {method}, {precision}": whole_program(chip, EXPERIMENT.run(method), precision)
+            for method, precision in PROGRAMS
+        }
+    return found
 
 
 def common(values: dict[str, float]) -> str:
@@ -342,17 +249,19 @@ def common(values: dict[str, float]) -> str:
 def dtype_table(result: dict[str, Any], dtype: str) -> str:
     """One row for each optimizer, for parameters of a dtype."""
     rows = []
-    for label in SHOWN:
-        by_chip = {chip: found[dtype][label] for chip, found in result["chips"].items()}
+    for label in [label for label in result["state"][dtype] if label not in HIDDEN]:
+        shared, by_chip = (
+            result["state"][dtype][label],
+            {c: found[dtype][label] for c, found in result["chips"].items()},
+        )
         names = ("kernels", "bytes", "temporary")
-        kernels, moved, temporary = (common({c: round(row[key], 1) for c, row in by_chip.items()}) for key in names)
-        shared = result["state"][dtype][label]
+        kernels, moved, temporary = (common({c: round(row[name], 1) for c, row in by_chip.items()}) for name in names)
         rows.append(
             {
                 "optimizer": label,
                 "kernels": kernels,
                 "bytes moved": moved,
-                "least bytes": f"{shared['least']:g}" if label != "Muon" else "",
+                "least bytes": f"{shared['least']:g}",
                 "temporary bytes": temporary,
                 "state bytes": f"{shared['state']:g}",
             }
@@ -373,28 +282,26 @@ def table(result: dict[str, Any]) -> str:
 
 def pod_table(result: dict[str, Any]) -> str:
     """The sharded updates as Markdown."""
-    rows = []
-    for label, row in result["pod"]["llama, auto axes"].items():
-        rows.append(
-            {
-                "optimizer": label,
-                "GB per chip": f"{row['gigabytes']:.3g}",
-                "part of a chip's memory": f"{row['gigabytes'] * 1e9 / V5E_MEMORY:.0%}",
-                "temporary GB": f"{row['temporary_gigabytes']:g}",
-                "collectives": f"{sum(rows_[label]['collectives'] for rows_ in result['pod'].values())}",
-            }
-        )
-    count = result["pod"]["llama, auto axes"]["AdamW"]["parameters"]
+    pod = result["chips"]["TPU v5e"]["pod"]
+    rows = [
+        {
+            "optimizer": label,
+            "GB per chip": f"{row['gigabytes']:.3g}",
+            "part of a chip's memory": f"{row['gigabytes'] * 1e9 / V5E_MEMORY:.0%}",
+            "temporary GB": f"{row['temporary_gigabytes']:g}",
+            "collectives": row["collectives"],
+        }
+        for label, row in pod.items()
+    ]
     return (
-        f"Compiled for {POD}, 256 TPU v5e of 16 GiB each, {count / 1e9:.2f} billion parameters in float32, divided "
-        f"over {' × '.join(f'{size} ({name})' for name, size in POD_MESH.items())}. Parameters, gradients and "
-        f"state:\n\n"
-        f"{markdown(rows)}"
+        f"Compiled for {POD}, 256 TPU v5e of 16 GiB each, {pod['AdamW']['parameters'] / 1e9:.2f} billion parameters in "
+        f"float32, divided over {' × '.join(f'{size} ({name})' for name, size in POD_MESH.items())}. "
+        f"Parameters, gradients and state:\n\n{markdown(rows)}"
     )
 
 
 def memory_table(result: dict[str, Any]) -> str:
-    """Gigabytes of the filters' state by the number of parameters, as Markdown."""
+    """The size of the filters' state by the number of parameters, as Markdown."""
     rows, state = [], result["state"]["float32"]
     for label in FILTERS:
         per_parameter = round(state[label]["state"] - state["AdamW"]["state"], 2)
@@ -406,34 +313,29 @@ def memory_table(result: dict[str, Any]) -> str:
 
 def programs_table(result: dict[str, Any]) -> str:
     """The whole programs as Markdown."""
-    rows = []
-    for name in next(iter(result["programs"].values())):
-        row = {"program, precision": name}
-        for chip, found in result["programs"].items():
-            row[f"{chip}: GB"] = f"{found[name]['gigabytes']:g}"
-            row[f"{chip}: products not in float32"] = str(found[name]["rounded_products"])
-        rows.append(row)
-    return markdown(rows)
+    rows: dict[str, dict[str, Any]] = {}
+    for chip in ("TPU v5e", "H100"):
+        for name, found in result["chips"][chip]["programs"].items():
+            row = rows.setdefault(name, {"program, precision": name})
+            row[f"{chip}: GB"] = f"{found['gigabytes']:g}"
+            row[f"{chip}: products not in float32"] = found["rounded_products"]
+    return markdown([*rows.values()])
 
 
-def main(chips: Chips = tuple(CHIPS), data_dir: DataDir = None, out: OutFile = OUT) -> None:
+def main(out: OutFile = OUT) -> None:
     """Compile every optimizer's update for every chip, and whole programs for two of them.
 
     Args:
-      chips: Names of the chips.
-      data_dir: Folder with the four files of MNIST, or with a folder mnist that has them; None downloads them once.
       out: File for the results.
     """
     packages = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12", "optax")
-    result = {
-        "versions": versions(packages, "-r tests/accelerators.txt"),
-        "state": {
-            name: {label: state_and_least(label, dtype) for label in OPTIMIZERS} for name, dtype in DTYPES.items()
-        },
-        "chips": alone(measure_chip, chips),
-        "pod": alone(measure_pod, ["TPU v5e"])["TPU v5e"],
-        "programs": alone(functools.partial(measure_programs, data_dir=data_dir), ["TPU v5e", "H100"]),
+    result: dict[str, Any] = {"versions": versions(packages, "-r tests/accelerators.txt")}
+    result["state"] = {
+        dtype: {label: state_and_least(tx, dtype) for label, tx in optimizers().items()} for dtype in DTYPES
     }
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:  # one for each chip
+        result["chips"] = dict(zip(accelerators.CHIPS, pool.map(measure, accelerators.CHIPS), strict=True))
     write(out, result)
     print(table(result), pod_table(result), memory_table(result), programs_table(result), sep="\n")
 

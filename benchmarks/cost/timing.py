@@ -13,7 +13,7 @@ from examples.harness.errors import UserError
 from examples.harness.files import write_whole
 
 
-def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each call, by contender: `rounds` rounds in which each is called once, after one that is not counted.
 
     A contender must return only when its work is done.
@@ -24,18 +24,13 @@ def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in seconds.items()}
+    return {name: np.array(values[1:]) for name, values in seconds.items()}
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: np.ndarray) -> dict[str, float]:
     """Median and quartiles."""
     low, middle, high = np.percentile(values, [25, 50, 75]).tolist()
     return {"median": middle, "low": low, "high": high}
-
-
-def ratios(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles of the ratio to the base, round by round."""
-    return spread([value / one for value, one in zip(values, base, strict=True)])
 
 
 def in_words(values: Mapping[str, float], form: str, scale: float = 1.0) -> str:
