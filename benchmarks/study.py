@@ -21,7 +21,7 @@ from .statistics import Frame, paired
 
 __all__ = ("Frame", "Results", "Rows", "Run", "Study", "find_study", "paired", "product", "study_names")
 
-Rows = str | Iterable[Any]  # of a table: dictionaries or named tuples of cells, or a table in Markdown
+Rows = Iterable[Any]  # of a table: dictionaries or named tuples of cells
 
 
 class Study:
@@ -57,10 +57,7 @@ class Study:
 
         @functools.wraps(rows_of)
         def text(frame: pd.DataFrame) -> str:
-            rows = rows_of(frame) if len(frame) else []
-            if isinstance(rows, str):
-                return rows
-            rows = list(rows)
+            rows = list(rows_of(frame)) if len(frame) else []
             return markdown(rows) if rows else views.MISSING
 
         self.tables[self._name(rows_of, "table")] = text

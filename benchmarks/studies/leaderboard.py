@@ -27,13 +27,9 @@ import scipy.stats
 
 import grokfast_jax
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Study
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples.harness.methods import Tx
 from examples.harness.optimizers import stacked_muon, warmup
-from examples.harness.tables import markdown
 from examples.harness.task import Task
 from examples.mnist import Mnist
 from examples.modular import Modular
@@ -247,17 +243,16 @@ class Board(NamedTuple):
                 final[name] = runs
         return dict(sorted(final.items(), key=lambda item: self.order(item[1])))
 
-    def standings(self, frame: Frame, against: str = "AdamW") -> str:
+    def standings(self, frame: Frame, against: str = "AdamW") -> Rows:
         """A row per entrant, compared seed by seed with one of them."""
-        rows, final = [], self.entered(frame)
+        final = self.entered(frame)
         for name, runs in final.items() if against in final else ():
             row = {"entrant": name, "rate, decay, own number": self.setting(self.entrants[name], runs)}
             row["steps"] = views.median_and_interval(runs[self.steps_to].to_numpy(), self.cap)
             row["fail"] = f"{np.isinf(runs[self.steps_to]).sum()} of {len(runs)}"
             row |= {"hold": views.outcome_cells(runs)["hold"]} if self.hold else {}
             comparison = paired(runs, final[against], self.steps_to)
-            rows.append(row | {"fewer : more": "" if name == against else views.seed_counts(comparison)})
-        return markdown(rows) if rows else views.MISSING
+            yield row | {"fewer : more": "" if name == against else views.seed_counts(comparison)}
 
     def setting(self, entrant: Entrant, runs: Frame) -> str:
         """The numbers of the entered setting; those near an end of their range are marked."""
@@ -302,25 +297,25 @@ STUDY = Study("leaderboard", runs)
 
 
 @STUDY.table
-def parity(frame: Frame) -> str:
+def parity(frame: Frame) -> Rows:
     """Sparse parity."""
     return PARITY.standings(frame)
 
 
 @STUDY.table
-def mnist(frame: Frame) -> str:
+def mnist(frame: Frame) -> Rows:
     """MNIST."""
     return MNIST.standings(frame)
 
 
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """Mod 97."""
     return MOD97.standings(frame)
 
 
 @STUDY.table
-def few_pairs(frame: Frame) -> str:
+def few_pairs(frame: Frame) -> Rows:
     """Mod 97 with 30 % of the pairs."""
     return FEW_PAIRS.standings(frame)
 

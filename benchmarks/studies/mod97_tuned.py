@@ -15,12 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Study, find_study
+from benchmarks.study import Frame, Results, Rows, Run, Study, find_study, paired
 from examples import modular
-from examples.harness.engine import Results
-from examples.harness.experiment import Run
-from examples.harness.tables import markdown
 
 from . import mod97
 
@@ -112,20 +108,16 @@ def pair_of(found: Frame) -> str:
     return f"{found['lr'].iloc[0]:g}, {found['weight_decay'].iloc[0]:g}"
 
 
-def standings(items: Iterable[tuple[str, str, Frame, Frame]]) -> str:
+def standings(items: Iterable[tuple[str, str, Frame, Frame]]) -> Rows:
     """A row per method and pair, compared seed by seed with a control unless it is the control."""
-    rows = []
     for label, text, found, control in items:
         cells = views.outcome_cells(found)
-        rows.append(
-            {
-                "method": label,
-                "learning rate, decay": text,
-                **{name: cells[name] for name in ("steps to 95 %", "fail", "hold") if name in cells},
-                "fewer : more": "" if found is control else views.seed_counts(paired(found, control)),
-            }
-        )
-    return markdown(rows) if rows else views.MISSING
+        yield {
+            "method": label,
+            "learning rate, decay": text,
+            **{name: cells[name] for name in ("steps to 95 %", "fail", "hold") if name in cells},
+            "fewer : more": "" if found is control else views.seed_counts(paired(found, control)),
+        }
 
 
 def control_of(label: str) -> str:
@@ -134,7 +126,7 @@ def control_of(label: str) -> str:
 
 
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """The methods with a filter and without, each with its pair; one more pair that the tuning did not try."""
     found, items = chosen(frame), []
     seeds = {label: mod97.seeds_of(frame, run) for label, run in found.items()}
@@ -150,9 +142,8 @@ def table(frame: Frame) -> str:
 
 
 @STUDY.table
-def rate(frame: Frame) -> str:
+def rate(frame: Frame) -> Rows:
     """AdamW without a filter and with two, at four pairs of rate and decay."""
-    rows = []
     for setting, by_label in RATES.items():
         row = {"setting": setting} | dict.fromkeys((*BESIDE_ADAMW, SMALLER_LAMB), "")
         for label, run in by_label.items():
@@ -160,8 +151,8 @@ def rate(frame: Frame) -> str:
                 held = views.outcome_cells(found)["hold"].partition(" (")[0]
                 row[label] = views.steps_and_failures(found["steps_to_95"].to_numpy(), mod97.CAP)
                 row[label] += f"; holds {held}" * bool(held)
-        rows += [row] if any(list(row.values())[1:]) else []
-    return markdown(rows) if rows else views.MISSING
+        if any(list(row.values())[1:]):
+            yield row
 
 
 @STUDY.figure("With learning rate and decay tuned, no filter clearly gains (8 seeds)", width=8.4, height=4.8)
@@ -249,28 +240,26 @@ def finals(frame: Frame, runs: dict[str, Run]) -> dict[str, Frame]:
 
 
 @STUDY.table
-def board(frame: Frame) -> str:
+def board(frame: Frame) -> Rows:
     """All entrants by the earlier rules, compared with AdamW."""
     found = finals(frame, chosen(frame))
     return standings((label, pair_of(rows), rows, found["AdamW"]) for label, rows in found.items())
 
 
 @STUDY.table
-def untouched(frame: Frame) -> str:
+def untouched(frame: Frame) -> Rows:
     """The best five with 64 seeds, and with eight seeds on other tasks without further tuning."""
     del frame
     tasks = {name: {"operation": name} for name in ("addition", "subtraction", "division")}
     tasks |= {"p = 113": {"p": 113}, "30 % of the pairs": {"train_fraction": 0.3}}
-    rows = []
     for label in UNTOUCHED:
         found = {"64 seeds": entered(label)} | {name: entered(label, **task) for name, task in tasks.items()}
         steps = {name: runs["steps_to_95"].to_numpy() for name, runs in found.items()}
-        rows.append({"optimizer": label} | {k: views.steps_and_failures(v, LEADERBOARD_CAP) for k, v in steps.items()})
-    return markdown(rows)
+        yield {"optimizer": label} | {k: views.steps_and_failures(v, LEADERBOARD_CAP) for k, v in steps.items()}
 
 
 @STUDY.table
-def few_pairs(frame: Frame) -> str:
+def few_pairs(frame: Frame) -> Rows:
     """With 30 % of the pairs, each tuned by nine pairs, against no filter."""
     del frame
     rows: Any = find_study("leaderboard").results().frame()

@@ -20,13 +20,9 @@ import optax
 import scipy.stats
 
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Study
-from examples.harness.engine import Results, product
-from examples.harness.experiment import Run
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples.harness.optimizers import warmup
 from examples.harness.plots import BLUE, ORANGE
-from examples.harness.tables import markdown
 from examples.harness.task import Data
 from examples.harness.train import TrainState
 from examples.modular import Modular
@@ -115,16 +111,12 @@ def compared(frame: Frame) -> dict[str, tuple[Frame, Frame]]:
 
 
 @STUDY.table
-def primary(frame: Frame) -> str:
+def primary(frame: Frame) -> Rows:
     """The primary comparisons, with exact sign tests and their Benjamini-Hochberg adjustment."""
     pairs = compared(frame)
-    if not pairs:
-        return views.MISSING
     tests = [paired(*pair) for pair in pairs.values()]
-    rows = []
-    for (name, sides), test, q in zip(
-        pairs.items(), tests, scipy.stats.false_discovery_control([test.p for test in tests]), strict=True
-    ):
+    adjusted = scipy.stats.false_discovery_control([test.p for test in tests]) if tests else []
+    for (name, sides), test, q in zip(pairs.items(), tests, adjusted, strict=True):
         first, second = (views.steps_and_failures(side["steps_to_95"].to_numpy(), CAP) for side in sides)
         row = {
             "comparison": name,
@@ -132,14 +124,12 @@ def primary(frame: Frame) -> str:
             "without": second,
             "filter needs fewer : more": views.seed_counts(test),
         }
-        rows.append(row | {"ratio of steps": f"{test.ratio:.2f}", "adjusted p": f"{q:.2g}"})
-    return markdown(rows)
+        yield row | {"ratio of steps": f"{test.ratio:.2f}", "adjusted p": f"{q:.2g}"}
 
 
 @STUDY.table
-def shrinkage(frame: Frame) -> str:
+def shrinkage(frame: Frame) -> Rows:
     """What the weight decay does along the runs: medians over the seeds, half-way to 95 % and at the end."""
-    rows = []
     for name, sides in compared(frame).items():
         for method, runs in zip(name.split(" against "), sides, strict=True):
             root_nu, norm = (np.array(runs[column].to_list()) for column in ("root_nu", "param_norm"))
@@ -148,21 +138,18 @@ def shrinkage(frame: Frame) -> str:
             )
             row = {"method": method, "root of the second moment": f"{np.median(root_nu[:, 2]):.2g}"}
             row["shrinkage per step"] = f"{np.median(step[:, 2]):.2g}"
-            rows.append(row | {"norm of the parameters": f"{np.median(norm[:, 2]):.0f}, {np.median(norm[:, -1]):.0f}"})
-    return markdown(rows) if rows else views.MISSING
+            yield row | {"norm of the parameters": f"{np.median(norm[:, 2]):.0f}, {np.median(norm[:, -1]):.0f}"}
 
 
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """Median steps by optimizer, filter and learning rate, a column per β1; rows that have all β1 and seeds."""
-    rows = []
     grid = frame[frame["weight_decay"] == frame["coupled"].map({True: 0.005, False: 1.0})]
     for (coupled, lowpass, lr), cells in grid.groupby(["coupled", "lowpass", "lr"], sort=False):
         if len(cells) == len(B1S) * len(SEEDS):
             row = {"optimizer": "Adam" if coupled else "AdamW", "filter": lowpass, "learning rate": f"{lr:g}"}
             steps = {b1: cells.loc[cells["b1"] == b1, "steps_to_95"].to_numpy() for b1 in B1S}
-            rows.append(row | {f"β1 {b1:g}": views.steps_and_failures(one, CAP) for b1, one in steps.items()})
-    return markdown(rows) if rows else views.MISSING
+            yield row | {f"β1 {b1:g}": views.steps_and_failures(values, CAP) for b1, values in steps.items()}
 
 
 @STUDY.figure("Adam at a raised learning rate beats the EMA, not the MA", width=8, height=3.6)

@@ -14,14 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import views
-from benchmarks.statistics import Frame, paired
-from benchmarks.study import Study
-from examples.harness.engine import Results, four_digits, product
-from examples.harness.experiment import Run
+from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
+from examples.harness.engine import four_digits
 from examples.harness.optimizers import from_step, warmup
 from examples.harness.plots import BLUE, GREY, ORANGE
 from examples.harness.records import Row, reaches
-from examples.harness.tables import markdown, median_and_range
+from examples.harness.tables import median_and_range
 from examples.harness.task import Data
 from examples.harness.train import TrainState
 from examples.modular import Modular
@@ -158,9 +156,9 @@ def by_change(frame: Frame) -> dict[str, Frame]:
 
 
 @STUDY.table
-def table(frame: Frame) -> str:
+def table(frame: Frame) -> Rows:
     """How the runs with each change stay at 95 %, each compared with the run of its seed without a change."""
-    groups, rows = by_change(frame), []
+    groups = by_change(frame)
     for name, runs in groups.items():
         row = {"change": name, "seeds": str(len(runs)), "always at 95 %": str((runs["share"] == 100).sum())}
         row["evaluations at 95 %"] = median_and_range(runs["share"].to_numpy(), ".0f") + " %"
@@ -168,8 +166,7 @@ def table(frame: Frame) -> str:
         row["norm, last over first"] = median_and_range((runs["last_norm"] / runs["norm"]).to_numpy(), ".2f")
         pair = paired(groups["no change"], runs, "share")
         row["more : fewer evaluations"] = "" if name == "no change" else views.seed_counts(pair)
-        rows.append(row)
-    return markdown(rows) if rows else views.MISSING
+        yield row
 
 
 @STUDY.figure("The MA, switched on after grokking, keeps AdamW at 95 %", width=8, height=2.4)
