@@ -1,6 +1,7 @@
 """Whatever happens to a run folder ends in a message or in the run that it held."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import queue
 import shutil
@@ -10,16 +11,19 @@ import threading
 
 import filelock
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples import resume
 from examples.harness import runner
-from examples.harness.cli import parse
-from examples.harness.engine import product
+from examples.harness.cli import main, parse
+from examples.harness.engine import Results, product
 from examples.harness.errors import UserError, plain_errors
+from examples.harness.methods import Tx
 from examples.harness.run_folder import RunFolder
 from examples.harness.runner import train
 
@@ -187,6 +191,21 @@ def test_of_two_starts_into_one_folder_one_wins(kinds, tmp_path):
     assert said[1] == "made"
     assert RunFolder(tmp_path / "run").config["experiment"] == "tests.toy"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_cannot_fit_is_a_message_and_makes_no_folder(tmp_path, capsys):
+    def huge(lr: float = 0.1) -> Tx:
+        """A state of petabytes."""
+        return optax.GradientTransformation(
+            lambda params: jnp.zeros((2**20, 2**30)), lambda u, state, _=None: (u, state)
+        )
+
+    experiment = dataclasses.replace(toy.EXPERIMENT, methods={"huge": huge}, default="huge")
+    assert main(experiment, ["--out", str(tmp_path / "run")]) == 1
+    assert "choose a smaller batch, model, data set or window" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        Results(tmp_path / "r.jsonl", trains=True).of(product(toy.Toy(), huge))
 
 
 def test_the_time_of_a_resumed_run_is_that_of_the_whole_run(undisturbed, tmp_path, like, capsys):

@@ -37,11 +37,12 @@ def evaluations(
     for a run that is resumed.
     """
     shared, own = program.draw(key) if data is None else data
-    current: TrainState = program.init(hyper, key) if state is None else state
+    # JAX may wait forever for one output of a program whose other outputs did not fit in memory; for all, it raises.
+    current: TrainState = jax.block_until_ready(program.init(hyper, key) if state is None else state)
     steps, many = program.task.steps, key.ndim > 0
     for chunk in itertools.count(int(current.chunk) + 1):
         with jax.debug_nans(False), jax.debug_infs(False):  # which say no more than `diverged_at`
-            current, metrics = program.advance(hyper, key, shared, own, current)
+            current, metrics = jax.block_until_ready(program.advance(hyper, key, shared, own, current))
         metrics = jax.device_get(metrics)
         runs = [metrics] if not many else [{k: v[i] for k, v in metrics.items()} for i in range(len(key))]
         step = steps * chunk

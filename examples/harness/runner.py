@@ -45,7 +45,7 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
     validate(experiment, run, options)
     key = jax.random.key(run.seed)
     compiled = program(run, devices=options.devices, precision=options.matmul_precision)
-    data, state = compiled.draw(key), compiled.init(run.traced, key)
+    data, state = jax.block_until_ready((compiled.draw(key), compiled.init(run.traced, key)))
     measure, metric = experiment.measures.get(options.measure or ""), run.task.metric
     folder = open_folder(experiment, run, options, fingerprint(data), resume=resume)
     with contextlib.ExitStack() as stack:
