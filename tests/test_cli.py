@@ -335,6 +335,7 @@ ENVIRONMENTS = ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise", "JAX_DEBUG
                 ("PYTHONIOENCODING=ascii", "-m examples.parity --help", 0, "--lamb"),
                 ("A=b", "examples/parity.py --lr -1", 2, "error: --lr must be a finite number of at least 0, got -1"),
                 ("A=b", RUN + " >/dev/full", 1, "error: No space left on device; free space there"),
+                ("A=b", RUN + " 2>/dev/full", 0, "The best validation accuracy"),
                 ("A=b", RUN + " 2>&-", 0, "The best validation accuracy"),
                 ("A=b", RUN + " >&-", 0, "100%"),
                 ("JAX_DEBUG_NANS=1", RUN + " --lr 3e38", 1, "the loss is no longer finite at step 2;"),

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from examples.harness import engine
-from examples.harness.engine import Results, as_text, grouped, product, to_frame, unstacked
+from examples.harness.engine import Results, as_text, grouped, product, stacked, to_frame, unstacked
 from examples.harness.errors import UserError
 from examples.harness.loop import evaluations
 from examples.harness.records import outcome
@@ -130,7 +132,7 @@ def test_a_crash_in_the_middle_of_a_line_loses_that_line_alone(group_size, tmp_p
         complete = whole[:end].count(b"\n")
         del stub[:]
         pd.testing.assert_frame_equal(results(tmp_path).of(runs), expected)
-        assert sum(map(len, stub)) == 4 - max(0, complete - 1)
+        assert sum(map(len, stub)) == 4 - group_size * max(0, complete - 1)
         assert (tmp_path / "r.jsonl").read_bytes() == whole
 
 
@@ -346,11 +348,25 @@ def test_the_frame_of_no_results_is_empty(tmp_path):
     assert frame["other"].isna().all()
 
 
-def test_results_of_a_group_are_read_back_from_one_line():
-    line = {"provenance": "p", "run": {"lr": 0.1, "seed": [3, 4]}, "steps_to_95": [None, 8], "curve": [[1, 2], [3]]}
-    assert unstacked(line) == [
-        {"provenance": "p", "run": {"lr": 0.1, "seed": 3}, "steps_to_95": None, "curve": [1, 2]},
-        {"provenance": "p", "run": {"lr": 0.1, "seed": 4}, "steps_to_95": 8, "curve": [3]},
-    ]
-    alone = {"provenance": "p", "run": {"lr": 0.1, "seed": 3}, "curve": [1, 2]}
-    assert unstacked(alone) == [alone]
+VALUES = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=3)
+OUTCOMES = st.dictionaries(st.sampled_from("abcd"), VALUES | st.lists(VALUES, max_size=3))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    keys=st.lists(
+        st.fixed_dictionaries({"seed": st.integers(0, 9), "lr": st.sampled_from([0.1, 0.2])}),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda key: (key["seed"], key["lr"]),
+    ),
+    outcomes=st.lists(OUTCOMES, min_size=4, max_size=4),
+    group_size=st.sampled_from([1, 4]),
+)
+def test_results_of_a_group_are_read_back_from_one_line(keys, outcomes, group_size):
+    written = [{"run": {**key, "group_size": group_size}, **one} for key, one in zip(keys, outcomes, strict=False)]
+    text = json.loads(json.dumps([{**line, "provenance": "p"} for line in stacked(written)]))
+    assert len(text) == (1 if group_size > 1 else len(written))
+    names = {name for one in written for name in one} if group_size > 1 and len(written) > 1 else set()
+    expected = [{**dict.fromkeys(names), **one, "provenance": "p"} for one in written]
+    assert [result for line in text for result in unstacked(line)] == expected

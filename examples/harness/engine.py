@@ -84,7 +84,7 @@ class Results:
         return {as_text(line["run"]): line for line in self._lines() if "run" in line}
 
     def append(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Append results in one write: the key of each `run`, and its outcome."""
+        """Append results in one write: the key of each `run`, and its outcome; of runs of one group, as one line."""
         origin = provenance()
         name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
         with filelock.FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
@@ -92,7 +92,7 @@ class Results:
             file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
             known = any("run" not in line and line["provenance"] == name for line in self._lines())
             lines = [] if known else [{"provenance": name, **origin}]
-            lines += [{**line, "provenance": name} for line in results]
+            lines += [{**line, "provenance": name} for line in stacked(results)]
             file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -138,11 +138,22 @@ class Results:
             yield False
 
 
-def unstacked(line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results in a line, one for each run.
+def stacked(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Results of runs that were trained at once, as one line; results of runs that were trained alone, as they are.
 
-    Older files have one line for a group of runs: what differs between them is a list, within `run` and beside it.
+    What differs between the runs is a list within `run`, and the other fields are lists with an entry for each run.
     """
+    keys = [result["run"] for result in results]
+    if len(keys) < 2 or any(key["group_size"] == 1 for key in keys):
+        return list(results)
+    columns = {name: [key[name] for key in keys] for name in keys[0]}
+    run = {name: values[0] if len(set(values)) == 1 else values for name, values in columns.items()}
+    names = dict.fromkeys(name for result in results for name in result if name != "run")
+    return [{"run": run} | {name: [result.get(name) for result in results] for name in names}]
+
+
+def unstacked(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results in a line, one for each run."""
     run = line.get("run", {})
     varied = {name: values for name, values in run.items() if isinstance(values, list)}
     if not varied:

@@ -1,5 +1,6 @@
 """Errors that the user can cure: a plain message and an exit code instead of a traceback."""
 
+import contextlib
 import errno
 import io
 import os
@@ -38,31 +39,54 @@ def require(ok: bool, name: str, allowed: str, value: object, cure: str = "") ->
 
 def plain_errors(main: Callable[[], object]) -> int:
     """Run `main` and return the exit code: 0, 1 for a failed run, 2 for wrong use, 130 for an interrupt."""
-    try:
+    with contextlib.redirect_stderr(_Lossy(sys.stderr)):
         try:
-            main()
-        finally:
-            _flush(sys.stdout)
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        return 1
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return RunInterruptedError.exit_code
-    except Exception as error:
-        if (text := _message(error)) is None:
-            raise
-        print(text if isinstance(error, RunInterruptedError) else f"error: {text}", file=sys.stderr)
-        return error.exit_code if isinstance(error, UserError) else UserError.exit_code
+            try:
+                main()
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has gone, as `head` does
+            _discard(sys.stdout)
+            return 1
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr)
+            return RunInterruptedError.exit_code
+        except Exception as error:
+            if (text := _message(error)) is None:
+                raise
+            print(text if isinstance(error, RunInterruptedError) else f"error: {text}", file=sys.stderr)
+            _Lossy(sys.stdout).flush()
+            return error.exit_code if isinstance(error, UserError) else UserError.exit_code
     return 0
 
 
-def _flush(stream: Any) -> None:
-    """Flush a stream; after an error, what is still written to it goes nowhere."""
-    try:
-        stream.flush()
-    except OSError:
+class _Lossy:
+    """A stream that discards what it cannot write: progress that nobody can see ends no run."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._or_discard(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._or_discard(self._stream.flush)
+
+    def _or_discard(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except OSError:
+            _discard(self._stream)
+
+
+def _discard(stream: Any) -> None:
+    """Let what is still written to a stream go nowhere."""
+    with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise
 
 
 def _message(error: Exception) -> str | None:
