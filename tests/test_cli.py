@@ -21,6 +21,7 @@ from examples.harness.methods import Static, Tx, hyperparams
 from examples.harness.run_folder import RunFolder, to_json
 from examples.harness.runner import Options, stored
 from examples.modular import Modular
+from examples.shakespeare import Shakespeare
 
 from . import toy
 
@@ -172,6 +173,9 @@ def test_bad_values_make_no_folder(line, message, tmp_path):
     [
         (Modular, "p", 10**18 + 9, "--p must be from 1 to 100,000,000, got 1000000000000000009"),  # a prime
         (Modular, "p", 46_349, "--p must be a prime number below 46,349, got 46349"),
+        (Modular, "depth", 10**6, "--depth must be at most 1,000, got 1000000"),
+        (Shakespeare, "layers", 10**6, "--layers must be at most 1,000, got 1000000"),
+        (Shakespeare, "val_windows", 10**7, "--val-windows must be at most 100,000, got 10000000"),
     ],
 )
 def test_sizes_without_bound_are_refused_before_any_loop_or_array(task, field, value, message):

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 
 import chex
 import jax
@@ -546,3 +547,17 @@ def test_the_commit_of_a_checkout_is_named(tmp_path):
     assert git("rev-parse", "HEAD").startswith(named)
     (tmp_path / "file").write_text("2")
     assert commit(tmp_path) == f"{named}-dirty"
+
+
+def test_tensorboard_gets_the_records(tmp_path):
+    pytest.importorskip("tensorboardX", reason="extra tensorboard is not installed")
+    start("ma", "--out", tmp_path / "run", "--max-steps", 8, "--tensorboard")
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert content.count(b"val/accuracy") == content.count(b"train/loss") == 2
+
+
+def test_a_missing_logger_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"--tensorboard needs a package; pip install 'grokfast_jax\["):
+        start("ma", "--out", tmp_path / "run", "--max-steps", 8, "--tensorboard")

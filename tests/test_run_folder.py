@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from examples import resume
 from examples.harness import runner
 from examples.harness.cli import main, parse
 from examples.harness.engine import Results, product
-from examples.harness.errors import UserError, plain_errors
+from examples.harness.errors import UsageError, UserError, plain_errors
 from examples.harness.methods import Tx
 from examples.harness.run_folder import RunFolder
 from examples.harness.runner import train
@@ -201,10 +202,11 @@ def test_a_run_that_cannot_fit_is_a_message_and_makes_no_folder(tmp_path, capsys
         )
 
     experiment = dataclasses.replace(toy.EXPERIMENT, methods={"huge": huge}, default="huge")
-    assert main(experiment, ["--out", str(tmp_path / "run")]) == 1
-    assert "choose a smaller batch, model, data set or window" in capsys.readouterr().err
+    assert main(experiment, ["--out", str(tmp_path / "run")]) == 2
+    message = r"parameters and optimizer state need 4.5e\+06 GB of memory, and there are .*; choose a smaller model"
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(UsageError, match=message):
         Results(tmp_path / "r.jsonl", trains=True).of(product(toy.Toy(), huge))
 
 

@@ -19,11 +19,12 @@ import pandas as pd
 from .errors import RunInterruptedError, UsageError, UserError, require
 from .experiment import RULE, Experiment, Run, find_experiment, make_run
 from .files import provenance
+from .loggers import tensorboard
 from .loop import evaluations, progress_bar
 from .methods import base, parameters
 from .records import Row, best, format_metric, is_finished, outcome, steps_to, to_row
 from .run_folder import RunFolder
-from .train import Precision, in_any_process, is_primary_process, program
+from .train import Precision, in_any_process, is_primary_process, keep_compiled, program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Options:
     matmul_precision: Precision = "float32"
     # Measure this too, into metrics.csv and a picture of its name: one of the experiment's measures.
     measure: str | None = None
+    tensorboard: bool = False  # Log to TensorBoard, too (extra "tensorboard").
     checkpoint_every: int = 50  # Records between two checkpoints.
 
 
@@ -43,6 +45,7 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
     """Train one run to its end, or continue the one in `options.out`; then print its outcome."""
     started = time.perf_counter()
     validate(experiment, run, options)
+    keep_compiled()
     key = jax.random.key(run.seed)
     compiled = program(run, devices=options.devices, precision=options.matmul_precision)
     data, state = jax.block_until_ready((compiled.draw(key), compiled.init(run.traced, key)))
@@ -57,7 +60,9 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
         step = int(folder.rows[-1]["step"]) if folder.rows else 0
         shown = {"initial": step, "desc": "compiling", "disable": not is_primary_process()}
         bar = stack.enter_context(progress_bar(run.max_steps, "step", **shown))
-        interrupts = stack.enter_context(deferred_interrupts())
+        interrupts, log = stack.enter_context(deferred_interrupts()), lambda row: None
+        if options.tensorboard and is_primary_process():
+            log = stack.enter_context(tensorboard(folder.path, step + 1))
         records = evaluations(compiled, run.traced, key, data=data, state=state)
         while not is_finished(run, folder.rows):
             evaluation = next(records)
@@ -72,6 +77,7 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
                 named = {f"{options.measure}_{name}": value for name, value in jax.device_get(columns).items()}
                 row = {**row, **to_row(evaluation.step, named)}
             folder.append(row)
+            log(row)
             values = (format_metric(metric, row[f"{part}_{metric}"]) for part in ("train", "val"))
             bar.set_description("{}: train {:>6}, val {:>6}".format(metric, *values), refresh=False)
             bar.update(evaluation.step - bar.n)
@@ -169,7 +175,7 @@ def stored(folder: Path) -> tuple[Experiment, Run, Options]:
             fields["data_dir"] = Path(fields["data_dir"])
         settings = {name: config[name] for name in (*parameters(method), *RULE)}
         run = make_run(dataclasses.replace(task, **fields), method, **settings)
-        kept = {name: config[name] for name in ("devices", "matmul_precision", "measure", "checkpoint_every")}
+        kept = {field.name: config[field.name] for field in dataclasses.fields(Options) if field.name != "out"}
     except (LookupError, TypeError, ValueError, UserError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(

@@ -1,6 +1,8 @@
 """Training as pure functions of task, hyperparameters, key and data, and as one compiled program."""
 
 import functools
+import os
+import platform
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pooch
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
@@ -93,6 +96,15 @@ def advance(
     return TrainState(params, opt_state, state.chunk + 1), metrics
 
 
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache, for the next process; where JAX is configured to, if it is."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        # By machine, for a home directory may be shared by machines with other instruction sets.
+        folder = pooch.os_cache("grokfast_jax") / "compiled" / platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 Precision = Literal["float32", "default"]
 
 
@@ -130,10 +142,14 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
             return advance(task, make_tx(hyper), key, {**shared, **own}, state, divide)
 
     vmap = jax.vmap if run.group_size > 1 else lambda function, **_: function
-    axes = jax.tree.map(
-        lambda x: None if x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer) else 0,
-        jax.eval_shape(init_fn, run.traced, jax.random.key(0)),
-    )
+    state = jax.eval_shape(init_fn, run.traced, jax.random.key(0))
+    needed = run.group_size * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / 1e9
+    if needed > (limit := _memory()):
+        raise UsageError(
+            f"parameters and optimizer state need {needed:,.3g} GB of memory, and there are {limit:,.3g}; choose a "
+            "smaller model, window or group"
+        )
+    axes = jax.tree.map(lambda x: None if x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer) else 0, state)
 
     @functools.cache
     def per_run(function: Callable[[Task, TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
@@ -148,6 +164,14 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
     draw = lambda key: (jax.device_put(shared, whole), draw_fn(key))
     advance_all = vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
     return Program(task, draw, jit(vmap(init_fn, out_axes=axes)), jit(advance_all, donate_argnums=4), per_run)
+
+
+def _memory() -> float:
+    """Gigabytes of this process's first device, or of this machine."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else float("inf")
 
 
 def _placement(devices: int) -> tuple[NamedSharding | None, Callable[[Any], Any]]:
