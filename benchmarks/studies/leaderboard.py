@@ -153,7 +153,7 @@ class Entrant(NamedTuple):
     task: Task | None = None  # in place of the board's
 
 
-MOMENTUM, LAMB = (0.02, 1.0), (0.2, 20.0)
+MOMENTUM, LAMB = (0.02, 1.0), (0.02, 20.0)
 ENTRANTS = {
     "AdamW": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, "adam"),
     "NAdamW": Entrant(nadamw_tuned, "one_minus_b1", MOMENTUM, "adam"),
@@ -193,7 +193,7 @@ class Board(NamedTuple):
 
     def ranges(self, entrant: Entrant) -> dict[str, Range]:
         """Log-uniform ranges: of the learning rate, of its product with the weight decay, and of the own number."""
-        return {"lr": self.lr[entrant.lr], "weight_decay": (1e-4, 3e-2), entrant.own: entrant.own_range}
+        return {"lr": self.lr[entrant.lr], "weight_decay": (1e-5, 3e-2), entrant.own: entrant.own_range}
 
     def points(self, entrant: Entrant) -> list[dict[str, float]]:
         """The settings that an entrant tries, with three digits: learning rate, weight decay and its own number."""
