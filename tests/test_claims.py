@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+from scipy.special import comb
 from scipy.stats import binomtest
 
 import grokfast_jax as gf
@@ -100,6 +101,29 @@ def tuned_parity():
     assert failed(ma) == 2
     yield "({}:{}, and two seeds fail)".format(*wins(ma, tuned))
     yield "λ = 3, untuned: {}:{} (p = {:.2f})".format(*wins(weak, tuned))
+
+
+def leaderboard():
+    frame = results("leaderboard").query("task == 'Parity'").drop_duplicates(["method", "lr", "seed"], keep="last")
+    tuned = {method: one.set_index("seed")["steps_to_95"] for method, one in frame.groupby("method")}
+    final = {method: one[one.index.isin(range(400, 416))] for method, one in tuned.items()}
+    assert {len(series) for series in final.values()} == {16}
+    adamw, muon = final["adamw_tuned"], final["muon_tuned"]
+    assert wins(muon, adamw)[:2] == (16, 0)
+    ema, ma = final["ema_adamw_tuned"], final["ma_adamw_tuned"]
+    yield "the EMA needs more steps on {1} of 15 seeds (p = {2:.3f})".format(*wins(ema, adamw))
+    yield "and the MA on {1} of 16 (p = {2:.2f})".format(*wins(ma, adamw))
+    behind = {wins(final[name], muon)[:2] for name in ("ema_muon_tuned", "ma_muon_tuned")}
+    yield f"more steps than Muon on at least {min(more for _, more in behind)} of the 16 seeds"
+    assert all(np.isinf(tuned["adamw_perpendicular"]))
+    expected = {}
+    for method in ("adamw_tuned", "muon_tuned"):
+        steps = np.sort(tuned[method].loc[1000].clip(upper=2_000))
+        ranks = np.arange(len(steps))
+        expected[method] = steps.mean(), sum(steps * comb(len(steps) - 1 - ranks, 7) / comb(len(steps), 8))
+    (one, eight), (muon_one, muon_eight) = expected.values()
+    yield f"AdamW is expected to need {one:.0f} steps and Muon {muon_one:.0f}"
+    yield f"AdamW needs {eight:.0f} and Muon {muon_eight:.0f}"
 
 
 def low_rate():
@@ -216,13 +240,54 @@ def other_tasks():
     yield f"gives most of the gain ({NUMBERS[len(imdb['paper', 10.0])]} splits"
 
 
+def changes_after_grokking():
+    """The runs with each change at the step where AdamW reaches 95 %, by what changes."""
+    frame = results("staying_grokked")
+    frame = frame[frame["seed"] < 508].set_index("seed")
+    neutral = {"rate": 1.0, "cosine": 0.0, "b1": 0.9, "weight_decay": 1.0}
+    neutral |= dict.fromkeys(("ema_lamb", "ma_lamb", "perpendicular", "frozen"), 0.0)
+    of = lambda **numbers: np.logical_and.reduce([frame[k] == v for k, v in (neutral | numbers).items()])
+    groups = {"plain": frame[of() & (frame["change_step"] == 5_000)]}
+    for name, numbers in (
+        ("ma", {"ma_lamb": 5.0}),
+        ("ema", {"ema_lamb": 2.0}),
+        ("b1", {"b1": 0.98}),
+        ("cosine", {"cosine": 1.0}),
+        ("third", {"rate": 1 / 3}),
+    ):
+        groups[name] = frame[of(**numbers)]
+        assert all(groups[name]["change_step"] == groups["plain"]["steps_to_95"][groups[name].index])
+    assert {len(group) for group in groups.values()} == {8}
+    return groups
+
+
+def against(groups, first, second):
+    """With how many seeds the first has more evaluations at 95 %, with how many fewer, and p."""
+    return wins(-groups[first]["held_evals"], -groups[second]["held_evals"])
+
+
 def switched_on():
-    frame = results("staying_grokked").set_index("seed")
-    plain, filtered = frame[frame["change_step"] == 5_000], frame[frame["ma_lamb"] == 5.0]
-    assert all(filtered["change_step"] == plain["steps_to_95"][filtered.index])
-    more, fewer, p = wins(plain["held_evals"], filtered["held_evals"])
-    assert (more, fewer, len(filtered)) == (8, 0, 8)
+    groups = changes_after_grokking()
+    more, fewer, p = against(groups, "ma", "plain")
+    assert (more, fewer) == against(groups, "b1", "plain")[:2] == (8, 0)
     yield f"the MA keeps more of 200 evaluations there on eight of eight seeds (p = {p:.3f})"
+    yield "two do not differ clearly ({}:{}, p = {:.2f})".format(*against(groups, "ma", "b1"))
+    assert against(groups, "ma", "cosine")[:2] == (8, 0)
+    yield f"loses to the MA on all eight seeds (p = {against(groups, 'ma', 'cosine')[2]:.3f})"
+
+
+def what_keeps():
+    groups = changes_after_grokking()
+    always = {name: int((group["held_evals"] == 200).sum()) for name, group in groups.items()}
+    assert [name for name, count in always.items() if count] == ["ma"]
+    yield f"always at 95 %, on {NUMBERS[always['ma']]} of eight seeds"
+    yield f"never falls below {int(100 * groups['b1']['lowest'].min())} %"
+    yield f"is at 95 % in {groups['b1']['held_evals'].median() / 2:.0f} % of the evaluations"
+    yield "undecided ({}:{}, p = {:.2f})".format(*against(groups, "b1", "ma"))
+    yield "undecided ({}:{}, p = {:.2f})".format(*against(groups, "third", "ma"))
+    yield f"its accuracy falls to {100 * groups['third']['lowest'].median():.0f} % (median)"
+    assert against(groups, "ma", "ema")[:2] == (7, 0)
+    yield f"loses to the MA on seven seeds and ties on one (p = {against(groups, 'ma', 'ema')[2]:.2f})"
 
 
 def window_costs():
@@ -285,6 +350,8 @@ CLAIMS = {
         other_tasks,
         window_costs,
     ],
+    "docs/optimizers.md": [leaderboard],
+    "docs/hold.md": [what_keeps],
     "docs/how.md": [second_moments],
     "docs/choose.md": [choose],
     "README.md": [readme],

@@ -327,19 +327,18 @@ def best_of(steps: np.ndarray, k: int, cap: int) -> float:
     return float(values @ np.array(chance))
 
 
-@STUDY.figure("What tuning costs: expected steps of the best of k settings", width=9, height=4.4, columns=2)
+@STUDY.figure("Few settings favour AdamW, eight or more favour Muon", width=8, height=4.4)
 def budget(frame: Frame, axes: Any) -> None:
-    """Steps of the best of k settings on the tuning seed, for each entrant of two boards."""
-    for panel, (title, board) in zip(axes, {"sparse parity": PARITY, "MNIST": MNIST}.items(), strict=True):
-        for i, (name, entrant) in enumerate(board.entrants.items()):
-            runs = board.of_entrant(frame, entrant)
-            steps = runs[runs["seed"] == TUNING_SEEDS[0]].reindex(columns=[board.steps_to]).to_numpy()[:, 0]
-            if len(steps) == SETTINGS:
-                ks = range(1, SETTINGS + 1)
-                expected = [best_of(steps, k, board.cap) for k in ks]
-                panel.plot(ks, expected, ("-", "--", ":")[i // 4], color=f"C{i % 8}", linewidth=2, label=name)
-        panel.set(xscale="log", xticks=[1, 2, 4, 8, 16, 32], xticklabels=[1, 2, 4, 8, 16, 32], title=title)
-        panel.minorticks_off()
-        views.label(panel, "settings tried", "expected steps of the best")
-    if axes[0].has_data():
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    """Expected steps of the best of k settings on the tuning seed, with and without a filter."""
+    for name, entrant in FILTERS.items():
+        runs = PARITY.of_entrant(frame, entrant)
+        steps = runs[runs["seed"] == TUNING_SEEDS[0]].reindex(columns=[PARITY.steps_to]).to_numpy()[:, 0]
+        if len(steps) == SETTINGS:
+            ks = range(1, SETTINGS + 1)
+            style = "-" if " before " not in name else "--" if "EMA" in name else ":"
+            colour = views.FILTER if "Muon" in name else views.NO_FILTER
+            axes.plot(ks, [best_of(steps, k, PARITY.cap) for k in ks], style, color=colour, linewidth=2, label=name)
+    axes.set(xscale="log", xticks=[1, 2, 4, 8, 16, 32], xticklabels=[1, 2, 4, 8, 16, 32], ylim=(0, None))
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize="large")
+    views.label(axes, "settings tried", "expected steps to 95 % of the best")
