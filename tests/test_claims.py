@@ -254,6 +254,9 @@ def changes_after_grokking():
         ("b1", {"b1": 0.98}),
         ("cosine", {"cosine": 1.0}),
         ("third", {"rate": 1 / 3}),
+        ("perpendicular", {"perpendicular": 1.0}),
+        ("both", {"perpendicular": 1.0, "weight_decay": 0.3}),
+        ("decay", {"weight_decay": 0.3}),
     ):
         groups[name] = frame[of(**numbers)]
         assert all(groups[name]["change_step"] == groups["plain"]["steps_to_95"][groups[name].index])
@@ -279,13 +282,18 @@ def switched_on():
 def what_keeps():
     groups = changes_after_grokking()
     always = {name: int((group["held_evals"] == 200).sum()) for name, group in groups.items()}
-    assert [name for name, count in always.items() if count] == ["ma"]
+    assert {name: count for name, count in always.items() if count} == {"ma": 6, "both": 1}
     yield f"always at 95 %, on {NUMBERS[always['ma']]} of eight seeds"
     yield f"never falls below {int(100 * groups['b1']['lowest'].min())} %"
     yield f"is at 95 % in {groups['b1']['held_evals'].median() / 2:.0f} % of the evaluations"
     yield "undecided ({}:{}, p = {:.2f})".format(*against(groups, "b1", "ma"))
     yield "undecided ({}:{}, p = {:.2f})".format(*against(groups, "third", "ma"))
     yield f"its accuracy falls to {100 * groups['third']['lowest'].median():.0f} % (median)"
+    assert (against(groups, "both", "plain")[:2], against(groups, "perpendicular", "plain")[:2]) == ((8, 0), (0, 8))
+    ratio = groups["perpendicular"]["last_norm"] / groups["perpendicular"]["norm"]
+    yield f"which falls to {ratio.median():.2f} of what it was"
+    yield f"still falls to {100 * groups['both']['lowest'].median():.0f} % (median)"
+    yield f"its accuracy falls to {100 * groups['decay']['lowest'].median():.0f} %"
     assert against(groups, "ma", "ema")[:2] == (7, 0)
     yield f"loses to the MA on seven seeds and ties on one (p = {against(groups, 'ma', 'ema')[2]:.2f})"
 

@@ -170,7 +170,7 @@ def table(frame: Frame) -> Rows:
         yield row
 
 
-@STUDY.figure("A longer momentum or the MA keeps AdamW from collapsing", width=8, height=4.6)
+@STUDY.figure("A longer momentum or the MA keeps AdamW from collapsing", width=8, height=5)
 def figure(frame: Frame, axes: Any) -> None:
     """The lowest validation accuracy after the first at 95 %, a dot per seed."""
     colour = lambda name: ORANGE if name[:2] in ("MA", "EM") else BLUE if name == "no change" else GREY
