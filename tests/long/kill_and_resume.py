@@ -33,7 +33,7 @@ class Arguments:
 
     kills: int = 20
     """How many times the run is killed."""
-    max_steps: int = 800
+    max_steps: int = 900
     """Steps of the run."""
     checkpoint_every: int = 2
     """Records between two checkpoints."""
