@@ -7,6 +7,7 @@ command starts them on this machine, on its CPU. On a cluster the scheduler star
 
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import jax
 import tqdm
@@ -29,6 +31,9 @@ from examples.harness.runner import Options, new_path, train, validate
 def work(address: str, process: int, name: str, run: Run, options: Options, resumes: bool) -> None:
     """Train in one of the processes; the first one shows the progress."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    parent: Any = multiprocessing.parent_process()
+    end_with_parent = lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1))
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if process > 0:
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import DOCS
 from benchmarks.studies import paper
 from examples.harness.engine import Results, product
 from examples.modular import Modular, adam, adamw, ema
@@ -145,6 +147,17 @@ def test_a_grid_has_the_seeds_that_all_settings_have(mod97):
 def test_the_results_are_those_of_all_runs_but_the_baseline():
     results = paper.STUDY.results()
     assert {run.max_steps for run in results.missing(paper.runs(results))} == {paper.BASELINE_STEPS}
+
+
+def test_the_roots_of_the_published_distances_are_told():
+    text = (DOCS / "paper.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [\w, ]+ \| ([\d.]+), (\d+) \| ([\d.]+), (\d+) \| ([\d.]+), (\d+) \|$", text, re.MULTILINE)
+    assert len(rows) == 2
+    for row in rows:
+        squares, roots = np.array(row[::2], float), np.array(row[1::2], float)
+        np.testing.assert_array_equal(np.sqrt(1_000 * squares).round(), roots)
+        assert squares[2] > squares[0] + squares[1]
+        assert roots[2] < roots[0] + roots[1]
 
 
 @pytest.mark.parametrize(("dampening", "is_exact"), [(0.0, True), (0.3, False)])

@@ -45,7 +45,7 @@ def devices(chip: str, topology: str | None = None) -> list[Any]:
         return topologies.get_topology_desc(platform="cuda", **options).devices
     smallest, kind = TPUS[chip]
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE=kind, TPU_WORKER_HOSTNAMES="localhost")
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several processes may compile; none of them has a TPU
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several processes may compile, without a TPU
     return topologies.get_topology_desc(platform="tpu", topology_name=topology or smallest).devices
 
 

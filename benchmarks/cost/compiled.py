@@ -70,7 +70,7 @@ PROGRAMS: list[tuple[str, Precision]] = [  # methods of the mod-97 experiment, a
 
 Tree = dict[str, tuple[tuple[int, ...], P]]  # shapes and shardings
 
-# A model like Llama 3 8B, whose 32 layers are stacked.
+# A model like Llama 3 8B, with its 32 layers stacked.
 LLAMA: Tree = {
     "embedding": ((128_256, 4096), P("tp", "fsdp")),
     "query": ((32, 4096, 4096), P(None, "fsdp", "tp")),

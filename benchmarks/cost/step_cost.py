@@ -1,7 +1,7 @@
 """What a filter adds to the time and memory of an optimizer update: `python -m benchmarks.cost.step_cost`.
 
-AdamW alone and AdamW behind each filter take turns, on float32 parameters in few large and in many small arrays, as a
-donated jitted step and as a `lax.scan`. Beside the times stand the bytes per parameter that the compiled program moves
+AdamW alone and AdamW after each filter take turns, on float32 parameters in few large and in many small arrays, as a
+donated jitted step and as a `lax.scan`. The table also has the bytes per parameter that the compiled program moves
 by XLA's own count: on a CPU it writes one array a loop, so a loop that needs the amplified gradient reads again what it
 is made of.
 
@@ -42,7 +42,7 @@ def contender(name: str, sizes: list[int], mode: str, steps: int) -> tuple[Calla
     step = update_step(tx)
 
     def scan(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        # The gradient is scaled anew in each step, so that none of it can be precomputed.
+        # The gradient is scaled in each step, so that it cannot be precomputed.
         body = lambda carry, scale: (step(carry[0], carry[1], jax.tree.map(lambda g: scale * g, grads)), None)
         return lax.scan(body, (params, state), jnp.linspace(1.0, 1.1, steps))[0]
 
@@ -102,7 +102,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(rounds: Count = 15, out: OutFile = OUT) -> None:
-    """Time one update of AdamW alone and behind each filter; the file is written after each cell.
+    """Time one update of AdamW alone and after each filter; the file is written after each cell.
 
     Args:
       rounds: Timed rounds; each contender is timed once per round.

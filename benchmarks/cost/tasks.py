@@ -26,7 +26,7 @@ TASKS = tuple(task_names())
 
 
 def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
-    """The row of a task, in a process that has so many threads."""
+    """The row of a task, in a process with this number of threads."""
     run = find_experiment(name).run()
     records = evaluations(program(run), run.traced, jax.random.key(0))
     seconds = in_turn({name: lambda: next(records)}, rounds)[name]
