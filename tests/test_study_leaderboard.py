@@ -83,8 +83,7 @@ def test_tuning_keeps_four_settings_and_enters_the_best_median_of_three_seeds():
     results = FakeResults(steps)
     runs = board.finals(results, entrant)  # type: ignore[arg-type]
     assert {run.hyperparams["lr"] for run in runs} == {tried[2]["lr"]}
-    assert [run.seed for run in runs] == list(range(400, 432))
-    assert {run.hold_evals for run in runs} == {50}
+    assert [run.seed for run in runs] == list(range(400, 416))
     asked = {(run.hyperparams["lr"], run.seed) for run in results.asked}
     assert len(asked) == 32 + 2 * 4
 
@@ -120,7 +119,7 @@ def test_standings_compare_with_adamw_seed_by_seed_and_mark_numbers_at_an_edge()
         setting = {"lr": lr, "weight_decay": 0.002 / lr, entrant.own: 0.1}
         rows += [
             run.key | {"steps_to_95": steps, "best_val_accuracy": 0.9}
-            for run in board.trial(entrant, setting, board.seeds)
+            for run in board.trial(entrant, setting, leaderboard.SEEDS)
         ]
     muon, adamw, nadamw = ([*row.values()] for row in board.standings(pd.DataFrame(rows)))
     assert muon == ["Muon", "0.98 (edge), 0.00204, 0.1", "400 (400 to 400)", "0 of 16", "16 : 0 (p < 0.001)"]

@@ -9,9 +9,9 @@ Rules.
    are tried with two further tuning seeds; the best median of three is entered. A number of the entered setting in the
    outer twentieth of its range is marked: the ranges are then to be widened for all.
 3. Steps are those to the first validation accuracy at the task's threshold; a run that needs more than the cap fails.
-   Fresh seeds, 32 on mod 97 and 16 elsewhere. All entrants are compared seed by seed with one of them.
-4. On mod 97 runs are followed for 50 evaluations. With 30 % of the pairs: AdamW and Muon, alone and with the published
-   filters before them. The best five on mod 97, untouched, on the other operations and on p = 113.
+   Sixteen fresh seeds. All entrants are compared seed by seed with one of them.
+4. With 30 % of the pairs: AdamW and Muon, alone and with the published filters before them. The best five on mod 97,
+   untouched, on the other operations and on p = 113.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from examples.parity import Parity
 from grokfast_jax import grokfast_ema, grokfast_ma, scale_by_filtered_adam
 
 Range = tuple[float, float]
-TUNING_SEEDS, SEEDS = (1000, 1001, 1002), range(400, 432)
+TUNING_SEEDS, SEEDS = (1000, 1001, 1002), range(400, 416)
 SETTINGS, FINALISTS = 32, 4
 OTHERS: list[dict[str, Any]] = [{"operation": "addition"}, {"operation": "subtraction"}, {"operation": "division"}]
 OTHERS += [{"p": 113}]
@@ -156,16 +156,16 @@ class Entrant(NamedTuple):
 MOMENTUM, LAMB = (0.02, 1.0), (0.02, 20.0)
 ENTRANTS = {
     "AdamW": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, "adam"),
-    "NAdamW": Entrant(nadamw_tuned, "one_minus_b1", MOMENTUM, "adam"),
-    "AdEMAMix": Entrant(ademamix_tuned, "one_minus_b3", (1e-4, 0.1), "adam"),
-    "Lion": Entrant(lion_tuned, "one_minus_b2", (0.003, 0.3), "lion"),
     "EMA before AdamW": Entrant(ema_adamw_tuned, "lamb", LAMB, "adam"),
     "MA before AdamW": Entrant(ma_adamw_tuned, "lamb", LAMB, "adam"),
-    "AdamW, perpendicular gradients": Entrant(adamw_perpendicular, "one_minus_b1", MOMENTUM, "adam"),
-    "AdamW, StableMax": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, "adam", StableMax()),
-    "AdamW, Nesterov kernel": Entrant(adamw_nesterov_kernel, "one_minus_beta", MOMENTUM, "adam"),
     "Muon": Entrant(muon_tuned, "one_minus_beta", MOMENTUM, "muon"),
+    "AdamW, Nesterov kernel": Entrant(adamw_nesterov_kernel, "one_minus_beta", MOMENTUM, "adam"),
+    "AdEMAMix": Entrant(ademamix_tuned, "one_minus_b3", (1e-4, 0.1), "adam"),
+    "AdamW, perpendicular gradients": Entrant(adamw_perpendicular, "one_minus_b1", MOMENTUM, "adam"),
+    "NAdamW": Entrant(nadamw_tuned, "one_minus_b1", MOMENTUM, "adam"),
+    "AdamW, StableMax": Entrant(adamw_tuned, "one_minus_b1", MOMENTUM, "adam", StableMax()),
     "Muon on hidden matrices": Entrant(muon_hidden, "one_minus_beta", MOMENTUM, "muon"),
+    "Lion": Entrant(lion_tuned, "one_minus_b2", (0.003, 0.3), "lion"),
 }
 BEFORE_MUON = {
     "EMA before Muon": Entrant(ema_muon_tuned, "lamb", LAMB, "muon"),
@@ -181,10 +181,9 @@ class Board(NamedTuple):
     entrants: Mapping[str, Entrant]
     lr: Mapping[str, Range]  # by the kind of learning rate
     cap: int  # steps
-    seeds: Sequence[int] = SEEDS[:16]
     threshold: float = 0.95
-    hold: int = 0  # evaluations after the first at the threshold
     group_size: int = 1
+    product: Range = (1e-5, 3e-2)  # of learning rate and weight decay
 
     @property
     def steps_to(self) -> str:
@@ -193,7 +192,7 @@ class Board(NamedTuple):
 
     def ranges(self, entrant: Entrant) -> dict[str, Range]:
         """Log-uniform ranges: of the learning rate, of its product with the weight decay, and of the own number."""
-        return {"lr": self.lr[entrant.lr], "weight_decay": (1e-5, 3e-2), entrant.own: entrant.own_range}
+        return {"lr": self.lr[entrant.lr], "weight_decay": self.product, entrant.own: entrant.own_range}
 
     def points(self, entrant: Entrant) -> list[dict[str, float]]:
         """The settings that an entrant tries, with three digits: learning rate, weight decay and its own number."""
@@ -205,9 +204,9 @@ class Board(NamedTuple):
             settings.append({name: float(f"{value:.3g}") for name, value in setting.items()})
         return settings
 
-    def trial(self, entrant: Entrant, setting: Mapping[str, float], seeds: Sequence[int], hold: int = 0) -> list[Run]:
+    def trial(self, entrant: Entrant, setting: Mapping[str, float], seeds: Sequence[int]) -> list[Run]:
         """Runs of one setting."""
-        rule = {"max_steps": self.cap, "stop_at": self.threshold, "hold_evals": hold, "group_size": self.group_size}
+        rule = {"max_steps": self.cap, "stop_at": self.threshold, "group_size": self.group_size}
         return product(entrant.task or self.task, entrant.method, **setting, **rule, seed=list(seeds))
 
     def order(self, runs: Frame) -> tuple[float, float]:
@@ -224,7 +223,7 @@ class Board(NamedTuple):
                 return []
             best = sorted(range(len(settings)), key=lambda i: self.order(tried[i]))
             settings = [settings[i] for i in best[:FINALISTS]]
-        return self.trial(entrant, settings[0], self.seeds, self.hold)
+        return self.trial(entrant, settings[0], SEEDS)
 
     def of_entrant(self, frame: Frame, entrant: Entrant) -> Frame:
         """All runs of an entrant under these rules."""
@@ -238,8 +237,8 @@ class Board(NamedTuple):
         final = {}
         for name, entrant in self.entrants.items():
             runs = self.of_entrant(frame, entrant)
-            runs = runs[runs["seed"].isin(self.seeds) & (runs["hold_evals"] == self.hold)]
-            if len(runs) == len(self.seeds):
+            runs = runs[runs["seed"].isin(SEEDS)]
+            if len(runs) == len(SEEDS):
                 final[name] = runs
         return dict(sorted(final.items(), key=lambda item: self.order(item[1])))
 
@@ -250,7 +249,6 @@ class Board(NamedTuple):
             row = {"entrant": name, "rate, decay, own number": self.setting(self.entrants[name], runs)}
             row["steps"] = views.median_and_interval(runs[self.steps_to].to_numpy(), self.cap)
             row["fail"] = f"{np.isinf(runs[self.steps_to]).sum()} of {len(runs)}"
-            row |= {"hold": views.outcome_cells(runs)["hold"]} if self.hold else {}
             comparison = paired(runs, final[against], self.steps_to)
             yield row | {"fewer : more": "" if name == against else views.seed_counts(comparison)}
 
@@ -270,8 +268,8 @@ PARITY_LR = {"adam": (1e-2, 1.0), "lion": (1e-3, 0.1), "muon": (1e-2, 1.0)}
 ON_ANY_TASK = {name: entrant for name, entrant in ENTRANTS.items() if not entrant.task and "hidden" not in name}
 PARITY = Board(Parity(eval_every=10), ON_ANY_TASK | BEFORE_MUON, PARITY_LR, 2_000, group_size=16)
 MNIST = Board(Mnist(epochs=10), FILTERS, LR, 2_000, threshold=0.85)
-MOD97 = Board(Modular(), ENTRANTS, LR, 1_000, SEEDS, hold=50)
-FEW_PAIRS = Board(Modular(train_fraction=0.3), FILTERS, LR, 1_000, SEEDS, hold=50)
+MOD97 = Board(Modular(), ENTRANTS, LR, 1_000, product=(1e-4, 1e-1))
+FEW_PAIRS = Board(Modular(train_fraction=0.3), FILTERS, LR, 1_000, product=(1e-4, 1e-1))
 BOARDS = (PARITY, MNIST, MOD97, FEW_PAIRS)
 
 
@@ -279,7 +277,7 @@ def elsewhere(run: Run) -> list[Run]:
     """The setting of a run on the other operations and on p = 113, with sixteen seeds."""
     task: Any = run.task
     tasks = [dataclasses.replace(task, **changes) for changes in OTHERS]
-    return [dataclasses.replace(run, task=task, seed=seed, hold_evals=0) for task in tasks for seed in SEEDS[:16]]
+    return [dataclasses.replace(run, task=task, seed=seed) for task in tasks for seed in SEEDS]
 
 
 def runs(results: Results) -> Iterator[Run]:
