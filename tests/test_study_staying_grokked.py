@@ -72,8 +72,26 @@ def test_a_cosine_decay_ends_at_zero():
     np.testing.assert_allclose(updates["w"], 0, atol=1e-9)
 
 
-def line(seed, steps, share, **numbers):
-    (run,) = study.run_of(seed=seed, **numbers)
+def test_the_exact_loss_and_its_gradient_keep_their_digits_beside_a_sure_answer():
+    logits = np.array([[2.0, 32.0, -1.0, 9.0], [0.5, -0.5, 1.0, 2.0]])
+    answer = np.array([1, 3])
+    rest = np.exp(logits - logits[np.arange(2), answer][:, None])
+    rest[np.arange(2), answer] = 0
+    gradient = rest / (1 + rest.sum(axis=1, keepdims=True))
+    gradient[np.arange(2), answer] = -gradient.sum(axis=1)
+    found = lambda task: jax.jit(jax.value_and_grad(lambda z: task.loss(z, jnp.asarray(answer)).sum()))(
+        jnp.float32(logits)
+    )
+    value, slope = found(study.ExactLoss())
+    np.testing.assert_allclose(value, np.log1p(rest.sum(axis=1)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-5)
+    usual = found(study.Modular())[1]
+    np.testing.assert_allclose(usual, gradient, atol=1e-7)
+    assert abs(usual[0, 1] / gradient[0, 1] - 1) > 0.5  # where it cancels
+
+
+def line(seed, steps, share, task=study.Modular(), **numbers):  # noqa: B008
+    (run,) = study.product(task, study.changed_adamw, seed=seed, **study.RULE, **numbers)
     held = {"held_evals": round(2 * share), "followed_evals": 200, "lowest": share / 100, "norm": 2.0, "last_norm": 1.0}
     return {"run": run.key, "steps_to_95": steps, **held}
 
@@ -89,10 +107,12 @@ def lines(seeds, **numbers):
 
 def test_changes_are_compared_with_the_run_of_their_seed():
     of_another_step = line(1, 1_200, 10, change_step=1_000.0, ma_lamb=5.0)
-    frame = to_frame([*lines(8), *lines(8, ma_lamb=5.0), of_another_step, *lines(7, rate=1 / 3)])
-    nothing, ma = ([c.strip() for c in row.split("|")[1:-1]] for row in study.table(frame).splitlines()[2:])
+    exact = [line(i, 900, 90, task=study.ExactLoss(), change_step=study.NEVER) for i in range(8)]
+    frame = to_frame([*lines(8), *lines(8, ma_lamb=5.0), of_another_step, *lines(7, rate=1 / 3), *exact])
+    nothing, ma, loss = ([c.strip() for c in row.split("|")[1:-1]] for row in study.table(frame).splitlines()[2:])
     assert nothing[:3] + nothing[-2:] == ["no change", "0 of 8", "84 (80 to 87) %", "", "0 : 8 (p = 0.0078)"]
     assert ma[:3] + ma[-2:] == ["MA, λ 5", "8 of 8", "100 %", "8 : 0 (p = 0.0078)", ""]
+    assert loss[:3] + loss[-2:] == [study.EXACT_LOSS, "0 of 8", "90 %", "8 : 0 (p = 0.0078)", "0 : 8 (p = 0.0078)"]
 
 
 def test_without_a_change_that_has_enough_seeds_nothing_is_shown():
