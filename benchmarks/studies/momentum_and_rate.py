@@ -10,7 +10,7 @@ published, each against Adam at the raised rate; and the MA before AdamW at β1 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -69,15 +69,17 @@ RAISED = [  # Adam without a filter at the rates that the EMA and the MA amount 
 ]
 SHORT = on_mod97(lr=0.001, b1=0.5, lowpass="none", **DECOUPLED)
 MA_ADAMW = on_mod97(lr=0.001, b1=0.9, lowpass="ma", **DECOUPLED)
-TRADED = [  # AdamW: three times the rate with a third of the decay, and three times the decay
-    on_mod97(lr=0.003, weight_decay=1 / 3, b1=0.9, lowpass="none", coupled=False),
-    on_mod97(lr=0.001, weight_decay=3.0, b1=0.9, lowpass="none", coupled=False),
-]
+TRADED = {  # the same AdamW without a filter, and with rate and decay traded
+    "AdamW": on_mod97(lr=0.001, b1=0.9, lowpass="none", **DECOUPLED),
+    "AdamW, 3 × the rate, decay / 3": on_mod97(lr=0.003, weight_decay=1 / 3, b1=0.9, lowpass="none", coupled=False),
+    "AdamW, 3 × the decay": on_mod97(lr=0.001, weight_decay=3.0, b1=0.9, lowpass="none", coupled=False),
+}
 PRIMARY = {
     "EMA before Adam against Adam at 2.9 × the rate": (PUBLISHED[0], RAISED[0]),
     "MA before Adam against Adam at 5.4 × the rate": (PUBLISHED[1], RAISED[1]),
     "MA before AdamW against AdamW with β1 0.5": (MA_ADAMW, SHORT),
 }
+CONTROLS = {f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items()}
 
 
 def runs(results: Results) -> Iterator[Run]:
@@ -85,9 +87,9 @@ def runs(results: Results) -> Iterator[Run]:
     for pair in PRIMARY.values():
         results.of([*pair[0], *pair[1]])
         yield from (run for side in pair for run in side)
-    for traded in TRADED:
+    for traded in TRADED.values():
         yield from traded
-    results.of(run for traded in TRADED for run in traded)
+    results.of(run for traded in TRADED.values() for run in traded)
     for lr in RATES:
         for optimizer in (DECOUPLED, COUPLED):
             for lowpass in LOWPASS:
@@ -104,16 +106,14 @@ def select(frame: Frame, run: Run) -> Frame:
     return frame[np.logical_and.reduce([frame[name] == value for name, value in run.hyperparams.items()])]
 
 
-def compared(frame: Frame) -> dict[str, tuple[Frame, Frame]]:
-    """Both sides of each primary comparison that has all seeds."""
-    sides = {name: (select(frame, first[0]), select(frame, second[0])) for name, (first, second) in PRIMARY.items()}
+def compared(frame: Frame, comparisons: Mapping[str, tuple[list[Run], list[Run]]]) -> dict[str, tuple[Frame, Frame]]:
+    """Both sides of each comparison that has all seeds."""
+    sides = {name: (select(frame, first[0]), select(frame, second[0])) for name, (first, second) in comparisons.items()}
     return {name: pair for name, pair in sides.items() if min(map(len, pair)) == len(SEEDS)}
 
 
-@STUDY.table
-def primary(frame: Frame) -> Rows:
-    """The primary comparisons, with exact sign tests and their Benjamini-Hochberg adjustment."""
-    pairs = compared(frame)
+def tested(pairs: Mapping[str, tuple[Frame, Frame]]) -> Rows:
+    """A row per comparison: exact sign tests, and their Benjamini-Hochberg adjustment over the table."""
     tests = [paired(*pair) for pair in pairs.values()]
     adjusted = scipy.stats.false_discovery_control([test.p for test in tests]) if tests else []
     for (name, sides), test, q in zip(pairs.items(), tests, adjusted, strict=True):
@@ -128,9 +128,21 @@ def primary(frame: Frame) -> Rows:
 
 
 @STUDY.table
+def primary(frame: Frame) -> Rows:
+    """The primary comparisons."""
+    return tested(compared(frame, PRIMARY))
+
+
+@STUDY.table
+def controls(frame: Frame) -> Rows:
+    """The MA before AdamW against AdamW as it is, and with rate and decay traded."""
+    return tested(compared(frame, CONTROLS))
+
+
+@STUDY.table
 def shrinkage(frame: Frame) -> Rows:
     """What the weight decay does along the runs: medians over the seeds, half-way to 95 % and at the end."""
-    for name, sides in compared(frame).items():
+    for name, sides in compared(frame, PRIMARY).items():
         for method, runs in zip(name.split(" against "), sides, strict=True):
             root_nu, norm = (np.array(runs[column].to_list()) for column in ("root_nu", "param_norm"))
             step = (runs["lr"] * runs["weight_decay"]).to_numpy()[:, None] / np.where(
@@ -156,7 +168,7 @@ def table(frame: Frame) -> Rows:
 def figure(frame: Frame, axes: Any) -> None:
     """Steps to 95 % of both sides of each primary comparison, a dot per seed."""
     groups = {}
-    for name, (first, second) in compared(frame).items():
+    for name, (first, second) in compared(frame, PRIMARY).items():
         with_filter, _, without = name.partition(" against ")
         groups |= {with_filter: (first, ORANGE), without: (second, BLUE)}
     if groups:
