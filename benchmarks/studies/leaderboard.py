@@ -267,7 +267,7 @@ LR = {"adam": (5e-4, 5e-2), "lion": (5e-5, 5e-3), "muon": (3e-3, 3e-1)}
 PARITY_LR = {"adam": (1e-2, 1.0), "lion": (1e-3, 0.1), "muon": (1e-2, 1.0)}
 ON_ANY_TASK = {name: entrant for name, entrant in ENTRANTS.items() if not entrant.task and "hidden" not in name}
 PARITY = Board(Parity(eval_every=10), ON_ANY_TASK | BEFORE_MUON, PARITY_LR, 2_000, group_size=16)
-MNIST = Board(Mnist(epochs=10), FILTERS, LR, 2_000, threshold=0.85)
+MNIST = Board(Mnist(epochs=10), {k: v for k, v in FILTERS.items() if k in ENTRANTS}, LR, 2_000, threshold=0.85)
 MOD97 = Board(Modular(), ENTRANTS, LR, 1_000, product=(1e-4, 1e-1))
 FEW_PAIRS = Board(Modular(train_fraction=0.3), FILTERS, LR, 1_000, product=(1e-4, 1e-1))
 BOARDS = (PARITY, MNIST, MOD97, FEW_PAIRS)

@@ -59,10 +59,12 @@ METHODS: dict[str, dict[str, Method]] = {
 
 
 def runs(_results: Results) -> Iterator[Run]:
-    """All methods at all pairs, the seeds of a pair trained at once."""
+    """All methods at all pairs, the seeds of a pair trained at once; at a low rate, AdamW with shorter momenta."""
     for optimizer, (lrs, decays) in GRIDS.items():
         for method in METHODS[optimizer].values():
             yield from product(TASK, method, lr=lrs, weight_decay=decays, seed=range(SEEDS), **RULE)
+    shorter = {"lr": 0.003, "weight_decay": 0.3, "b1": [0.0, 0.5, 0.8]}
+    yield from product(TASK, parity.adamw, **shorter, seed=range(SEEDS), **RULE)
 
 
 STUDY = Study("lr_wd_map", runs)
