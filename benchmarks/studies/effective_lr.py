@@ -1,4 +1,4 @@
-"""By how much does a Grokfast filter before Adam raise the learning rate?
+"""How much faster do Adam's updates follow the slow part of the gradients with a Grokfast filter?
 
 Adam divides by the root mean square of its input, so amplifying the whole gradient changes nothing. A filter amplifies
 the slow part more than the rest, so Adam's updates follow it faster. `lr_multiplier` measures how much: the dc gain
@@ -74,7 +74,7 @@ def filtered_runs() -> list[Run]:
 
 
 def lr_multiplier(runs: Any) -> float:
-    """By how much the filter of some runs raises the learning rate, to three digits."""
+    """How much faster updates follow the slow part with the filter of some runs, to three digits."""
     return float(f"{(1 + runs['lamb'].iloc[0]) * runs['rms_ratio'].median():.3g}")
 
 
@@ -127,7 +127,7 @@ def verdicts(frame: Frame) -> Rows:
             "weight decay": f"{decay:g}",
             "filters": filters,
             "settings": len(cells),
-            "raise the learning rate by": " to ".join(raised),
+            "updates follow faster by": " to ".join(raised),
             "filter needs fewer steps": (cells["decided"] & fewer).sum(),
             "raised learning rate needs fewer": (cells["decided"] & ~fewer).sum(),
         }

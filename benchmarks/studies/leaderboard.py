@@ -325,7 +325,7 @@ def best_of(steps: np.ndarray, k: int, cap: int) -> float:
     return float(values @ np.array(chance))
 
 
-@STUDY.figure("Few settings favour AdamW, eight or more favour Muon", width=8, height=4.4)
+@STUDY.figure("Up to three settings favour AdamW, four or more Muon", width=8, height=4.4)
 def budget(frame: Frame, axes: Any) -> None:
     """Expected steps of the best of k settings on the tuning seed, with and without a filter."""
     for name, entrant in FILTERS.items():

@@ -150,7 +150,11 @@ def figure(frame: Frame, panels: Any) -> None:
 
 
 @STUDY.figure(
-    "A low learning rate needs the MA; a tuned one needs no filter", width=10, height=4, columns=2, sharey=True
+    "At a low rate the MA makes AdamW generalise; tuned, AdamW alone is faster",
+    width=10,
+    height=4,
+    columns=2,
+    sharey=True,
 )
 def two_rates(frame: Frame, panels: Any) -> None:
     """The share of seeds that have reached 95 % over the steps, at one low learning rate and with each one tuned."""

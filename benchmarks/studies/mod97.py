@@ -216,7 +216,7 @@ def method_dots(axes: Axes, groups: Mapping[str, Frame]) -> None:
     views.legend(axes.figure, FILTER_COLOURS, fontsize="large")
 
 
-@STUDY.figure("Filters help Adam at 0.001; so does a learning rate of 0.003", width=8.4, height=5.2)
+@STUDY.figure("At 0.001 filters tend to help Adam; so does a rate of 0.003", width=8.4, height=5.2)
 def all_methods(frame: Frame, axes: Axes) -> None:
     """The settings that make the point."""
     method_dots(axes, by_median({label: seeds_of(frame, RUNS[label]) for label in SHOWN}))
