@@ -80,11 +80,13 @@ PRIMARY = {
     "MA before Adam against Adam at 5.4 × the rate": (PUBLISHED[1], RAISED[1]),
     "MA before AdamW against AdamW with β1 0.5": (MA_ADAMW, SHORT),
 }
+TRIPLED_MA = on_mod97(lr=0.001, weight_decay=3.0, b1=0.9, lowpass="ma", coupled=False)
 TUNED = on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass="none", coupled=True)  # the best of nine pairs
 CONTROLS = {
     "EMA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[0], TUNED),
     "MA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[1], TUNED),
     **{f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items()},
+    "MA before AdamW against AdamW, both with 3 × the decay": (TRIPLED_MA, TRADED["AdamW, 3 × the decay"]),
 }
 
 
@@ -93,7 +95,7 @@ def runs(results: Results) -> Iterator[Run]:
     for pair in PRIMARY.values():
         results.of([*pair[0], *pair[1]])
         yield from (run for side in pair for run in side)
-    controls = [run for _, side in CONTROLS.values() for run in side]
+    controls = [run for sides in CONTROLS.values() for side in sides for run in side]
     results.of(controls)
     yield from controls
     for lr in RATES:
