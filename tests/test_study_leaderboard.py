@@ -168,8 +168,8 @@ def test_the_primary_comparisons_come_first_and_have_sixteen_fresh_seeds(tmp_pat
     assert runs[: len(first)] == first
     assert {run.seed for run in runs} == set(range(300, 316))
     settings = {tuple(run.hyperparams.items()) for run in runs}
-    # The grid; raised rates, the MA's own decay, the tuned pair, rate and decay traded, and the MA with that decay.
-    assert len(settings) == 5 * 3 * 3 * 2 + 2 + 1 + 1 + 2 + 1
+    # The grid; raised rates, the MA's own decay, the tuned pair, rate and decay traded, the strong decay with others.
+    assert len(settings) == 5 * 3 * 3 * 2 + 2 + 1 + 1 + 2 + 3
 
 
 def primary_results(**more):

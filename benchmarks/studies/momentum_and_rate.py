@@ -70,24 +70,27 @@ RAISED = [  # Adam without a filter at 2.9 and 5.4 times the rate, by `effective
 ]
 SHORT = on_mod97(lr=0.001, b1=0.5, lowpass="none", **DECOUPLED)
 MA_ADAMW = on_mod97(lr=0.001, b1=0.9, lowpass="ma", **DECOUPLED)
+STRONG = {"lr": 0.001, "weight_decay": 3.0, "coupled": False}  # three times the decay
+STRONG_MA = on_mod97(b1=0.9, lowpass="ma", **STRONG)
 TRADED = {  # the same AdamW without a filter, and with rate and decay traded
     "AdamW": on_mod97(lr=0.001, b1=0.9, lowpass="none", **DECOUPLED),
     "AdamW, 3 × the rate, decay / 3": on_mod97(lr=0.003, weight_decay=1 / 3, b1=0.9, lowpass="none", coupled=False),
-    "AdamW, 3 × the decay": on_mod97(lr=0.001, weight_decay=3.0, b1=0.9, lowpass="none", coupled=False),
+    "AdamW, 3 × the decay": on_mod97(b1=0.9, lowpass="none", **STRONG),
 }
 PRIMARY = {
     "EMA before Adam against Adam at 2.9 × the rate": (PUBLISHED[0], RAISED[0]),
     "MA before Adam against Adam at 5.4 × the rate": (PUBLISHED[1], RAISED[1]),
     "MA before AdamW against AdamW with β1 0.5": (MA_ADAMW, SHORT),
 }
-TRIPLED_MA = on_mod97(lr=0.001, weight_decay=3.0, b1=0.9, lowpass="ma", coupled=False)
 TUNED = on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass="none", coupled=True)  # the best of nine pairs
 CONTROLS = {
     "EMA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[0], TUNED),
     "MA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[1], TUNED),
     **{f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items()},
-    "MA before AdamW against AdamW, both with 3 × the decay": (TRIPLED_MA, TRADED["AdamW, 3 × the decay"]),
 }
+for b1 in (0.9, 0.5, 0.98):
+    name = f"both with 3 × the decay, AdamW with β1 {b1:g}"
+    CONTROLS[name] = (STRONG_MA, on_mod97(b1=b1, lowpass="none", **STRONG))
 
 
 def runs(results: Results) -> Iterator[Run]:

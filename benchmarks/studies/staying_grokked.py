@@ -2,8 +2,8 @@
 
 Multiplication mod 97 with AdamW at the paper's learning rate and a weight decay of 1. Each run is the same up to the
 first evaluation with 95 % validation accuracy. There one thing changes, and 200 evaluations follow. All changes are
-numbers of one method: one compiled program serves all runs of a seed, and up to the change they compute the same digits.
-The loss without cancellation is the exception: it replaces the loss from the first step.
+numbers of one method: one compiled program serves all runs of a seed, and up to the change they compute the same
+digits. The loss without cancellation is the exception: it replaces the loss from the first step.
 """
 
 import dataclasses
