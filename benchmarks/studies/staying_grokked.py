@@ -132,8 +132,9 @@ def runs(results: Results) -> Iterator[Run]:
     """Runs without a change, then those with one: eight seeds of all changes, then the other seeds."""
     for seeds in (SEEDS[:8], SEEDS[8:]):
         plain = run_of(change_step=NEVER, seed=seeds)
-        yield from plain
-        yield from product(ExactLoss(), changed_adamw, change_step=NEVER, seed=seeds, **RULE)
+        exact = product(ExactLoss(), changed_adamw, change_step=NEVER, seed=seeds, **RULE)
+        yield from [*plain, *exact]
+        results.of(exact)
         steps: Any = change_steps(results.of(plain))
         for numbers in [numbers for numbers in CHANGES.values() if numbers]:
             changed = [run for seed in steps for run in run_of(change_step=steps[seed], **numbers, seed=seed)]
