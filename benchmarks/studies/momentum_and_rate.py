@@ -76,6 +76,7 @@ STRONG_ADAMW = {f"β1 {b1:g}": on_mod97(b1=b1, lowpass="none", **STRONG) for b1 
 TRADED = {  # the same AdamW without a filter, and with rate and decay traded
     "AdamW": on_mod97(lr=0.001, b1=0.9, lowpass="none", **DECOUPLED),
     "AdamW, 3 × the rate, decay / 3": on_mod97(lr=0.003, weight_decay=1 / 3, b1=0.9, lowpass="none", coupled=False),
+    "AdamW, 3 × the rate": on_mod97(lr=0.003, b1=0.9, lowpass="none", **DECOUPLED),
     "AdamW, 3 × the decay": STRONG_ADAMW["β1 0.9"],
 }
 PRIMARY = {
@@ -203,4 +204,5 @@ def adamw(frame: Frame, axes: Any) -> None:
     """AdamW with and without the MA, with decay and momentum varied."""
     alone = {f"AdamW, decay 3, {name}": runs for name, runs in STRONG_ADAMW.items()}
     plain = {"MA before AdamW": MA_ADAMW, "AdamW": TRADED["AdamW"], "AdamW, β1 0.5": SHORT}
-    drawn(axes, frame, {**plain, "MA before AdamW, decay 3": STRONG_MA, **alone})
+    higher = {"AdamW, rate 0.003": TRADED["AdamW, 3 × the rate"]}
+    drawn(axes, frame, {**plain, "MA before AdamW, decay 3": STRONG_MA, **alone, **higher})
