@@ -240,6 +240,11 @@ def at_a_low_rate():
     yield f"it needs {median(strong_ma)} with the MA, and none of the 16 seeds fails"
     numbers = "({}:{}, p = {:.3f})".format(*wins(strong_ma, strong))
     yield f"Without it needs {median(strong)}, and five fail within 3,000 steps {numbers}"
+    rival = functools.partial(steps, "momentum_and_rate", "filtered_adam", lowpass="none", coupled=False)
+    long, higher = rival(lr=0.001, weight_decay=3.0, b1=0.98), rival(lr=0.003, weight_decay=1.0, b1=0.9)
+    assert wins(strong_ma, long)[2] < 0.001
+    yield f"{NUMBERS[failed(long)]} fail ({wins(strong_ma, long)[0]}:{wins(strong_ma, long)[1]}, p < 0.001)"
+    yield "At three times the rate AdamW alone needs {} ({}:{})".format(median(higher), *wins(higher, strong_ma)[:2])
 
 
 def undecayed():
