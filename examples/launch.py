@@ -65,11 +65,11 @@ def launch(processes: int, command: str, argv: Sequence[str]) -> None:
         futures = [pool.submit(work, address, process, name, run, options, resumes) for process in range(processes)]
         workers = multiprocessing.active_children()
         if wait(futures, return_when=FIRST_EXCEPTION).not_done:
-            wait(futures, timeout=10)  # the one that failed is not always the one that draws the picture
+            wait(futures, timeout=10)  # the process that failed may not be the process that draws the picture
             for worker in workers:
                 worker.kill()
     errors = [error for future in futures if (error := future.exception()) is not None]
-    # What the others say when one is killed, of a lost connection or a checkpoint, is but a consequence.
+    # After a process was killed, errors of other processes, such as a lost connection, only follow from it.
     if any(isinstance(error, BrokenProcessPool) for error in errors):
         raise UserError(
             f"a process was killed, so the others were ended; continue with python -m examples.resume {out}"
@@ -83,7 +83,7 @@ def main() -> None:
     usage = "usage: python -m examples.launch PROCESSES EXPERIMENT [its flags], or PROCESSES resume FOLDER"
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
         raise UsageError(f"{usage}, with a positive number of processes")
-    # Ctrl-C reaches the processes as well, which stop together after the chunk at hand; SIGTERM is passed on to them.
+    # Ctrl-C reaches the processes as well; they stop together after the current chunk. SIGTERM is passed on to them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in multiprocessing.active_children()])
     launch(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

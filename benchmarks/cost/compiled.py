@@ -93,7 +93,7 @@ def sections(order: int) -> optax.GradientTransformation:
 
 
 def optimizers(window: int = WINDOW) -> Mapping[str, optax.GradientTransformation]:
-    """What is compiled: AdamW alone, and with a filter before it or in it; AdEMAMix has a slow EMA of its own."""
+    """The compiled optimizers: AdamW alone, with a filter before or in it, and AdEMAMix, with its own slow EMA."""
     adamw, decay_and_scale = optax.adamw(1e-3), (optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(1e-3))
     before = {
         "EMA": grokfast_ema(),

@@ -2,8 +2,8 @@
 
 AdamW alone and AdamW after each filter take turns, on float32 parameters in few large and in many small arrays, as a
 donated jitted step and as a `lax.scan`. The table also has the bytes per parameter that the compiled program moves
-by XLA's own count: on a CPU it writes one array a loop, so a loop that needs the amplified gradient reads again what it
-is made of.
+by XLA's own count: on a CPU each loop writes one array, so a loop that needs the amplified gradient reads its inputs
+again.
 
 Timing starts when all windows are full: a ring that has just been allocated is slower for its first updates. The
 largest cells need 14 GB.

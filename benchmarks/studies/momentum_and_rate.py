@@ -4,7 +4,7 @@ Multiplication mod 97. The β1 of Adam and the learning rate vary, with AdamW (d
 of the EMA, 0.005), without a filter and with the published EMA and MA before the optimizer. The controls are coupled
 Adam at a learning rate raised as much as a filter speeds up what follows the slow part (measured with AdamW), with the
 decay that keeps their product; coupled Adam with the best of nine pairs of rate and decay; and AdamW as it is, with
-three times the rate and a third of the decay, and with three times the decay.
+rate and decay traded, and at three times the decay with shorter and longer momenta, also against the MA at that decay.
 
 Primary comparisons, named before the runs, each paired over the sixteen fresh seeds: the EMA and the MA before Adam, as
 published, each against Adam at the raised rate; and the MA before AdamW at β1 0.9 against AdamW alone at β1 0.5.
@@ -199,7 +199,7 @@ def figure(frame: Frame, axes: Any) -> None:
     drawn(axes, frame, dict(zip(names, [*PUBLISHED, TUNED, *RAISED], strict=True)))
 
 
-@STUDY.figure("At a rate of 0.001 the MA saves steps, most with a strong decay", width=8, height=4)
+@STUDY.figure("At a rate of 0.001 the MA saves steps, at a decay of 1 and of 3", width=8, height=4)
 def adamw(frame: Frame, axes: Any) -> None:
     """AdamW with and without the MA, with decay and momentum varied."""
     alone = {f"AdamW, decay 3, {name}": runs for name, runs in STRONG_ADAMW.items()}

@@ -49,7 +49,7 @@ EXACT_LOSS = "loss without cancellation"
 
 @dataclasses.dataclass(frozen=True)
 class ExactLoss(Modular):
-    """Cross-entropy whose value and gradient keep their digits as the probability of the answer approaches 1.
+    """Cross-entropy with a value and a gradient that keep their digits as the probability of the answer approaches 1.
 
     The usual form rounds them as numbers near 1 are, to 6e-8; a loss in float64 would round to 1e-16.
     """
@@ -190,7 +190,7 @@ def table(frame: Frame) -> Rows:
         yield row
 
 
-@STUDY.figure("A longer momentum or the MA keeps AdamW from collapsing", width=8, height=5)
+@STUDY.figure("With the MA or a longer momentum, AdamW seldom collapses", width=8, height=5)
 def figure(frame: Frame, axes: Any) -> None:
     """The lowest validation accuracy after the first at 95 %, a dot per seed."""
     colour = lambda name: ORANGE if name[:2] in ("MA", "EM") else BLUE if name == "no change" else GREY

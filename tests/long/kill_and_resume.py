@@ -57,7 +57,7 @@ def records(folder: Path) -> int:
 
 
 def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> None:
-    """Wait until a run has written so many records, or has ended."""
+    """Wait until a run has written a number of records, or has ended."""
     seen, last = 0, records(folder)
     while seen < number and process.poll() is None:
         time.sleep(0.01)
@@ -67,7 +67,7 @@ def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> No
 
 
 def main(arguments: Arguments) -> None:
-    """Run, kill, resume, compare, and write what came out."""
+    """Run, kill, resume, compare, and write the result."""
     rng = random.Random(arguments.seed)
     flags = ["--max-steps", str(arguments.max_steps), "--stop-at", "None"]
     start = [sys.executable, "-m", "examples.modular", *flags, "--out"]
@@ -83,10 +83,10 @@ def main(arguments: Arguments) -> None:
             early = len(moments) % 5 == 0
             wait_for_records(process, killed, 0 if early else rng.randint(1, 5))
             delay = rng.uniform(0.5, 8.0) if early else rng.uniform(0.0, 1.0)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it still runs: the kill below is what is tested
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it still runs, and is killed below
                 if process.wait(delay) != 0:
                     raise SystemExit("a resumed run failed by itself")
-                break  # it came to its end before all kills were spent
+                break  # it ended before all kills were done
             process.kill()
             process.wait()
             moments.append({"early": early, "delay_seconds": round(delay, 2), "records_in_file": records(killed)})
