@@ -10,7 +10,7 @@ import tyro
 from benchmarks import RESULTS, report
 from benchmarks.study import find_study, study_names
 from examples.harness import plots
-from examples.harness.errors import plain_errors
+from examples.harness.errors import plain_errors, program_name
 
 
 def list_studies() -> None:
@@ -42,7 +42,8 @@ def run(study: Annotated[str, tyro.conf.Positional], out: Path = RESULTS) -> Non
 def main() -> None:
     """Run the subcommand of the command line; without one, list them."""
     commands = {"list": list_studies, "run": run, "report": report.write}
-    tyro.extras.subcommand_cli_from_dict(commands, prog="python -m benchmarks", args=sys.argv[1:] or ["--help"])
+    with program_name("python -m benchmarks") as prog:
+        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, args=sys.argv[1:] or ["--help"])
 
 
 if __name__ == "__main__":

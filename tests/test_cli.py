@@ -113,16 +113,16 @@ def test_hyperparameters_of_every_kind_are_flags():
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("adam --lamb 2", ["Unrecognized", "--lamb", "ema --help", "ma --help"]),
-        ("ma --alpha 0.1", ["Unrecognized", "--alpha", "ema --help"]),
-        ("--window-size 3", ["Unrecognized", "--window-size", "ma --help"]),
+        ("adam --lamb 2", ["Unrecognized", "--lamb", "toy ema --help", "in python -m tests.toy ma --help"]),
+        ("ma --alpha 0.1", ["Unrecognized", "--alpha", "in python -m tests.toy ema --help"]),
+        ("--window-size 3", ["Unrecognized", "--window-size", "in python -m tests.toy ma --help"]),
         ("--alpha 0.5 ma", ["Cannot select subcommand 'ma'", "'--alpha' belongs to the default subcommand 'ema'"]),
     ],
 )
 def test_a_flag_of_another_method_is_refused_and_the_method_that_has_it_named(line, parts, capsys):
     message = refused(line, capsys)
     assert all(part in message for part in parts)
-    assert ("ma --help" in message.replace("ema --help", "")) == ("ma --help" in parts)
+    assert (" ma --help" in message) == any(part.endswith(" ma --help") for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,8 @@ BEFORE_MUON = {
     "EMA before Muon": Entrant(ema_muon_tuned, "lamb", LAMB, "muon"),
     "MA before Muon": Entrant(ma_muon_tuned, "lamb", LAMB, "muon"),
 }
-FILTERS = {k: ENTRANTS[k] for k in ("AdamW", "EMA before AdamW", "MA before AdamW", "Muon")} | BEFORE_MUON
+MAIN = {k: ENTRANTS[k] for k in ("AdamW", "EMA before AdamW", "MA before AdamW", "Muon")}
+FILTERS = MAIN | BEFORE_MUON
 
 
 class Board(NamedTuple):
@@ -267,7 +268,7 @@ LR = {"adam": (5e-4, 5e-2), "lion": (5e-5, 5e-3), "muon": (3e-3, 3e-1)}
 PARITY_LR = {"adam": (1e-2, 1.0), "lion": (1e-3, 0.1), "muon": (1e-2, 1.0)}
 ON_ANY_TASK = {name: entrant for name, entrant in ENTRANTS.items() if not entrant.task and "hidden" not in name}
 PARITY = Board(Parity(eval_every=10), ON_ANY_TASK | BEFORE_MUON, PARITY_LR, 2_000, group_size=16)
-MNIST = Board(Mnist(epochs=10), {k: v for k, v in FILTERS.items() if k in ENTRANTS}, LR, 2_000, threshold=0.85)
+MNIST = Board(Mnist(epochs=10), MAIN, LR, 2_000, threshold=0.85)
 MOD97 = Board(Modular(), ENTRANTS, LR, 1_000, product=(1e-4, 1e-1))
 FEW_PAIRS = Board(Modular(train_fraction=0.3), FILTERS, LR, 1_000, product=(1e-4, 1e-1))
 BOARDS = (PARITY, MNIST, MOD97, FEW_PAIRS)
@@ -329,9 +330,8 @@ def best_of(steps: np.ndarray, k: int, cap: int) -> float:
 def budget(frame: Frame, panels: Any) -> None:
     """Expected steps of the best of k settings on the tuning seed, with and without a filter."""
     ks = range(1, SETTINGS + 1)
-    for axes, (title, board) in zip(
-        panels, {"sparse parity": PARITY, "MNIST": MNIST, "mod 97": MOD97}.items(), strict=True
-    ):
+    boards = {"sparse parity": PARITY, "MNIST": MNIST, "mod 97": MOD97}
+    for axes, (title, board) in zip(panels, boards.items(), strict=True):
         for name, entrant in FILTERS.items():
             runs = board.of_entrant(frame, entrant)
             steps = runs[runs["seed"] == TUNING_SEEDS[0]].reindex(columns=[board.steps_to]).to_numpy()[:, 0]

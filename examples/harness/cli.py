@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from .errors import plain_errors, prepare_process
+from .errors import plain_errors, prepare_process, program_name
 from .experiment import Experiment, Rule, Run, module_name, nearest
 from .methods import Method, base, hyperparams, parameters, ranges
 from .runner import Options, train
@@ -39,14 +39,16 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> tuple[Run, Options]:
         ("training", Options, Options()),
         ("method", methods, classes[experiment.default]()),
     ]
-    parsed: Any = tyro.cli(
-        dataclasses.make_dataclass("command", fields),
-        prog=f"python -m {module_name(experiment.name)}",
-        description=f"{(type(task).__doc__ or '').split(chr(10) * 2)[0]}\n\n"
-        f"Example: python -m {module_name(experiment.name)} {experiment.default} --seed 1 --out runs/my-run",
-        args=argv,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs),
-    )
+    program = f"python -m {module_name(experiment.name)}"
+    with program_name(program) as prog:
+        parsed: Any = tyro.cli(
+            dataclasses.make_dataclass("command", fields),
+            prog=prog,
+            description=f"{(type(task).__doc__ or '').split(chr(10) * 2)[0]}\n\n"
+            f"Example: {program} {experiment.default} --seed 1 --out runs/my-run",
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs),
+        )
     method = next(experiment.methods[name] for name, cls in classes.items() if type(parsed.method) is cls)
     values = hyperparams(method, **dataclasses.asdict(parsed.method))
     return Run(parsed.task, method, values, **dataclasses.asdict(parsed.run)), parsed.training

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 INTERRUPTED = "interrupted; what was complete is kept"
@@ -60,14 +60,34 @@ def plain_errors(main: Callable[[], object]) -> int:
     return 0
 
 
-class _Lossy:
-    """A stream that discards what it cannot write: progress that nobody can see ends no run."""
+@contextlib.contextmanager
+def program_name(name: str) -> Iterator[str]:
+    """A program's name for tyro, which cuts names at their first space: with no-break spaces, printed as spaces."""
+    out: Any = _PlainSpaces(sys.stdout)
+    err: Any = _PlainSpaces(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield name.replace(" ", "\xa0")
+
+
+class _Stream:
+    """Another stream, with some methods changed."""
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _PlainSpaces(_Stream):
+    """A stream that writes no-break spaces as spaces."""
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.replace("\xa0", " "))
+
+
+class _Lossy(_Stream):
+    """A stream that discards what it cannot write: progress that nobody can see ends no run."""
 
     def write(self, text: str) -> int:
         self._or_discard(lambda: self._stream.write(text))
