@@ -53,7 +53,7 @@ def test_without_a_change_it_is_adamw():
     tx = optax.adamw(study.warmup(1e-3), 0.9, 0.98, weight_decay=1.0)
     params, state = PARAMS, tx.init(PARAMS)
     for key in jax.random.split(jax.random.key(0), STEPS)[:20]:
-        updates, state = tx.update(jax.tree.map(lambda p: p + jax.random.normal(key, p.shape), params), state, params)  # noqa: B023  # called at once
+        updates, state = tx.update(jax.tree.map(lambda p: p + jax.random.normal(key, p.shape), params), state, params)  # noqa: B023
         params = optax.apply_updates(params, updates)
     for name in PARAMS:
         np.testing.assert_allclose(paths()[name][19], params[name], rtol=2e-5)
@@ -114,6 +114,12 @@ def test_changes_are_compared_with_the_run_of_their_seed():
     assert nothing[:3] + nothing[-2:] == ["no change", "0 of 8", "84 (80 to 87) %", "", "0 : 8 (p = 0.0078)"]
     assert ma[:3] + ma[-2:] == ["MA, λ 5", "8 of 8", "100 %", "8 : 0 (p = 0.0078)", ""]
     assert loss[:3] + loss[-2:] == [study.EXACT_LOSS, "0 of 8", "90 %", "8 : 0 (p = 0.0078)", "0 : 8 (p = 0.0078)"]
+
+
+def test_without_results_the_runs_without_a_change_are_named(tmp_path):
+    named = list(study.runs(study.STUDY.results(tmp_path)))
+    assert [run.seed for run in named] == [*study.SEEDS[:8]] * 2 + [*study.SEEDS[8:]] * 2
+    assert {run.hyperparams["change_step"] for run in named} == {study.NEVER}
 
 
 def test_without_a_change_that_has_enough_seeds_nothing_is_shown():

@@ -124,6 +124,8 @@ run_of = functools.partial(product, Modular(), changed_adamw, **RULE)
 
 def change_steps(frame: Frame) -> dict[int, float]:
     """By seed, the step at which a run without a change reaches 95 %."""
+    if frame.empty:  # without a result there is no column of steps either
+        return {}
     plain = frame[(frame["task"] == "Modular") & (frame["change_step"] == NEVER) & (frame["steps_to_95"] < NEVER)]
     return dict(zip(plain["seed"], plain["steps_to_95"], strict=True))
 
