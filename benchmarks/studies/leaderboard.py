@@ -283,11 +283,11 @@ def elsewhere(run: Run) -> list[Run]:
 
 def runs(results: Results) -> Iterator[Run]:
     """Tuning and finals of every entrant on every board, then the best five of mod 97 on its other tasks."""
-    for board in BOARDS:
-        for entrant in board.entrants.values():
-            final = board.finals(results, entrant)
-            results.of(final)
-            yield from final
+    entries = [(name, board) for board in BOARDS for name in board.entrants]
+    for name, board in sorted(entries, key=lambda entry: entry[0] not in MAIN):  # the main entrants first
+        final = board.finals(results, board.entrants[name])
+        results.of(final)
+        yield from final
     for entrant in [ENTRANTS[name] for name in MOD97.entered(results.frame())][:5]:
         yield from elsewhere(MOD97.finals(results, entrant)[0])
 
