@@ -314,7 +314,7 @@ def other_pairs():
     kept = {}
     for method, numbers in (("ma_adamw", {"lamb": 5.0}), ("adamw", {})):
         found = [
-            runs("mod97_tuned", method, lr=lr, weight_decay=decay, hold_evals=50, **numbers)
+            runs("mod97", method, lr=lr, weight_decay=decay, **MOD97, **numbers)
             for lr, decay in ((0.001, 1.0), (0.001, 3.0), (0.003, 1.0))
         ]
         reached = pd.concat(one[np.isfinite(one["steps_to_95"])] for one in found)
@@ -495,12 +495,8 @@ def questions():
     )
     entered = results("leaderboard").query("task == 'Parity' and 400 <= seed < 416").groupby("method")["lamb"].first()
     assert all(round(entered[name], 2) == 0.02 for name in ("ema_muon_tuned", "ma_muon_tuned"))
-    tuned = functools.partial(steps, "mod97_tuned", hold_evals=50, max_steps=5_000)
-    muon = tuned("muon", lr=0.03, weight_decay=0.3)
-    for filtered in (tuned("ema_muon", lr=0.03, weight_decay=0.3), tuned("ma_muon", lr=0.01, weight_decay=0.3)):
-        assert wins(muon, filtered)[:2] == (8, 0)
     strong = {
-        name: tuned(name, lr=0.001, weight_decay=3.0, **only)
+        name: mod97(name, lr=0.001, weight_decay=3.0, **only)
         for name, only in (("ma_adamw", {"lamb": 5.0}), ("adamw", {}))
     }
     yield f"a decay of 3 needs {median(strong['ma_adamw'])} steps and a decay of 1 needs {median(ma)}"

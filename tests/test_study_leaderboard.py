@@ -17,6 +17,7 @@ from benchmarks import views
 from benchmarks.studies import leaderboard, momentum_and_rate
 from benchmarks.study import find_study
 from examples import modular
+from examples.harness.engine import Results, as_text
 from examples.harness.experiment import Run
 
 PARAMS = {
@@ -90,7 +91,7 @@ def test_tuning_keeps_four_settings_and_enters_the_best_median_of_three_seeds():
 
 def test_without_complete_tuning_nothing_is_entered(tmp_path: Path):
     results = find_study("leaderboard").results(folder=tmp_path)
-    assert list(leaderboard.runs(results)) == []
+    assert list(leaderboard.runs(results)) == leaderboard.FASTEST  # which is not tuned
 
 
 def test_the_best_of_k_settings_is_the_mean_over_all_choices_of_k():
@@ -100,13 +101,45 @@ def test_the_best_of_k_settings_is_the_mean_over_all_choices_of_k():
         assert leaderboard.best_of(steps, k, 1000) == pytest.approx(expected)
 
 
-def test_elsewhere_changes_the_task_alone():
+def test_on_other_tasks_the_task_alone_differs():
     setting = {"lr": 0.1, "weight_decay": 0.1, "one_minus_beta": 0.2}
     (run,) = leaderboard.MOD97.trial(leaderboard.ENTRANTS["Muon"], setting, [7])
-    runs = leaderboard.elsewhere(run)
+    runs = leaderboard.on_other_tasks(run, leaderboard.SEEDS)
     assert len(runs) == 4 * 16 == len({str(one.key) for one in runs})
     assert {one.task.operation for one in runs} == {"multiplication", "addition", "subtraction", "division"}  # type: ignore
     assert {tuple(one.hyperparams.items()) for one in runs} == {tuple(run.hyperparams.items())}
+
+
+def test_other_tasks_have_a_row_per_main_entrant_that_has_all_runs():
+    rows = []
+    for name, steps in (("AdamW", 500.0), ("Muon", 400.0)):
+        entrant = leaderboard.MAIN[name]
+        (run,) = leaderboard.MOD97.trial(entrant, leaderboard.MOD97.points(entrant)[0], [7])
+        outcome = {"steps_to_95": steps, "best_val_accuracy": 0.9}
+        rows += [one.key | outcome for one in leaderboard.on_other_tasks(run, leaderboard.SEEDS)]
+    adamw, muon = leaderboard.elsewhere.__wrapped__(pd.DataFrame(rows))
+    assert [*adamw.values()] == ["AdamW", *["500"] * 4]
+    assert [*muon.values()] == ["Muon", *["400; 16 : 0 (p < 0.001)"] * 4]
+    assert [row["entrant"] for row in leaderboard.elsewhere.__wrapped__(pd.DataFrame(rows[:-1]))] == ["AdamW"]
+
+
+def test_the_example_is_trained_with_none_of_the_fresh_seeds_and_has_its_results():
+    frame = leaderboard.STUDY.results().of(leaderboard.FASTEST[:56])
+    assert (len(frame), frame["steps_to_95"].median(), frame["steps_to_95"].max()) == (56, 140, 200)
+    assert len(leaderboard.STUDY.results().of(leaderboard.FASTEST)) == len(leaderboard.FASTEST) == 56 + 4 * 8
+
+
+def test_all_results_are_of_runs_that_the_study_names():
+    """A result without a run says that a method, a rule or the key has changed."""
+    study, asked = leaderboard.STUDY, []
+
+    class Recorder(Results):
+        def of(self, runs):
+            asked.extend(runs := list(runs))
+            return super().of(runs)
+
+    list(leaderboard.runs(Recorder(study.results().path)))
+    assert study.results().by_key().keys() - {as_text(run.key) for run in asked} == set()
 
 
 ALL = leaderboard.ENTRANTS | leaderboard.BEFORE_MUON

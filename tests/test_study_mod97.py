@@ -1,6 +1,5 @@
-"""The studies of mod 97: their methods and runs, how pairs are tuned, and what tables and figures say."""
+"""The study of mod 97: its methods and runs, and what tables and figures say."""
 
-import collections
 import dataclasses
 import itertools
 
@@ -11,8 +10,7 @@ import optax
 import pytest
 
 from benchmarks.statistics import paired
-from benchmarks.studies import mod97, mod97_tuned
-from benchmarks.study import find_study
+from benchmarks.studies import fourier_circuits, mod97, momentum_and_rate
 from examples import modular
 from examples.harness.engine import as_text, to_frame
 
@@ -73,18 +71,46 @@ def test_labels_are_of_different_settings_and_only_filters_are_compared():
     assert filtered == {label for label, run in mod97.RUNS.items() if is_filtered(run)}
     assert {*mod97.PUBLISHED.values()} <= filtered
     assert filtered.isdisjoint(mod97.CONTROLS)
-    for label, (setting, _) in mod97_tuned.TUNED.items():
-        assert mod97_tuned.control_of(label) == mod97_tuned.control_of(setting.partition(",")[0])
 
 
-@pytest.mark.parametrize(("name", "count"), [("mod97", 683), ("mod97_tuned", 348)])
-def test_the_results_are_of_the_runs(name, count):
-    """Renew the numbers only with the results: another number says that a method or the key has changed."""
-    study = find_study(name)
-    results = study.results()
-    keys = {as_text(run.key) for run in study.runs(results)}
+def test_the_results_are_of_the_runs():
+    """Renew the number only with the results: another number says that a method or the key has changed."""
+    results = mod97.STUDY.results()
+    keys = {as_text(run.key) for run in mod97.runs(results)}
     assert keys == results.by_key().keys()
-    assert len(keys) == count
+    assert len(keys) == 783
+
+
+def test_tuned_pairs_are_the_best_of_nine():
+    results = mod97.STUDY.results()
+    best = {"Adam": (0.003, 0.001), "AdamW": (0.003, 1.0), "Muon": (0.03, 0.3)}
+    tuned = momentum_and_rate.TUNED[0].hyperparams
+    assert (tuned["lr"], tuned["weight_decay"]) == best["Adam"]
+    assert fourier_circuits.METHODS["Muon"].keywords == dict(zip(("lr", "weight_decay"), best["Muon"], strict=True))
+    for name, tried in mod97.TUNED.items():
+        frame = results.of([*tried, *mod97.second_tries(results, tried)])
+        both = frame.pivot_table("steps_to_95", ["lr", "weight_decay"], "seed", dropna=False).dropna()
+        assert len(tried) == 9
+        assert len(both) == 3
+        assert both.median(axis=1).idxmin() == best[name]
+
+
+def test_three_of_nine_settings_have_a_second_try_by_steps_then_by_accuracy():
+    class Fake:
+        def __init__(self, outcomes):
+            self.outcomes = outcomes
+
+        def of(self, runs):
+            return to_frame(
+                [result(run, 0, n, best_val_accuracy=a) for run, (n, a) in zip(runs, self.outcomes, strict=False)]
+            )
+
+    tried = mod97.TUNED["Adam"]
+    steps = [(None, 0.1), (None, 0.4), (900, 0.9), (None, 0.2), (None, None), (800, 0.9), (None, 0.3)]
+    outcomes = [*steps, (None, 0.1), (None, 0.1)]
+    found = mod97.second_tries(Fake(outcomes), tried)
+    assert found == mod97.with_seeds([tried[5], tried[2], tried[1]], [1001])
+    assert mod97.second_tries(Fake(outcomes[1:]), tried) == []
 
 
 def test_stored_results_are_found():
@@ -93,13 +119,11 @@ def test_stored_results_are_found():
     steps = lambda label: list(mod97.seeds_of(frame, mod97.RUNS[label])["steps_to_95"])
     assert steps("MA before Adam, decay 0.01") == [1270, 1540, 1110, 920, 950, 960, 830, 890]
     assert steps("AdamW, learning rate 0.003, decay 1") == [640, 520, 350, 650, 550, 490, 410, 470]
-    chosen = mod97_tuned.chosen(mod97_tuned.STUDY.results().frame())
-    assert chosen.keys() == mod97_tuned.TUNED.keys()
-    assert chosen["AdamW"] == mod97.RUNS["AdamW, learning rate 0.003, decay 1"]
+    assert mod97.PAIRS["learning rate 0.003, decay 1"]["AdamW"] == mod97.RUNS["AdamW, learning rate 0.003, decay 1"]
 
 
 def test_the_numbers_in_the_text_of_the_pages_are_those_of_the_results():
-    """Numbers that no table beside the text has: medians, ratios and tuning budgets."""
+    """Numbers that no table beside the text has: medians and ratios."""
     frame = mod97.STUDY.results().frame()
     runs = {label: mod97.seeds_of(frame, run).sort_values("seed") for label, run in mod97.RUNS.items()}
     ratio = lambda one, other: round(paired(runs[one], runs[other]).ratio, 2)
@@ -125,17 +149,6 @@ def test_the_numbers_in_the_text_of_the_pages_are_those_of_the_results():
         for label in mod97.PUBLISHED.values():
             assert paired(found[label], found["Adam, decay 0.00167"]).fewer >= 4
         assert paired(found["MA before AdamW, decay 1"], found["AdamW, decay 1"]).fewer >= 4
-
-    stored = find_study("leaderboard").results().frame()
-    tuning = stored[(stored["seed"] == 1000) & (stored["train_fraction"] == 0.5)]
-    tuned = {label: one for label, one in mod97_tuned.ENTRANTS.items() if label not in mod97_tuned.TUNED}
-    for label, entrant in tuned.items():
-        tried = tuning[(tuning["method"] == entrant.method) & (tuning["task"] == entrant.task)]
-        if entrant.one_minus_beta:
-            tried = tried[(tried["one_minus_beta"] == 1) == (entrant.one_minus_beta == 1)]
-        assert (len(tried), set(tried["max_steps"])) == (9, {500}), label
-    fastest = mod97_tuned.entered("`fastest`")["steps_to_95"]
-    assert (len(fastest), fastest.median(), fastest.max()) == (64, 140, 200)
 
 
 def result(run, seed, steps, **changes):
@@ -164,67 +177,18 @@ def test_tables_compare_within_a_setting_and_leave_out_missing_runs():
 
 
 def test_a_pair_of_rate_and_decay_has_a_row_of_its_own():
-    by_label = mod97_tuned.RATES["learning rate 0.003, decay 3"]
-    milder = mod97_tuned.RATES["learning rate 0.003, decay 1"]["AdamW"]
+    by_label = mod97.PAIRS["learning rate 0.003, decay 3"]
+    milder = mod97.PAIRS["learning rate 0.003, decay 1"]["AdamW"]
     runs = [result(by_label["MA before AdamW"], 0, 500), result(by_label["AdamW"], 0, None), result(milder, 0, 100)]
-    assert cells(mod97_tuned.rate(to_frame(runs)))[1:] == [
-        ["learning rate 0.003, decay 1", "100; holds 1 of 1", "", "", ""],
-        ["learning rate 0.003, decay 3", "all fail", "", "500; holds 1 of 1", ""],
+    assert cells(mod97.pairs(to_frame(runs)))[1:] == [
+        ["learning rate 0.003, decay 1", "100; holds 1 of 1", "", ""],
+        ["learning rate 0.003, decay 3", "all fail", "", "500; holds 1 of 1"],
     ]
 
 
-def test_tuning_chooses_the_best_median_of_the_three_best_with_one_seed_then_the_best_accuracy():
-    grid, (first, second) = mod97_tuned.grid("Muon"), mod97_tuned.TUNING_SEEDS
-    assert [len(set(map(as_text, (run.key for run in mod97_tuned.grid(name))))) for name in mod97_tuned.TUNED] == (
-        [9] * len(mod97_tuned.TUNED)
-    )
-    assert {(run.max_steps, run.hold_evals) for run in grid} == {(2_500, 0)}
-
-    def tried(steps, accuracies=(0.9,) * 9):
-        triples = zip(grid, steps, accuracies, strict=True)
-        return [result(run, first, n, best_val_accuracy=accuracy) for run, n, accuracy in triples]
-
-    runs = tried([None, 1900, 1800, None, 1000, None, None, None, 2000])
-    finals = [grid[4], grid[2], grid[1]]
-    assert mod97_tuned.finalists(to_frame(runs), "Muon") == finals
-    assert mod97_tuned.chosen(to_frame(runs)) == {}
-    runs += [result(run, second, n) for run, n in zip(finals, [3000, 1900, None], strict=True)]
-    best = mod97_tuned.chosen(to_frame(runs))["Muon"]  # medians 2,000, 1,850 and infinite
-    assert best == mod97_tuned.pair("Muon", 0.01, 0.3) == mod97.setting(modular.muon, lr=0.01, weight_decay=0.3)
-    runs.append(result(best, 0, 1234))
-    (row,) = cells(mod97_tuned.table(to_frame(runs)))[1:]
-    assert row[:3] == ["Muon", "0.01 (edge), 0.3 (edge)", "1,234"]  # the seeds of the tuning are not reported
-    filtered = mod97_tuned.grid("EMA before Muon")
-    runs += [result(run, first, n) for run, n in zip(filtered, [100, 200, 300, *[None] * 6], strict=True)]
-    runs += [result(run, second, n) for run, n in zip(filtered[:3], [200, 300, 100], strict=True)]
-    runs.append(result(mod97_tuned.pair("EMA before Muon", 0.01, 0.03), 0, 617))
-    assert cells(mod97_tuned.table(to_frame(runs)))[-1][-1] == "1 : 0 (p = 1)"
-
-    nothing = [None] * 9
-    by_accuracy = to_frame(tried(nothing, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.1, 0.4, 0.3]))
-    assert mod97_tuned.finalists(by_accuracy, "Muon") == [grid[7], grid[8], grid[5]]
-    never_finite = to_frame(tried(nothing, [0.1, None, 0.1, 0.1, 0.1, 0.2, 0.1, None, 0.3]))
-    assert mod97_tuned.finalists(never_finite, "Muon") == [grid[8], grid[5], grid[0]]
-
-
-def test_the_stages_of_the_tuning_follow_from_one_another():
-    class Untrained:
-        def of(self, runs):
-            return to_frame(result(run, run.seed, 100 + 1e5 * run.hyperparams["lr"]) for run in runs)
-
-    runs = list(mod97_tuned.runs(Untrained()))  # pyright: ignore[reportArgumentType]
-    by_seed = collections.Counter(run.seed for run in runs)
-    methods = len(mod97_tuned.TUNED)
-    assert by_seed[1000] == 9 * methods
-    assert by_seed[1001] == 3 * methods
-    lowest = min(mod97_tuned.LION[0])
-    assert {run.hyperparams["lr"] for run in runs if run.key["method"] == "lion" and run.seed < 8} == {lowest}
-    assert {(run.max_steps, run.hold_evals) for run in runs if run.seed < 8} == {(5_000, 50)}
-
-
-def drawn(study, name, runs):
+def drawn(name, runs):
     """The axes of a figure that is drawn from some results."""
-    figure = study.figures[name](to_frame(runs))
+    figure = mod97.STUDY.figures[name](to_frame(runs))
     figure.draw_without_rendering()
     return figure.axes[0]
 
@@ -237,7 +201,7 @@ def test_a_figure_says_how_many_seeds_fail_and_draws_no_value_for_them():
     labels = ["MA before Adam, decay 0.01", "EMA before Adam, decay 0.005", "Adam, decay 0"]  # sorted by the medians
     steps = dict(zip(reversed(labels), ([None, None], [1000, None], [900, 1100]), strict=True))
     runs = [result(mod97.RUNS[label], seed, n) for label, two in steps.items() for seed, n in enumerate(two)]
-    axes = drawn(mod97.STUDY, "mod97_all_methods", runs)
+    axes = drawn("mod97_all_methods", runs)
     assert [label.get_text() for label in axes.get_yticklabels()] == labels
     assert texts(axes) == ["× 1 of 2 fail", "× all 2 fail"]
     dots = np.concatenate([line.get_xdata() for line in axes.lines if line.get_marker() == "o"])
@@ -259,8 +223,8 @@ def test_the_ablations_have_a_row_for_each_value():
 
 
 def test_the_bars_count_the_runs_that_reach_and_those_that_hold_95_percent():
-    alone, filtered = (mod97_tuned.pair(label, 0.001, 1.0) for label in ("AdamW", "MA before AdamW"))
+    alone, filtered = (mod97.PAIRS["learning rate 0.001, decay 1"][label] for label in ("AdamW", "MA before AdamW"))
     runs = [result(alone, 0, 500, held_evals=49), result(alone, 1, None), result(filtered, 0, 500)]
-    axes = drawn(mod97_tuned.STUDY, "mod97_tuned_hold", runs)
+    axes = drawn("mod97_hold", runs)
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
     assert widths == [[1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]]  # AdamW reaches, holds; with the MA the same

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks import methods, views
@@ -129,6 +130,39 @@ ABLATIONS = {
 }
 WINDOW_GRID = grid(modular.ma, window_size=[2, 10, 50, 100, 200], lamb=[1.0, 2.0, 5.0, 10.0])
 
+# At other learning rates and decays: how many runs reach 95 %, and how many stay there
+BESIDE_ADAMW = {
+    "AdamW": modular.adamw,
+    "EMA, λ 5 from step 100, before AdamW": modular.late_ema_adamw,
+    "MA before AdamW": modular.ma_adamw,
+}
+PAIRS = {
+    f"learning rate {lr}, decay {decay:g}": {
+        label: setting(method, lr=lr, weight_decay=decay) for label, method in BESIDE_ADAMW.items()
+    }
+    for lr, decay in itertools.product((0.001, 0.003), (1.0, 3.0))
+}
+
+
+# The nine pairs among which those of Adam and AdamW at 0.003, and of Muon at 0.03 in `fourier_circuits`, were chosen:
+# all with one seed, the best three with a second
+TUNING_SEEDS = (1000, 1001)
+NINE = functools.partial(grid, lr=[1e-3, 3e-3, 1e-2], max_steps=2_500, hold_evals=0, seed=TUNING_SEEDS[0])
+TUNED = {
+    "Adam": NINE(modular.adam, weight_decay=[3e-4, 1e-3, 3e-3]),
+    "AdamW": NINE(modular.adamw, weight_decay=[0.3, 1.0, 3.0]),
+    "Muon": NINE(modular.muon, lr=[1e-2, 3e-2, 1e-1], weight_decay=[0.03, 0.1, 0.3]),
+}
+
+
+def second_tries(results: Results, tried: list[Run]) -> list[Run]:
+    """The three settings with the fewest steps, then the best accuracy, with the second seed."""
+    frame = results.of(tried)
+    if len(frame) < len(tried):
+        return []
+    order = frame.assign(accuracy=-frame["best_val_accuracy"].fillna(0)).sort_values(["steps_to_95", "accuracy"]).index
+    return with_seeds([tried[i] for i in order[:3]], TUNING_SEEDS[1:])
+
 
 def on(task: modular.Modular, label: str) -> Run:
     """A setting on another task."""
@@ -140,7 +174,7 @@ def with_seeds(runs: Iterable[Run], seeds: Iterable[int]) -> list[Run]:
     return [dataclasses.replace(run, seed=seed) for run, seed in itertools.product(runs, seeds)]
 
 
-def runs(_results: Results) -> Iterator[Run]:
+def runs(results: Results) -> Iterator[Run]:
     """All runs; the engine trains once what several parts share."""
     three_seeds = RUNS["Adam, learning rate 0.003, decay 0"]
     yield from with_seeds([run for run in RUNS.values() if run != three_seeds], SEEDS)
@@ -149,6 +183,10 @@ def runs(_results: Results) -> Iterator[Run]:
     yield from with_seeds(elsewhere, FEWER_SEEDS)
     ablated = [run for _, line in ABLATIONS.values() for run in line]
     yield from with_seeds([*ablated, *WINDOW_GRID, three_seeds], ABLATION_SEEDS)
+    for tried in TUNED.values():
+        yield from tried
+        yield from second_tries(results, tried)
+    yield from with_seeds([run for by_label in PAIRS.values() for run in by_label.values()], SEEDS)
 
 
 STUDY = Study("mod97", runs)
@@ -199,6 +237,20 @@ def start(frame: Frame) -> Rows:
     return by_task(frame, STARTS, ELSEWHERE)
 
 
+@STUDY.table
+def pairs(frame: Frame) -> Rows:
+    """AdamW without a filter and with two, at four pairs of learning rate and decay."""
+    for pair, by_label in PAIRS.items():
+        row = {"setting": pair} | dict.fromkeys(by_label, "")
+        for label, run in by_label.items():
+            if len(found := seeds_of(frame, run)):
+                held = views.outcome_cells(found)["hold"].partition(" (")[0]
+                row[label] = views.steps_and_failures(found["steps_to_95"].to_numpy(), CAP)
+                row[label] += f"; holds {held}" * bool(held)
+        if any(list(row.values())[1:]):
+            yield row
+
+
 def colour(label: str) -> str:
     """The colour of a method with or without a filter."""
     return FILTER if " before " in label else NO_FILTER
@@ -243,3 +295,18 @@ def ablations(frame: Frame, panels: Any) -> None:
         axes.set(xlim=(0, 2.4 * CAP), xticks=[0, CAP], xticklabels=["0", f"{CAP:,}"])
         views.label(axes, "steps to 95 %", title)
     views.legend(panels[0, 0].figure, FILTER_COLOURS, fontsize="large")
+
+
+@STUDY.figure("With the MA, AdamW stays at 95 %", width=8, height=3.6)
+def hold(frame: Frame, axes: Axes) -> None:
+    """How many runs reach 95 %, and how many of these stay there, at three pairs of rate and decay."""
+    shown = list(PAIRS)[:3]
+    for shift, label in ((-0.18, "AdamW"), (0.18, "MA before AdamW")):
+        y, shade = np.arange(len(shown)) + shift, colour(label)
+        found = [seeds_of(frame, PAIRS[pair][label]) for pair in shown]
+        axes.barh(y, [np.isfinite(runs["steps_to_95"]).sum() for runs in found], 0.32, color=shade, alpha=0.3)
+        axes.barh(y, [(runs["held_evals"] == 50).sum() for runs in found], 0.32, color=shade)
+    axes.set(yticks=range(len(shown)), yticklabels=shown)
+    axes.invert_yaxis()
+    views.label(axes, "seeds that reach 95 % (pale) and hold it for 50 evaluations (full)")
+    views.legend(axes.figure, {"AdamW": NO_FILTER, "MA before AdamW": FILTER}, fontsize="large")
