@@ -112,16 +112,19 @@ def equal_budgets():
     yield f"below 0.3 in {NUMBERS[sum(lamb < 0.3 for lamb in lambdas)]} of {NUMBERS[len(lambdas)]} searches"
 
 
-def tuning(task):
-    """The tuning and final runs of every method of a board."""
+def tuning(task, **settings):
+    """The tuning and final runs of every method of a board; of mod 97, on multiplication with half of the pairs."""
+    mod97 = {"operation": "multiplication", "p": 97, "train_fraction": 0.5} if task == "Modular" else {}
     frame = results("leaderboard").query("task == @task and hold_evals == 0")
+    for name, value in (mod97 | settings).items():
+        frame = frame[frame[name] == value]
     return frame[frame["seed"].isin([*range(400, 416), 1000, 1001, 1002])]
 
 
-def entered(task, column="steps_to_95"):
+def entered(task, column="steps_to_95", **settings):
     """The steps of each method's best setting with the fresh seeds."""
     final = {}
-    for method, one in tuning(task).groupby("method"):
+    for method, one in tuning(task, **settings).groupby("method"):
         steps = one[one["seed"].isin(range(400, 416))].set_index("seed")[column].astype(float).fillna(np.inf)
         assert steps.index.is_unique
         final |= {method: steps} if len(steps) == 16 else {}
@@ -130,12 +133,18 @@ def entered(task, column="steps_to_95"):
 
 def on_mod97():
     final, names = entered("Modular"), ("adamw_tuned", "ema_adamw_tuned", "ma_adamw_tuned")
-    medians = [final[name].median() for name in names]
-    yield f"The three medians differ by {max(medians) - min(medians):.0f} steps"
-    first = tuning("Modular").query("seed == 1000 and train_fraction == 0.5").groupby("method")["steps_to_95"]
-    reach = {name: NUMBERS[int(np.isfinite(first.get_group(name)).sum())] for name in names}
-    assert {len(first.get_group(name)) for name in names} == {32}
-    yield "{} with AdamW, {} with the MA and {} with the EMA".format(*(reach[names[i]] for i in (0, 2, 1)))
+    adamw, ema, ma = (final[name] for name in names)
+    assert wins(final["muon_tuned"], adamw)[:2] == (16, 0)
+    assert wins(ema, adamw) == wins(ma, adamw)
+    medians = [one.median() for one in (adamw, ema, ma)]
+    differ = f"the three medians differ by {max(medians) - min(medians):.0f} steps"
+    yield "({}:{}, p = {:.2f} each); ".format(*wins(ema, adamw)) + differ
+    first = tuning("Modular").query("seed == 1000").groupby("method")["steps_to_95"]
+    reach = {name: int(np.isfinite(first.get_group(name)).sum()) for name in ("muon_tuned", *names)}
+    assert {len(first.get_group(name)) for name in reach} == {32}
+    muon, adamw, ema, ma = reach.values()
+    alone = f"{muon} of Muon's 32 settings reach 95 %, {NUMBERS[adamw]} of AdamW's"
+    yield f"{alone}, {NUMBERS[ma]} with the MA and {NUMBERS[ema]} with the EMA"
     lamb = tuning("Modular").query("seed < 1000").groupby("method")["lamb"].first()
     ema, ma = (f"{lamb[name]:.2f}" for name in names[1:])
     yield f"λ = {ema} for the EMA, which is almost no filter, and {ma} for the MA"
