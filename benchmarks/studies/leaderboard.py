@@ -227,8 +227,9 @@ class Board(NamedTuple):
             tried = results.of(run for setting in settings for run in self.trial(entrant, setting, seeds))
             if len(tried) < len(settings) * len(seeds):
                 return []
-            slowness = lambda i: self.order(tried.iloc[i * len(seeds) : (i + 1) * len(seeds)])  # noqa: B023
-            settings = [settings[i] for i in sorted(range(len(settings)), key=slowness)[:FINALISTS]]
+            groups = (tried.iloc[i : i + len(seeds)] for i in range(0, len(tried), len(seeds)))
+            ranked = sorted(zip(settings, groups, strict=True), key=lambda item: self.order(item[1]))
+            settings = [setting for setting, _ in ranked[:FINALISTS]]
         return self.trial(entrant, settings[0], SEEDS)
 
     def of_entrant(self, frame: Frame, entrant: Entrant) -> Frame:

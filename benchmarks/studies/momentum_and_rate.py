@@ -1,8 +1,8 @@
 """Is a Grokfast filter more than a shorter momentum, or a higher learning rate?
 
 Multiplication mod 97. The β1 of AdamW (decay 1) and its learning rate vary, without a filter and with the published MA
-before it. At a rate of 0.01 neither Adam nor AdamW reached 95 % at any of three decays (`mod97`), so the rates end at
-0.003. The controls are coupled Adam at a learning rate raised as much as a filter speeds up what follows the slow part
+before it. At a rate of 0.01 Adam and AdamW failed at all three decays tried (`mod97`), so the rates end at 0.003. The
+controls are coupled Adam at a learning rate raised as much as a filter speeds up what follows the slow part
 (measured with AdamW), with the decay that keeps their product; coupled Adam with the best of nine pairs of rate and
 decay; and AdamW as it is, with rate and decay traded, and at three times the decay with shorter and longer momenta,
 also against the MA at that decay.
