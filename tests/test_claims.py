@@ -310,7 +310,7 @@ def at_a_low_rate():
     short, long = (rival(lr=0.001, weight_decay=3.0, b1=b1) for b1 in (0.5, 0.98))
     higher = rival(lr=0.003, weight_decay=1.0, b1=0.9)
     fewer, more, p = wins(strong_ma, short)
-    yield f"With β1 = 0.5 {NUMBERS[failed(short)]} fail ({fewer}:{more}, p = {p:.3f})"
+    yield f"with β1 = 0.5 {NUMBERS[failed(short)]} fail ({fewer}:{more}, p = {p:.3f})"
     yield "with 0.98 {} ({}:{})".format(NUMBERS[failed(long)], *wins(strong_ma, long)[:2])
     assert wins(higher, strong_ma)[2] < 0.001
     yield "At three times the rate AdamW alone needs {} ({}:{}, p".format(median(higher), *wins(higher, strong_ma)[:2])
@@ -553,6 +553,10 @@ def questions():
     )
     entered = results("leaderboard").query("task == 'Parity' and 400 <= seed < 416").groupby("method")["lamb"].first()
     assert all(round(entered[name], 2) == 0.02 for name in ("ema_muon_tuned", "ma_muon_tuned"))
+    muon = mod97("muon", lr=0.03, weight_decay=0.3)
+    for filtered in (mod97("ema_muon", lr=0.03, weight_decay=0.3), mod97("ma_muon", lr=0.01, weight_decay=0.3)):
+        assert wins(muon, filtered)[:2] == (8, 0)
+    yield f"on eight of eight seeds each (p = {2 * 0.5**8:.3f})"
     strong = {
         name: mod97(name, lr=0.001, weight_decay=3.0, **only)
         for name, only in (("ma_adamw", {"lamb": 5.0}), ("adamw", {}))

@@ -78,12 +78,14 @@ def test_the_results_are_of_the_runs():
     results = mod97.STUDY.results()
     keys = {as_text(run.key) for run in mod97.runs(results)}
     assert keys == results.by_key().keys()
-    assert len(keys) == 783
+    assert len(keys) == 851
 
 
 def test_tuned_pairs_are_the_best_of_nine():
     results = mod97.STUDY.results()
-    best = {"Adam": (0.003, 0.001), "AdamW": (0.003, 1.0), "Muon": (0.03, 0.3)}
+    best = {"Adam": (0.003, 0.001), "AdamW": (0.003, 1.0), "MA before Adam": (0.003, 0.001), "Muon": (0.03, 0.3)}
+    best |= {"EMA before Muon": (0.03, 0.3), "MA before Muon": (0.01, 0.3)}
+    assert {f"{name}, learning rate {lr}, decay {decay:g}" for name, (lr, decay) in best.items()} <= mod97.RUNS.keys()
     tuned = momentum_and_rate.TUNED[0].hyperparams
     assert (tuned["lr"], tuned["weight_decay"]) == best["Adam"]
     assert fourier_circuits.METHODS["Muon"].keywords == dict(zip(("lr", "weight_decay"), best["Muon"], strict=True))
@@ -142,6 +144,8 @@ def test_the_numbers_in_the_text_of_the_pages_are_those_of_the_results():
         ("EMA before AdamW, decay 1, λ 5 from step 100", "AdamW, decay 1", (4, 4, 0), 0.95),
         ("EMA before Muon, decay 1", "Muon, decay 1", (8, 0, 0), 0.62),
         ("MA before Muon, decay 1", "Muon, decay 1", (6, 2, 0), 0.79),
+        ("EMA before Muon, learning rate 0.03, decay 0.3", "Muon, learning rate 0.03, decay 0.3", (0, 8, 0), 1.74),
+        ("MA before Muon, learning rate 0.01, decay 0.3", "Muon, learning rate 0.03, decay 0.3", (0, 8, 0), 2.51),
     ):
         assert (paired(runs[one], runs[other])[:3], ratio(one, other)) == (counts, times), one
     for name in ("addition", "subtraction", "division"):

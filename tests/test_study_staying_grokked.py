@@ -1,4 +1,4 @@
-"""What changes after grokking: every change is neutral before its step, and does what it is named after from there."""
+"""What changes after grokking: every change is neutral before its step, and acts from there as its name says."""
 
 import functools
 
@@ -43,7 +43,7 @@ def paths(**numbers):
 @pytest.mark.parametrize("change", [name for name, numbers in study.CHANGES.items() if numbers])
 def test_a_change_leaves_every_digit_before_its_step_and_acts_from_there(change):
     plain, changed = paths(), paths(**study.CHANGES[change])
-    # Updates count from 0, so the record CHANGE is the first with the change; a cosine has hardly begun there.
+    # Updates count from 0, so the record CHANGE is the first with the change; a cosine is still close to 1 there.
     for name in PARAMS:
         np.testing.assert_array_equal(plain[name][:CHANGE], changed[name][:CHANGE])
     assert any(np.any(plain[name][CHANGE + 2] != changed[name][CHANGE + 2]) for name in PARAMS)
@@ -53,7 +53,8 @@ def test_without_a_change_it_is_adamw():
     tx = optax.adamw(study.warmup(1e-3), 0.9, 0.98, weight_decay=1.0)
     params, state = PARAMS, tx.init(PARAMS)
     for key in jax.random.split(jax.random.key(0), STEPS)[:20]:
-        updates, state = tx.update(jax.tree.map(lambda p: p + jax.random.normal(key, p.shape), params), state, params)  # noqa: B023
+        grads = jax.tree.map(lambda p, key=key: p + jax.random.normal(key, p.shape), params)
+        updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     for name in PARAMS:
         np.testing.assert_allclose(paths()[name][19], params[name], rtol=2e-5)

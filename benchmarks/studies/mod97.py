@@ -48,6 +48,7 @@ RUNS = {
     "AdEMAMix, decay 1": setting(methods.ademamix),
     "Muon, decay 0": setting(modular.muon, weight_decay=0.0),
     "Muon, decay 1": setting(modular.muon),
+    "Muon, learning rate 0.03, decay 0.3": setting(modular.muon, lr=0.03, weight_decay=0.3),
     "`fastest`, learning rate 0.06, decay 0.3": setting(modular.fastest),
     "EMA before Adam, decay 0.005": setting(modular.ema),
     "EMA before Adam, decay 0.005, start zero": setting(methods.ema_with_start, start="zero"),
@@ -58,6 +59,7 @@ RUNS = {
     "EMA before Adam, decay 0": setting(modular.ema, weight_decay=0.0),
     "EMA before Adam, decay 0, λ 5 from step 100": setting(methods.late_ema, weight_decay=0.0),
     "MA before Adam, decay 0.01": setting(modular.ma),
+    "MA before Adam, learning rate 0.003, decay 0.001": setting(modular.ma, lr=0.003, weight_decay=0.001),
     "MA before Adam, decay 0.01, from step 500": setting(modular.two_stage),
     # From the step on at which the window is full: before it, the decay alone would shrink all weights to nothing.
     "MA before Adam, decay 0.01, slow part alone from step 99": setting(modular.two_stage, fast=0.0, start_step=99),
@@ -80,8 +82,10 @@ RUNS = {
     "MA before AdamW, decay 1, λ 2": setting(modular.ma_adamw, lamb=2.0),
     "EMA before Muon, decay 0": setting(methods.ema_muon, weight_decay=0.0),
     "EMA before Muon, decay 1": setting(methods.ema_muon),
+    "EMA before Muon, learning rate 0.03, decay 0.3": setting(methods.ema_muon, lr=0.03, weight_decay=0.3),
     "MA before Muon, decay 0": setting(methods.ma_muon, weight_decay=0.0),
     "MA before Muon, decay 1": setting(methods.ma_muon),
+    "MA before Muon, learning rate 0.01, decay 0.3": setting(methods.ma_muon, lr=0.01, weight_decay=0.3),
 }
 UNDECAYED = [k for k in RUNS if "Adam, " in k and "decay 0" in k.split(", ") and "alone" not in k]
 PUBLISHED = {"EMA": "EMA before Adam, decay 0.005", "MA": "MA before Adam, decay 0.01"}
@@ -144,14 +148,18 @@ PAIRS = {
 }
 
 
-# The nine pairs among which those of Adam and AdamW at 0.003, and of Muon at 0.03 in `fourier_circuits`, were chosen:
-# all with one seed, the best three with a second
+# The nine pairs among which those at other rates in RUNS and in `fourier_circuits` were chosen: all with one seed, the
+# best three with a second
 TUNING_SEEDS = (1000, 1001)
 NINE = functools.partial(grid, lr=[1e-3, 3e-3, 1e-2], max_steps=2_500, hold_evals=0, seed=TUNING_SEEDS[0])
+NINE_OF_MUON = functools.partial(NINE, lr=[1e-2, 3e-2, 1e-1], weight_decay=[0.03, 0.1, 0.3])
 TUNED = {
     "Adam": NINE(modular.adam, weight_decay=[3e-4, 1e-3, 3e-3]),
     "AdamW": NINE(modular.adamw, weight_decay=[0.3, 1.0, 3.0]),
-    "Muon": NINE(modular.muon, lr=[1e-2, 3e-2, 1e-1], weight_decay=[0.03, 0.1, 0.3]),
+    "MA before Adam": NINE(modular.ma, weight_decay=[1e-3, 3e-3, 1e-2]),
+    "Muon": NINE_OF_MUON(modular.muon),
+    "EMA before Muon": NINE_OF_MUON(methods.ema_muon),
+    "MA before Muon": NINE_OF_MUON(methods.ma_muon),
 }
 
 

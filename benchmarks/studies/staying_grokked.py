@@ -124,7 +124,7 @@ run_of = functools.partial(product, Modular(), changed_adamw, **RULE)
 
 def change_steps(frame: Frame) -> dict[int, float]:
     """By seed, the step at which a run without a change reaches 95 %."""
-    if frame.empty:  # without a result there is no column of steps either
+    if frame.empty:  # an empty frame lacks the column of steps
         return {}
     plain = frame[(frame["task"] == "Modular") & (frame["change_step"] == NEVER) & (frame["steps_to_95"] < NEVER)]
     return dict(zip(plain["seed"], plain["steps_to_95"], strict=True))
@@ -192,7 +192,7 @@ def table(frame: Frame) -> Rows:
         yield row
 
 
-@STUDY.figure("With the MA or a longer momentum, AdamW seldom collapses", width=8, height=5)
+@STUDY.figure("With the MA or a longer momentum, AdamW rarely collapses", width=8, height=5)
 def figure(frame: Frame, axes: Any) -> None:
     """The lowest validation accuracy after the first at 95 %, a dot per seed."""
     colour = lambda name: ORANGE if name[:2] in ("MA", "EM") else BLUE if name == "no change" else GREY
