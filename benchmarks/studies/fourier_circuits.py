@@ -3,7 +3,8 @@
 Each run continues for 50 evaluations after its first at 95 % validation accuracy. Its key frequencies are those of its
 final parameters, as in Nanda et al. (arXiv 2301.05217), and the losses at all steps are measured with these. The clock
 forms at the first measured step with a restricted loss below half of log p. Methods are compared from the same initial
-parameters and split; the control is the same comparison between different seeds.
+parameters and split; the control is the same comparison between different seeds. Adam with coupled decay and without a
+filter is the control of the filters before Adam.
 """
 
 import functools
@@ -28,6 +29,7 @@ from examples.modular import Modular
 OPERATIONS = ("multiplication", "addition", "subtraction", "division")
 METHODS: dict[str, Method] = {
     "AdamW": modular.adamw,
+    "Adam": functools.partial(modular.adam, weight_decay=0.00167),  # with the filters' 0.005 and 0.01 half and all fail
     "EMA + Adam": modular.ema,
     "MA + Adam": modular.ma,
     "Muon": functools.partial(modular.muon, lr=0.03, weight_decay=0.3),  # at AdamW's learning rate it takes thousands
@@ -150,6 +152,7 @@ def comparison(frame: Frame) -> Rows:
 
 MARKS = {  # marker, and place of the label
     "AdamW": ("o", 0.05, 0.55),
+    "Adam": ("v", 0.2, 0.7),
     "EMA + Adam": ("d", 0.5, 0.31),
     "MA + Adam": ("^", 0.98, 0.4),
     "Muon": ("s", 0.99, 0.68),
@@ -162,7 +165,7 @@ def figure(frame: Frame, axes: Any) -> None:
     """When runs fit the training pairs and form the clock, as shares of their steps to 95 %."""
     for label, runs in by_method(frame).items():
         (marker, *place), colour = MARKS[label], views.FILTER if "+" in label else views.NO_FILTER
-        hollow = {"markerfacecolor": "none"} if label in ("EMA + Adam", "Muon") else {}
+        hollow = {"markerfacecolor": "none"} if label in ("Adam", "EMA + Adam", "Muon") else {}
         axes.plot(runs["fit"], runs["clock"], marker, color=colour, markersize=7, alpha=0.8, **hollow)
         axes.annotate(label, place, color=colour, fontsize="large", fontweight="bold")
     axes.axline((0, 0), slope=1, color=views.GREY, linewidth=1)
