@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from scipy.stats import false_discovery_control
 
 import grokfast_jax
 
@@ -67,6 +68,14 @@ def test_tables_are_small_unless_they_are_pages_of_their_own(path):
     for titles, _, *rows in tables(path.read_text()):
         assert len(titles) <= 7, titles
         assert len(rows) <= 12 or path in LONG, titles
+
+
+@every_document
+def test_what_is_significant_stays_so_when_adjusted_over_its_table(path):
+    for table in tables(path.read_text()):
+        p = [float(x) for x in re.findall(r"\(p [=<] ([\d.]+)\)", str(table))]
+        lost = {one: f"{q:.2g}" for one, q in zip(p, false_discovery_control(p), strict=True) if one < 0.05 <= q}
+        assert all(f"p = {one} becomes {q}" in " ".join(path.read_text().split()) for one, q in lost.items()), lost
 
 
 def test_documents_keep_to_their_length():
