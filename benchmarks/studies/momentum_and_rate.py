@@ -33,11 +33,16 @@ from grokfast_jax import grokfast_ema, grokfast_ma
 
 SEEDS, CAP = range(300, 316), 3_000
 B1S, RATES = [0.0, 0.5, 0.8, 0.9, 0.98], [0.001, 0.003]
-LOWPASS = {"none": optax.identity, "ema": lambda: grokfast_ema(0.98, 2.0), "ma": lambda: grokfast_ma(100, 5.0)}
+LOWPASS = {
+    "none": optax.identity,
+    "ema": lambda: grokfast_ema(0.98, 2.0),
+    "ma": lambda: grokfast_ma(100, 5.0),
+    "weak_ma": lambda: grokfast_ma(100, 3.0),
+}
 
 
 def filtered_adam(
-    lr: float, weight_decay: float, b1: float, lowpass: Literal["none", "ema", "ma"], coupled: bool
+    lr: float, weight_decay: float, b1: float, lowpass: Literal["none", "ema", "ma", "weak_ma"], coupled: bool
 ) -> optax.GradientTransformation:
     """Adam with coupled decay or AdamW, without a filter or with one of the paper's before it."""
     adam, decay = optax.scale_by_adam(b1, 0.98), optax.add_decayed_weights(weight_decay)
@@ -93,6 +98,8 @@ CONTROLS = {
     "MA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[1], TUNED),
     **{f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items()},
 }
+HIGH = on_mod97(lr=0.003, weight_decay=3.0, b1=0.9, lowpass="weak_ma", coupled=False)
+CONTROLS["MA, λ 3, at 0.003, decay 3, against AdamW at 0.003, decay 1"] = (HIGH, TRADED["AdamW, 3 × the rate"])
 CONTROLS |= {f"both with 3 × the decay, AdamW with {name}": (STRONG_MA, runs) for name, runs in STRONG_ADAMW.items()}
 
 
