@@ -356,9 +356,10 @@ def controls():
     yield f"more steps than Adam at the tuned pair, on {fewer} of 16 seeds (p < 0.001)"
     fewer, _, p = wins(alone["steps_to_95"], ma["steps_to_95"])
     yield f"The MA needs more on {fewer} (p = {p:.2f})"
-    at = lambda lowpass, decay, b1=0.9: rival(lr=0.001, coupled=False, lowpass=lowpass, weight_decay=decay, b1=b1)[
-        "steps_to_95"
-    ]
+
+    def at(lowpass, decay, b1=0.9, lr=0.001):
+        return rival(lr=lr, coupled=False, lowpass=lowpass, weight_decay=decay, b1=b1)["steps_to_95"]
+
     fewer, _, p = wins(at("ma", 1.0), at("none", 1.0))
     yield f"fewer steps on {fewer} of 16 seeds (p = {p:.2f})"
     yield f"The median ratio is {(at('ma', 1.0) / at('none', 1.0)).median():.2f}"
@@ -366,6 +367,11 @@ def controls():
     yield f"on {fewer} of the {fewer + more} seeds that differ (p = {p:.3f}"
     failures = failed(at("none", 3.0))
     yield f"{NUMBERS[failures]} against none, has p = {binomtest(0, failures).pvalue:.2f}"
+    weak, high = (at(*side, lr=0.003) for side in (("weak_ma", 3.0), ("none", 1.0)))
+    counts = "{}:{} ({} against {}, p = {:.2f})".format(
+        *wins(weak, high)[:2], median(weak), median(high), wins(weak, high)[2]
+    )
+    yield f"On the fresh seeds it is {counts}"
     short, long = (at("none", 3.0, b1) for b1 in (0.5, 0.98))
     yield f"{NUMBERS[failed(short)]} of 16 seeds fail with β1 = 0.5, and {NUMBERS[failed(long)]} with 0.98"
     (fewer, _, p), (all_, _, p_long) = wins(at("ma", 3.0), short), wins(at("ma", 3.0), long)
