@@ -120,7 +120,7 @@ def test_other_tasks_have_a_row_per_main_entrant_that_has_all_runs():
     adamw, muon = leaderboard.elsewhere.__wrapped__(pd.DataFrame(rows))
     assert [*adamw.values()] == ["AdamW", *["500"] * 4]
     assert [*muon.values()] == ["Muon", *["400; 16 : 0 (p < 0.001)"] * 4]
-    assert [row["entrant"] for row in leaderboard.elsewhere.__wrapped__(pd.DataFrame(rows[:-1]))] == ["AdamW"]
+    assert [row["method"] for row in leaderboard.elsewhere.__wrapped__(pd.DataFrame(rows[:-1]))] == ["AdamW"]
     assert [*leaderboard.elsewhere.__wrapped__(pd.DataFrame(rows[1:]))] == []  # AdamW lacks a run
 
 

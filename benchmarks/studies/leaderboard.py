@@ -253,7 +253,7 @@ class Board(NamedTuple):
         """A row per entrant, compared seed by seed with one of them."""
         final = self.entered(frame)
         for name, runs in final.items() if against in final else ():
-            row = {"entrant": name, "rate, decay, own number": self.setting(self.entrants[name], runs)}
+            row = {"method": name, "rate, decay, λ or 1 - β": self.setting(self.entrants[name], runs)}
             row["steps"] = views.median_and_interval(runs[self.steps_to].to_numpy(), self.cap)
             row["fail"] = f"{np.isinf(runs[self.steps_to]).sum()} of {len(runs)}"
             comparison = paired(runs, final[against], self.steps_to)
@@ -341,7 +341,7 @@ def elsewhere(frame: Frame) -> Rows:
     boards = {name: MOD97._replace(task=task, entrants=MAIN) for name, task in OTHER_TASKS.items()}
     final = {name: board.entered(frame) for name, board in boards.items()}
     for entrant in filter(lambda name: all({name, "AdamW"} <= entered.keys() for entered in final.values()), MAIN):
-        row = {"entrant": entrant}
+        row = {"method": entrant}
         for name, entered in final.items():
             row[name] = views.steps_and_failures(entered[entrant]["steps_to_95"].to_numpy(), MOD97.cap)
             if entrant != "AdamW":
