@@ -84,10 +84,10 @@ STUDY = Study("fourier_circuits", runs, observe=observe)
 
 
 def reaching(frame: Frame) -> Frame:
-    """The runs that reach 95 %, with the number of their keys, and fit and clock as shares of these steps."""
+    """The runs that reach 95 %: the number of their keys, fit and clock as shares of these steps, which comes first."""
     runs = frame[np.isfinite(frame["steps_to_95"])]
     fit, clock = (runs[column] / runs["steps_to_95"] for column in ("fit_steps", "clock_step"))
-    return runs.assign(keys=runs["key"].map(len), fit=fit, clock=clock)
+    return runs.assign(keys=runs["key"].map(len), fit=fit, clock=clock, clock_first=clock < fit)
 
 
 def by_method(frame: Frame) -> dict[str, Frame]:
@@ -102,23 +102,38 @@ def seed_means(runs: Frame, column: str) -> Frame:
     return runs.groupby("seed", as_index=False)[column].mean()
 
 
+def counts(first: Frame, second: Frame, column: str) -> str:
+    """The seeds on which the mean of a column is smaller and larger, over the operations on which both reach 95 %."""
+    place = ["operation", "seed"]
+    means = [seed_means(runs.merge(other[place]), column) for runs, other in ((first, second), (second, first))]
+    return views.seed_counts(paired(*means, column))
+
+
 @STUDY.table
 def table(frame: Frame) -> Rows:
-    """When the clock of each method forms, relative to the steps to 95 %, and its key frequencies against AdamW's."""
-    groups = by_method(frame)
+    """When the clock of each method forms, relative to the steps to 95 %, and its key frequencies."""
     ranges = {
         "training pairs fitted": ("fit", ".2f"),
         "clock forms": ("clock", ".2f"),
         "key frequencies": ("keys", ".0f"),
     }
+    for label, runs in by_method(frame).items():
+        first = f"{runs['clock_first'].sum()} of {len(runs)}"
+        yield {"method": label, **views.range_cells(runs, ranges), "clock first": first}
+
+
+@STUDY.table
+def controls(frame: Frame) -> Rows:
+    """The number of key frequencies and the share of runs with the clock first, against AdamW and against Adam."""
+    groups = by_method(frame)
     for label, runs in groups.items():
-        compared = paired(seed_means(runs, "keys"), seed_means(groups["AdamW"], "keys"), "keys")
-        yield {
-            "method": label,
-            **views.range_cells(runs, ranges),
-            "clock first": f"{(runs['clock'] < runs['fit']).sum()} of {len(runs)}",
-            "seeds with fewer : more than AdamW": "" if label == "AdamW" else views.seed_counts(compared),
-        }
+        row = {"method": label}
+        for name in ("AdamW", "Adam"):
+            is_compared = name in groups and name != label
+            fewer = counts(runs, groups[name], "keys") if is_compared else ""
+            more = counts(groups[name], runs, "clock_first") if is_compared else ""
+            row |= {f"fewer : more frequencies than {name}": fewer, f"clock first more : less often than {name}": more}
+        yield row
 
 
 @STUDY.table

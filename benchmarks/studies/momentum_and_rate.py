@@ -12,7 +12,6 @@ published, each against Adam at the raised rate; and the MA before AdamW at β1 
 """
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -67,7 +66,7 @@ def five(values: list[float]) -> list[float]:
 
 on_mod97 = functools.partial(product, Modular(), filtered_adam, max_steps=CAP, seed=SEEDS)
 DECOUPLED = {"coupled": False, "weight_decay": 1.0}
-GRID = [*itertools.product(RATES, ("none", "ma"))]
+GRID = [(lr, lowpass) for lowpass in ("none", "ma") for lr in RATES]
 PUBLISHED = [
     on_mod97(lr=0.001, weight_decay=0.005, b1=0.9, lowpass="ema", coupled=True),
     on_mod97(lr=0.001, weight_decay=0.01, b1=0.9, lowpass="ma", coupled=True),
