@@ -410,18 +410,53 @@ def other_pairs():
 
 
 def circuits():
+    """The circuits of each method, and their comparisons over the seeds."""
     frame = results("fourier_circuits")
+    failures = frame[np.isinf(frame["steps_to_95"])].groupby("method")["operation"].agg(list)
+    assert {name: len(operations) for name, operations in failures.items()} == {"adam": 5, "ema": 1}
+    assert {*failures["adam"]} == {"subtraction", "division"}
     frame = frame[np.isfinite(frame["steps_to_95"])]
     frame = frame.assign(keys=frame["key"].map(len), first=frame["clock_step"] < frame["fit_steps"])
     keys = {name: f"{keys:.0f}" for name, keys in frame.groupby("method")["keys"].median().items()}
-    means = frame.pivot_table(["keys", "first"], "seed", "method", aggfunc="mean")
-    fewer = {name: wins(means["keys", name], means["keys", "adamw"]) for name in ("ema", "ma", "muon")}
-    yield f"AdamW ends with a median of {keys['adamw']} frequencies"
-    assert fewer["ema"] == fewer["ma"] == (8, 0, 2 * 0.5**8)
-    yield f"The EMA ends with {keys['ema']} and the MA with {keys['ma']} (p = {fewer['ma'][2]:.3f} each)"
-    yield f"Muon at a tuned rate with {keys['muon']} (p = {fewer['muon'][2]:.2f})"
-    for name in fewer:
-        assert wins(means["first", "adamw"], means["first", name]) == (8, 0, 2 * 0.5**8)
+    runs_of = {name: one.set_index(["operation", "seed"]) for name, one in frame.groupby("method")}
+
+    def means(one, other, column, change=lambda x: x):
+        """Two methods' means of the seeds, over the operations on which both reach 95 %."""
+        columns = [change(runs_of[name][column].astype(float)) for name in (one, other)]
+        both = pd.concat(columns, axis=1, keys=["one", "other"], join="inner").groupby("seed").mean()
+        return both["one"], both["other"]
+
+    compared = lambda *names: wins(*means(*names))
+    for name in ("ema", "ma"):
+        assert compared(name, "adamw", "keys") == (8, 0, 2 * 0.5**8)
+    for name in ("ema", "ma", "muon"):
+        assert compared("adamw", name, "first") == (8, 0, 2 * 0.5**8)
+    numbers = f"with {keys['adamw']} (median), the EMA with {keys['ema']} and the MA with {keys['ma']}"
+    yield f"AdamW ends {numbers} (p = 0.008 each), and Muon with {keys['muon']}"
+    adam = runs_of["adam"]
+    yield f"is between: {keys['adam']} frequencies, and the circuit first in {adam['first'].sum()} of {len(adam)} runs"
+    fewer, more, p = compared("adam", "ma", "first")
+    yield f"only the MA has the circuit first clearly more often ({fewer}:{more}, p = {p:.2f})"
+    text = page("docs/circuits.md")
+    counts = ["{}:{}, p = {:.2f}".format(*compared(name, "adam", "keys")) for name in ("ema", "ma")]
+    assert f"clearly fewer frequencies ({'; '.join(counts)})" in text
+    assert f"before the fit more often ({fewer}:{more}, p = {p:.2f})" in text
+    assert "undecided ({}:{}, p = {:.2f})".format(*compared("adam", "ema", "first")) in text
+
+    def slower(name, column):
+        """The median ratio of steps to Adam's, and the seeds with more and with fewer steps."""
+        one, other = means(name, "adam", column, np.log)
+        return f"{np.exp((one - other).median()):.2f}", *wins(other, one)
+
+    fit, *counts = slower("ma", "fit_steps")
+    assert f"the MA needs {fit} times the steps to fit" in text
+    assert counts[:2] == [8, 0]
+    clock, *counts = slower("ma", "clock_step")
+    assert f"{clock} times to form the clock" in text
+    assert counts[:2] == [1, 7]
+    (fit, *fits), (clock, *clocks) = (slower("ema", column) for column in ("fit_steps", "clock_step"))
+    assert f"The EMA needs {fit} and {clock} times" in text
+    assert (fits[:2], clocks[:2]) == ([7, 1], [4, 4])
 
 
 def other_tasks():
