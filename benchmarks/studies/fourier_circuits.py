@@ -166,7 +166,7 @@ def comparison(frame: Frame) -> Rows:
 
 
 MARKS = {  # marker, and place of the label
-    "AdamW": ("o", 0.05, 0.55),
+    "AdamW": ("o", 0.04, 0.65),
     "Adam": ("v", 0.33, 0.2),
     "EMA + Adam": ("d", 0.5, 0.31),
     "MA + Adam": ("^", 0.98, 0.4),
