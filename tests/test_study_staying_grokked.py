@@ -125,3 +125,10 @@ def test_without_results_the_runs_without_a_change_are_named(tmp_path):
 
 def test_without_a_change_that_has_enough_seeds_nothing_is_shown():
     assert study.table(to_frame([*lines(8), *lines(7, ma_lamb=5.0)])) == views.MISSING
+
+
+def test_the_results_are_those_of_all_runs():
+    results = study.STUDY.results()
+    runs = list(study.runs(results))
+    assert len(runs) == 11 * len(study.SEEDS)
+    assert results.missing(runs) == []
