@@ -207,7 +207,7 @@ def figure(frame: Frame, axes: Any) -> None:
     drawn(axes, frame, dict(zip(names, [*PUBLISHED, TUNED, *RAISED], strict=True)))
 
 
-@STUDY.figure("At a rate of 0.001 the MA saves steps, at a decay of 1 and of 3", width=8, height=4)
+@STUDY.figure("At a decay of 3, the MA saves steps against every momentum tried", width=8, height=4)
 def adamw(frame: Frame, axes: Any) -> None:
     """AdamW with and without the MA, with decay and momentum varied."""
     alone = {f"AdamW, decay 3, {name}": runs for name, runs in STRONG_ADAMW.items()}
