@@ -105,8 +105,8 @@ def seed_means(runs: Frame, column: str) -> Frame:
 def counts(first: Frame, second: Frame, column: str) -> str:
     """The seeds on which the mean of a column is smaller and larger, over the operations on which both reach 95 %."""
     place = ["operation", "seed"]
-    means = [seed_means(runs.merge(other[place]), column) for runs, other in ((first, second), (second, first))]
-    return views.seed_counts(paired(*means, column))
+    one, other = first.merge(second[place]), second.merge(first[place])
+    return views.seed_counts(paired(seed_means(one, column), seed_means(other, column), column))
 
 
 @STUDY.table
