@@ -388,6 +388,15 @@ def every_momentum():
     yield f"The MA with β1 = 0.9 needs {median(ma)}"
     yield f"it needs fewer steps on {listed(fewer for fewer, *_ in tests)} of 16 seeds"
     yield f"adjusted over the five, are {listed(adjusted)}"
+    slow, fast = (
+        {b1: rival(lr=lr, b1=b1, lowpass="none") for b1 in (0.0, 0.5, 0.8, 0.9, 0.98)} for lr in (0.001, 0.003)
+    )
+    assert [failed(one) for one in (*slow.values(), *fast.values())] == [0] * 10
+    fewer, _, p = wins(fast[0.8], fast[0.9])
+    yield f"At 0.003, β1 = 0.8 needs fewer steps than 0.9 on {fewer} of 16 seeds (p = {p:.3f})"
+    yield "There 0 and 0.98 need more, on {} and on {} (p".format(*(wins(fast[0.9], fast[b1])[0] for b1 in (0.0, 0.98)))
+    assert wins(slow[0.9], slow[0.98])[0] == 16
+    assert max(wins(slow[0.9], slow[b1])[0] for b1 in (0.0, 0.5, 0.8)) < 12
 
 
 def undecayed():
