@@ -514,7 +514,7 @@ def other_tasks():
     gained, left = (loss["baseline", 1.0].median() - loss[name, 10.0].median() for name in ("baseline", "paper"))
     assert 0 < left < gained / 2
     yield "gives most of the gain in accuracy"
-    yield "It also lowers the loss, with the filter by less than half as much (three splits)"
+    yield "It also lowers the loss, with the filter less than half as much (three splits)"
 
 
 def changes_after_grokking():
