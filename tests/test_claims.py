@@ -1,6 +1,7 @@
 """The numbers that README, findings and choose quote, computed from the result files with pandas alone."""
 
 import functools
+import itertools
 import json
 import re
 from pathlib import Path
@@ -183,6 +184,9 @@ def leaderboard():
     ema, ma = final["ema_adamw_tuned"], final["ma_adamw_tuned"]
     yield "the EMA needs more steps on {1} of 15 seeds (p = {2:.3f})".format(*wins(ema, adamw))
     yield "and the MA on {1} of 16 (p = {2:.2f})".format(*wins(ma, adamw))
+    entered_lambdas = results("leaderboard").query("task == 'Parity' and 400 <= seed < 416").groupby("method")["lamb"]
+    assert all(round(entered_lambdas.first()[name], 2) == 0.02 for name in ("ema_muon_tuned", "ma_muon_tuned"))
+    yield "the entered λ is 0.02 for both"
     behind = {wins(final[name], muon)[:2] for name in ("ema_muon_tuned", "ma_muon_tuned")}
     yield f"more steps than Muon on at least {min(more for _, more in behind)} of the 16 seeds"
     assert all(np.isinf(tuned["adamw_perpendicular"]))
@@ -309,6 +313,10 @@ def paper_settings():
     assert wins(alone, ema)[2] < 0.001
     yield f"it needs {median(alone)}. That is fewer than with the EMA on {wins(alone, ema)[0]} seeds (p < 0.001)"
     yield f"than with the MA on {wins(alone, ma)[0]} (p = {wins(alone, ma)[2]:.2f})"
+    fewer, more, _ = wins(alone, ema)
+    assert f"the EMA needs fewer steps than Adam on {more} and more on {fewer} (p < 0.001)" in page("README.md")
+    assert f"the EMA needs more steps on {fewer} (p < 0.001)" in page("docs/mod97.md")
+    assert f"fewer steps than the EMA on {fewer} of [16 fresh seeds]" in page("docs/paper.md")
 
 
 def at_a_low_rate():
@@ -327,6 +335,12 @@ def at_a_low_rate():
     short, long = (rival(lr=0.001, weight_decay=3.0, b1=b1) for b1 in (0.5, 0.98))
     higher = rival(lr=0.003, weight_decay=1.0, b1=0.9)
     yield f"{NUMBERS[failed(short)]} with β1 = 0.5, and {NUMBERS[failed(long)]} with 0.98"
+    advice = page("docs/choose.md")
+    assert f"it fails on {failed(long)} of 16 seeds, β1 0.9 on {failed(strong)}" in advice
+    assert f"alone then fails on {failed(strong)} of 16 seeds and with the MA on none" in advice
+    assert "13:3 (p = 0.02) and 13:1 (p = 0.002)" in page("README.md")
+    assert [wins(ma, alone)[:2], wins(strong_ma, strong)[:2]] == [(13, 3), (13, 1)]
+    assert f"on 13 of [16 fresh ones](momentum.md) ({(ma / alone).median():.2f}, p = 0.02)" in page("docs/mod97.md")
     undecided = min(wins(ma, rival(lr=0.001, weight_decay=1.0, b1=b1))[2] for b1 in (0.0, 0.5, 0.8))
     yield f"momenta of 0, 0.5 and 0.8 do not differ clearly from the MA (p ≥ {undecided:.2f})"
     assert wins(higher, strong_ma)[2] < 0.001
@@ -478,6 +492,24 @@ def circuits():
     assert f"The EMA needs {fit} and {clock} times" in text
     assert (fits[:2], clocks[:2]) == ([7, 1], [4, 4])
 
+    def shared(one, other):
+        """The mean numbers of key frequencies that two methods share, by seed: from the same start and from others."""
+        pairs = frame[frame["method"] == one].merge(frame[frame["method"] == other], on="operation")
+        pairs["both"] = [len({*a} & {*b}) for a, b in zip(pairs["key_x"], pairs["key_y"], strict=True)]
+        is_same = pairs["seed_x"] == pairs["seed_y"]
+        return [pairs[part].groupby("seed_x")["both"].mean() for part in (is_same, ~is_same)]
+
+    found = {
+        pair: shared(*pair) for pair in itertools.combinations(["adamw", "adam", "ema", "ma", "muon", "fastest"], 2)
+    }
+    more = {pair: wins(apart, same) for pair, (same, apart) in found.items()}
+    assert sum(false_discovery_control([p for *_, p in more.values()]) < 0.05) == 12
+    (adam_, apart), (ma_, ma_apart) = (
+        [f"{x.mean():.1f}" for x in found[k]] for k in (("adamw", "adam"), ("ma", "muon"))
+    )
+    assert f"share {adam_} frequencies from the same start and {apart} from others" in text
+    assert "Muon and the MA {} and {} ({}:{}, p = {:.2f})".format(ma_, ma_apart, *more["ma", "muon"]) in text
+
 
 def other_tasks():
     mnist = functools.partial(runs, "paper_tasks", task="Mnist")
@@ -557,9 +589,8 @@ def switched_on():
     yield f"With β1 = 0.98 and no filter it never falls below {lowest}"
     yield "fewer evaluations are at 95 % than with the MA ({}:{}, p = {:.2f})".format(*against(groups, "b1", "ma"))
     assert against(groups, "ma", "cosine")[:2] == (16, 0)
-    advice = (
-        f"(never below {lowest}), or the MA before AdamW (always at 95 % on {always} of 16 seeds, below 50 % on three)"
-    )
+    advice = f"always at 95 % on {always} of 16 seeds, below 50 % on {NUMBERS[low]}"
+    advice = f"(never below {lowest}), or the MA before AdamW ({advice})"
     assert advice in page("docs/choose.md")
 
 
