@@ -109,22 +109,22 @@ def lines(seeds, **numbers):
 
 def test_changes_are_compared_with_the_run_of_their_seed():
     of_another_step = line(1, 1_200, 10, change_step=1_000.0, ma_lamb=5.0)
-    exact = [line(i, 900, 90, task=study.ExactLoss(), change_step=study.NEVER) for i in range(8)]
-    frame = to_frame([*lines(8), *lines(8, ma_lamb=5.0), of_another_step, *lines(7, rate=1 / 3), *exact])
+    exact = [line(i, 900, 97, task=study.ExactLoss(), change_step=study.NEVER) for i in range(16)]
+    frame = to_frame([*lines(16), *lines(16, ma_lamb=5.0), of_another_step, *lines(15, rate=1 / 3), *exact])
     nothing, ma, loss = ([c.strip() for c in row.split("|")[1:-1]] for row in study.table(frame).splitlines()[2:])
-    assert nothing[:3] + nothing[-2:] == ["no change", "0 of 8", "84 (80 to 87) %", "", "0 : 8 (p = 0.0078)"]
-    assert ma[:3] + ma[-2:] == ["MA, λ 5", "8 of 8", "100 %", "8 : 0 (p = 0.0078)", ""]
-    assert loss[:3] + loss[-2:] == [study.EXACT_LOSS, "0 of 8", "90 %", "8 : 0 (p = 0.0078)", "0 : 8 (p = 0.0078)"]
+    assert nothing[:3] + nothing[-2:] == ["no change", "0 of 16", "88 (80 to 95) %", "", "0 : 16 (p < 0.001)"]
+    assert ma[:3] + ma[-2:] == ["MA, λ 5", "16 of 16", "100 %", "16 : 0 (p < 0.001)", ""]
+    assert loss[:3] + loss[-2:] == [study.EXACT_LOSS, "0 of 16", "97 %", "16 : 0 (p < 0.001)", "0 : 16 (p < 0.001)"]
 
 
 def test_without_results_the_runs_without_a_change_are_named(tmp_path):
     named = list(study.runs(study.STUDY.results(tmp_path)))
-    assert [run.seed for run in named] == [*study.SEEDS[:8]] * 2 + [*study.SEEDS[8:]] * 2
+    assert [run.seed for run in named] == [*study.SEEDS] * 2
     assert {run.hyperparams["change_step"] for run in named} == {study.NEVER}
 
 
 def test_without_a_change_that_has_enough_seeds_nothing_is_shown():
-    assert study.table(to_frame([*lines(8), *lines(7, ma_lamb=5.0)])) == views.MISSING
+    assert study.table(to_frame([*lines(16), *lines(15, ma_lamb=5.0)])) == views.MISSING
 
 
 def test_the_results_are_those_of_all_runs():

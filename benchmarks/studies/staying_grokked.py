@@ -28,7 +28,6 @@ from examples.modular import Modular
 from grokfast_jax import amplify, ema, moving_average, scale_by_filtered_adam
 
 SEEDS = range(500, 516)
-FEWEST = 8  # seeds of a change in table and figure
 EVALS = 200
 STEPS = EVALS * Modular().steps
 NEVER = 5_000  # steps, at which every run has ended
@@ -131,17 +130,16 @@ def change_steps(frame: Frame) -> dict[int, float]:
 
 
 def runs(results: Results) -> Iterator[Run]:
-    """Runs without a change, then those with one: eight seeds of all changes, then the other seeds."""
-    for seeds in (SEEDS[:8], SEEDS[8:]):
-        plain = run_of(change_step=NEVER, seed=seeds)
-        exact = product(ExactLoss(), changed_adamw, change_step=NEVER, seed=seeds, **RULE)
-        yield from [*plain, *exact]
-        results.of(exact)
-        steps: Any = change_steps(results.of(plain))
-        for numbers in [numbers for numbers in CHANGES.values() if numbers]:
-            changed = [run for seed in steps for run in run_of(change_step=steps[seed], **numbers, seed=seed)]
-            yield from changed
-            results.of(changed)
+    """Runs without a change, then those with one."""
+    plain = run_of(change_step=NEVER, seed=SEEDS)
+    exact = product(ExactLoss(), changed_adamw, change_step=NEVER, seed=SEEDS, **RULE)
+    yield from [*plain, *exact]
+    results.of(exact)
+    steps: Any = change_steps(results.of(plain))
+    for numbers in [numbers for numbers in CHANGES.values() if numbers]:
+        changed = [run for seed in steps for run in run_of(change_step=steps[seed], **numbers, seed=seed)]
+        yield from changed
+        results.of(changed)
 
 
 def observe(run: Run, history: Iterator[tuple[Row, TrainState]], data: Data) -> dict[str, float]:
@@ -163,7 +161,7 @@ STUDY = Study("staying_grokked", runs, observe=observe)
 def by_change(frame: Frame) -> dict[str, Frame]:
     """The runs of each change, with the share of the evaluations after the first at 95 % that are at it too.
 
-    Changes with few seeds are left out, and without a change to compare, all are.
+    Changes that lack seeds are left out, and without a change to compare, all are.
     """
     steps = change_steps(frame)
     frame = frame[frame["seed"].isin(list(steps))].assign(share=100 * frame["held_evals"] / frame["hold_evals"])
@@ -173,7 +171,7 @@ def by_change(frame: Frame) -> dict[str, Frame]:
         method = functools.partial(changed_adamw, change_step=NEVER, **numbers)
         found[name] = views.runs_of(of_step, method, ["change_step"], task="Modular")
     found[EXACT_LOSS] = frame[frame["task"] == "ExactLoss"]
-    found = {name: runs for name, runs in found.items() if len(runs) >= FEWEST}
+    found = {name: runs for name, runs in found.items() if len(runs) == len(SEEDS)}
     return found if len(found) > 1 else {}
 
 
