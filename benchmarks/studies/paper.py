@@ -47,10 +47,10 @@ LINEAR = {  # optimizers x(t) = A x(t-1) + B g(t) with x(0) = g(0); B is 1, with
 
 
 def runs(_results: Results) -> Iterator[Run]:
-    """The runs that are followed up to 95 %, and one without weight decay."""
+    """The runs that are followed up to 95 %, and long ones without weight decay."""
     for method, decay in FOLLOWED.values():
         yield from product(Modular(), method, weight_decay=decay, seed=range(5))
-    yield from product(Modular(), adam, max_steps=50_000)
+    yield from product(Modular(), adam, max_steps=50_000, seed=range(3))
     yield from product(Modular(), adam, max_steps=BASELINE_STEPS, stop_at=None, seed=range(3))
 
 
