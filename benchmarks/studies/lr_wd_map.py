@@ -23,7 +23,7 @@ from grokfast_jax import grokfast_ema, grokfast_ma
 
 TASK = parity.Parity()
 SEEDS = 32
-MAX_STEPS = 4_000
+MAX_STEPS, LONG = 4_000, 20_000
 ENOUGH = 0.9  # share of the seeds that must reach 95 % for a pair to work
 RULE = {"max_steps": MAX_STEPS, "group_size": SEEDS}
 
@@ -59,12 +59,13 @@ METHODS: dict[str, dict[str, Method]] = {
 
 
 def runs(_results: Results) -> Iterator[Run]:
-    """All methods at all pairs, the seeds of a pair trained at once; at a low rate, AdamW with shorter momenta."""
+    """All methods at all pairs, the seeds of a pair trained at once; at a low rate, other momenta and longer."""
     for optimizer, (lrs, decays) in GRIDS.items():
         for method in METHODS[optimizer].values():
             yield from product(TASK, method, lr=lrs, weight_decay=decays, seed=range(SEEDS), **RULE)
-    shorter = {"lr": 0.003, "weight_decay": 0.3, "b1": [0.0, 0.5, 0.8]}
-    yield from product(TASK, parity.adamw, **shorter, seed=range(SEEDS), **RULE)
+    low = functools.partial(product, TASK, parity.adamw, lr=0.003, weight_decay=0.3, group_size=SEEDS)
+    yield from low(b1=[0.0, 0.5, 0.8], seed=range(SEEDS), max_steps=MAX_STEPS)
+    yield from low(b1=[0.0, 0.5, 0.8, 0.9, 0.98], seed=range(SEEDS), max_steps=LONG)
 
 
 STUDY = Study("lr_wd_map", runs)

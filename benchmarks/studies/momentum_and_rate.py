@@ -99,17 +99,27 @@ CONTROLS = {
 }
 HIGH = on_mod97(lr=0.003, weight_decay=3.0, b1=0.9, lowpass="weak_ma", coupled=False)
 CONTROLS["MA, λ 3, at 0.003, decay 3, against AdamW at 0.003, decay 1"] = (HIGH, TRADED["AdamW, 3 × the rate"])
+DECAYS = {  # at the paper's rate, without the filter and with it
+    decay: [
+        on_mod97(lr=0.001, weight_decay=decay, b1=0.9, lowpass=lowpass, coupled=False) for lowpass in ("none", "ma")
+    ]
+    for decay in (1.0, 1.5, 2.0, 3.0)
+}
 CONTROLS |= {f"both with 3 × the decay, AdamW with {name}": (STRONG_MA, runs) for name, runs in STRONG_ADAMW.items()}
 
 
 def runs(results: Results) -> Iterator[Run]:
-    """The primary comparisons first, then the controls, then the grid, a row of the table after the other."""
+    """The primary comparisons first, then the controls, the decays, and the grid, a row after the other."""
     for pair in PRIMARY.values():
         results.of([*pair[0], *pair[1]])
         yield from (run for side in pair for run in side)
     controls = [run for sides in CONTROLS.values() for side in sides for run in side]
     results.of(controls)
     yield from controls
+    for sides in DECAYS.values():
+        pair = [*sides[0], *sides[1]]
+        results.of(pair)
+        yield from pair
     for lr, lowpass in GRID:
         row = on_mod97(lr=lr, b1=B1S, lowpass=lowpass, **DECOUPLED)
         results.of(row)
