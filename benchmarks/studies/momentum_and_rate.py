@@ -92,9 +92,13 @@ PRIMARY = {
     "MA before AdamW against AdamW with β1 0.5": (MA_ADAMW, SHORT),
 }
 TUNED = on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass="none", coupled=True)  # the best of nine pairs
+AT_TUNED = {  # the filters there; of the nine pairs this is the best with the MA, too
+    lowpass: on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass=lowpass, coupled=True) for lowpass in ("ema", "ma")
+}
 CONTROLS = {
     "EMA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[0], TUNED),
     "MA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[1], TUNED),
+    **{f"{name.upper()} before Adam, both at 0.003, decay 0.001": (side, TUNED) for name, side in AT_TUNED.items()},
     **{f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items()},
 }
 HIGH = on_mod97(lr=0.003, weight_decay=3.0, b1=0.9, lowpass="weak_ma", coupled=False)
