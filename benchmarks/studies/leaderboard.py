@@ -32,6 +32,7 @@ from benchmarks import views
 from benchmarks.study import Frame, Results, Rows, Run, Study, paired, product
 from examples.harness.methods import Tx
 from examples.harness.optimizers import stacked_muon, warmup
+from examples.harness.plots import GREY
 from examples.harness.task import Task
 from examples.mnist import Mnist
 from examples.modular import Modular, fastest
@@ -367,7 +368,7 @@ def budget(frame: Frame, panels: Any) -> None:
             steps = runs[runs["seed"] == TUNING_SEEDS[0]].reindex(columns=[board.steps_to]).to_numpy()[:, 0]
             if len(steps) == SETTINGS:
                 style = "-" if " before " not in name else "--" if "EMA" in name else ":"
-                colour = views.FILTER if "Muon" in name else views.NO_FILTER
+                colour = GREY if "Muon" in name else views.NO_FILTER if style == "-" else views.FILTER
                 axes.plot(ks, [best_of(steps, k, board.cap) for k in ks], style, color=colour, linewidth=2, label=name)
         axes.set_title(f"{title}, {round(100 * board.threshold)} %", fontsize="large", loc="left")
         axes.set(xscale="log", xticks=[1, 2, 4, 8, 16, 32], xticklabels=[1, 2, 4, 8, 16, 32], ylim=(0, None))
