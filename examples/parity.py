@@ -76,7 +76,7 @@ class Parity(Task):
 
 
 def adamw(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, b1: Static = 0.9) -> Tx:
-    """AdamW; at this learning rate it fits its training points and generalises to no others.
+    """AdamW; at this learning rate it fits its training points long before it generalises.
 
     Args:
       b1: Decay rate of the first moment, in [0, 1).

@@ -122,7 +122,7 @@ def draw(accuracies):
     tuned_step = np.median(steps_to_goal(accuracies[TUNED][1]))
     axes.axvline(tuned_step, color="black", linestyle=":", label=f"{TUNED}: the median seed reaches 95 %")
     axes.set(xlabel="training step", ylabel="accuracy (%)", xlim=(0, step_e[-1]), ylim=(45, 101))
-    axes.set_title("At a small learning rate, AdamW needs Grokfast to generalise")
+    axes.set_title("At a small learning rate, AdamW groks far sooner with Grokfast")
     figure.legend(loc="outside lower center", title="solid: fresh points; dashed: training points; thin: single seeds")
     figure.savefig("quickstart.png", dpi=180)
 

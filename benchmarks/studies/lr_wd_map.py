@@ -151,7 +151,7 @@ def figure(frame: Frame, panels: Any) -> None:
 
 
 @STUDY.figure(
-    "At a low rate the MA makes AdamW generalise; tuned, AdamW alone is faster",
+    "At a low rate AdamW groks sooner with the MA; tuned, AdamW alone is faster",
     width=10,
     height=4,
     columns=2,
