@@ -93,7 +93,7 @@ PRIMARY = {
 }
 TUNED = on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass="none", coupled=True)  # the best of nine pairs
 AT_TUNED = {  # the filters there; of the nine pairs this is the best with the MA, too
-    lowpass: on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass=lowpass, coupled=True) for lowpass in ("ema", "ma")
+    lowpass: on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass=lowpass, coupled=True) for lowpass in ("ma", "ema")
 }
 CONTROLS = {
     "EMA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[0], TUNED),
@@ -113,17 +113,10 @@ CONTROLS |= {f"both with 3 × the decay, AdamW with {name}": (STRONG_MA, runs) f
 
 
 def runs(results: Results) -> Iterator[Run]:
-    """The primary comparisons first, then the controls, the decays, and the grid, a row after the other."""
-    for pair in PRIMARY.values():
+    """The primary comparisons first, then the decays, the controls, and the grid, a row after the other."""
+    for pair in (*PRIMARY.values(), *DECAYS.values(), *CONTROLS.values()):
         results.of([*pair[0], *pair[1]])
         yield from (run for side in pair for run in side)
-    controls = [run for sides in CONTROLS.values() for side in sides for run in side]
-    results.of(controls)
-    yield from controls
-    for sides in DECAYS.values():
-        pair = [*sides[0], *sides[1]]
-        results.of(pair)
-        yield from pair
     for lr, lowpass in GRID:
         row = on_mod97(lr=lr, b1=B1S, lowpass=lowpass, **DECOUPLED)
         results.of(row)
@@ -135,7 +128,7 @@ STUDY = Study("momentum_and_rate", runs, measure=norms, reduce=five)
 
 def select(frame: Frame, run: Run) -> Frame:
     """All seeds of a run's setting."""
-    return frame[np.logical_and.reduce([frame[name] == value for name, value in run.hyperparams.items()])]
+    return views.runs_of(frame, functools.partial(run.method, **run.hyperparams))
 
 
 def compared(frame: Frame, comparisons: Mapping[str, tuple[list[Run], list[Run]]]) -> dict[str, tuple[Frame, Frame]]:
