@@ -34,7 +34,7 @@ def run(study: Annotated[str, tyro.conf.Positional], out: Path = RESULTS) -> Non
     chosen.train(out)
     for name, table in chosen.made_tables(out).items():
         print(f"\n{name}\n\n{table}")
-    for name, figure in chosen.made_figures(out).items() if out != RESULTS else ():
+    for name, figure in chosen.made_figures(out).items() if out.resolve() != RESULTS.resolve() else ():
         plots.save(figure, out / f"{name}.png")
         print(out / f"{name}.png")
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import DOCS, RESULTS
 from examples.harness import plots
-from examples.harness.errors import UserError
+from examples.harness.errors import UsageError, UserError
 
 from .cost import compiled, step_cost, tasks, vs_torch
 from .study import find_study, study_names
@@ -101,6 +101,8 @@ def write(docs: Path = DOCS) -> None:
     Args:
       docs: Folder of the site's sources.
     """
+    if not docs.is_dir():
+        raise UsageError(f"docs must be the folder of the site's sources, got {docs}")
     for path, text in pages(docs, tables()).items():
         path.write_text(text, "utf-8")
     (docs / "pictures").mkdir(exist_ok=True)

@@ -9,16 +9,6 @@ import scipy.stats
 Frame = Any  # pandas.DataFrame, of whose columns type checkers know nothing
 
 
-def interval(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
-    """95 % bootstrap confidence interval of the median of steps, infinite for runs that fail.
-
-    scipy.stats.bootstrap interpolates between medians, which makes NaN of infinite ones.
-    """
-    drawn = np.random.default_rng(0).choice(values, (resamples, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5], method="inverted_cdf")
-    return float(low), float(high)
-
-
 class Comparison(NamedTuple):
     """Two methods compared seed by seed. A run that fails takes more steps than any that does not."""
 

@@ -4,15 +4,16 @@ A study imports from here what it is made of.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks import RESULTS
 from examples.harness.engine import Results, product
+from examples.harness.errors import UserError
 from examples.harness.experiment import Run, find_object, object_names
 from examples.harness.tables import markdown
 
@@ -21,6 +22,7 @@ from .statistics import Frame, paired
 
 __all__ = ("Frame", "Results", "Rows", "Run", "Study", "find_study", "paired", "product", "study_names")
 
+T = TypeVar("T")
 Rows = Iterable[Any]  # of a table: dictionaries or named tuples of cells
 
 
@@ -86,14 +88,26 @@ class Study:
 
     def made_tables(self, folder: Path = RESULTS) -> dict[str, str]:
         """All tables by name."""
-        frame = self.results(folder).frame()
-        return {name: make(frame) for name, make in self.tables.items()}
+        return self._made(folder, self.tables)
 
     def made_figures(self, folder: Path = RESULTS) -> dict[str, Figure]:
         """All figures by name that have something to show."""
-        frame = self.results(folder).frame()
-        made = {name: draw(frame) for name, draw in self.figures.items()} if len(frame) else {}
+        made = self._made(folder, self.figures) if len(self.results(folder).frame()) else {}
         return {name: figure for name, figure in made.items() if any(axes.has_data() for axes in figure.axes)}
+
+    def _made(self, folder: Path, makers: Mapping[str, Callable[[pd.DataFrame], T]]) -> dict[str, T]:
+        """What some functions make of all results, by name; UserError if they need results that are missing."""
+        results = self.results(folder)
+        frame = results.frame()
+        try:
+            return {name: make(frame) for name, make in makers.items()}
+        except (LookupError, ValueError) as error:
+            if missing := len(results.missing(self.runs(results))):
+                raise UserError(
+                    f"{results.path} lacks {missing:,} runs that a table or a picture needs; train them with "
+                    f"python -m benchmarks run {self.name}"
+                ) from error
+            raise
 
 
 def study_names() -> list[str]:

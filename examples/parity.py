@@ -15,7 +15,7 @@ from flax import nnx
 from examples.harness.cli import main
 from examples.harness.errors import require
 from examples.harness.experiment import Experiment
-from examples.harness.methods import Alpha, Fast, Lamb, LearningRate, Static, Tx, WeightDecay, Window
+from examples.harness.methods import Alpha, Fast, Lamb, LearningRate, Momentum, Tx, WeightDecay, Window
 from examples.harness.optimizers import stacked_muon
 from examples.harness.task import Batch, Data, Task
 from examples.harness.torch_init import linear
@@ -75,12 +75,8 @@ class Parity(Task):
         return {"loss": jax.nn.softplus(-margin), "accuracy": (margin > 0).astype(margin.dtype)}
 
 
-def adamw(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, b1: Static = 0.9) -> Tx:
-    """AdamW; at this learning rate it fits its training points long before it generalises.
-
-    Args:
-      b1: Decay rate of the first moment, in [0, 1).
-    """
+def adamw(lr: LearningRate = 0.003, weight_decay: WeightDecay = 0.3, b1: Momentum = 0.9) -> Tx:
+    """AdamW; at this learning rate it fits its training points long before it generalises."""
     return optax.adamw(lr, b1, weight_decay=weight_decay)
 
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from examples.harness.cli import main
 from examples.harness.downloads import fetch
 from examples.harness.errors import require
 from examples.harness.experiment import Experiment
-from examples.harness.methods import Alpha, Lamb, LearningRate, StartStep, Tx, WeightDecay
+from examples.harness.methods import Alpha, Lamb, LearningRate, Range, StartStep, Tx, WeightDecay
 from examples.harness.optimizers import from_step, warmup
 from examples.harness.task import Batch, Data, Task
 from grokfast_jax import grokfast_ema
@@ -208,8 +209,11 @@ def empty_ema(
     return optax.chain(late, baseline(lr, weight_decay))
 
 
+Factor = Annotated[float, Range("a finite number", math.isfinite, "Factor of the gradients")]
+
+
 def tripled(
-    lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.1, factor: float = 3.0, start_step: StartStep = 1_000
+    lr: LearningRate = 1e-3, weight_decay: WeightDecay = 0.1, factor: Factor = 3.0, start_step: StartStep = 1_000
 ) -> Tx:
     """Gradients times a factor from a step on, nothing filtered: the size of the updates that the filter gives."""
     return optax.chain(optax.scale_by_schedule(from_step(start_step, factor, before=1.0)), baseline(lr, weight_decay))

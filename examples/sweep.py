@@ -67,7 +67,13 @@ def run_of(experiment: Experiment, label: str, flags: dict[str, str]) -> Run:
     for name in flags:
         known = [*parameters(experiment.methods[label]), *task, "max_steps", "stop_at", "hold_evals"]
         nearest(f"a flag of --grid for {label}", name, known)
-    return parse(experiment, [label, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())])[0]
+    return parse(experiment, [label, *itertools.starmap(flag_of, flags.items())])[0]
+
+
+def flag_of(name: str, value: str) -> str:
+    """A flag of the command line; one that is a bool takes no value."""
+    flag = name.replace("_", "-")
+    return {"True": f"--{flag}", "False": f"--no-{flag}"}.get(value, f"--{flag}={value}")
 
 
 def table(frame: pd.DataFrame, axes: Sequence[str], thresholds: Sequence[float]) -> str:
@@ -79,7 +85,7 @@ def table(frame: pd.DataFrame, axes: Sequence[str], thresholds: Sequence[float])
     lines = []
     for _, group in frame.groupby(list(axes), sort=False):
         values = {
-            title: median_and_range(scale * group[name].astype(float).replace(np.inf, np.nan).to_numpy(), form, worst)
+            title: median_and_range(scale * group[name].to_numpy(float), form, worst)
             for name, (title, scale, form, worst) in columns.items()
         }
         lines.append({**group.iloc[0][list(axes)], "seeds": len(group), **values})
@@ -91,7 +97,8 @@ def run(sweep: Sweep) -> None:
     experiment = find_experiment(sweep.experiment)
     places, runs = zip(*cells(sweep, experiment), strict=True)
     results = Results(sweep.out / "results.jsonl", trains=True, keep_curves=True)
-    if not results.path.exists() and sweep.out.exists() and any(sweep.out.iterdir()):
+    found = sweep.out.iterdir() if sweep.out.exists() and not results.path.exists() else ()
+    if any(path.suffix != ".lock" for path in found):  # another process of this sweep may have locked its first runs
         raise UsageError(f"{sweep.out} exists already and holds no sweep; choose another --out")
     frame, grid = results.of(runs), pd.DataFrame(places)
     axes = list(grid.columns)

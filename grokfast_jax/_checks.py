@@ -35,7 +35,10 @@ def check_number(
         raise ValueError(message)
     if isinstance(value, Tracer):
         return
-    value = float(value)  # under jit, comparing a JAX array gives a tracer
+    try:
+        value = float(value)  # under jit, comparing a JAX array gives a tracer
+    except OverflowError as error:  # a Python int beyond float64
+        raise ValueError(message) from error
     if not (math.isfinite(value) and low <= value < high):
         raise ValueError(message)
     used_in = jnp.result_type(float)
@@ -60,7 +63,8 @@ def number_at(name: str, value: Any, step: Any) -> jax.Array:
     if callable(value):
         value = value(step)
         check_not_narrow(name, value)
-        if np.shape(value) != () or jnp.iscomplexobj(value):
+        is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
+        if not is_number or np.shape(value) != () or jnp.iscomplexobj(value):
             raise ValueError(f"{name} must be a real scalar at every step, got {value!r}; return one from the schedule")
     return jnp.asarray(value, float)
 

@@ -95,7 +95,9 @@ def frequency_response(
       [1.    0.707 0.   ]
     """
     h = impulse_response(tx, length, settle=settle)
-    f = np.fft.rfftfreq(length) if frequencies is None else _frequencies(frequencies)
+    if frequencies is None:
+        return jnp.asarray(np.fft.rfftfreq(length), h.dtype), jnp.fft.rfft(h)
+    f = _frequencies(frequencies)
     angle = 2 * np.pi * np.outer(f, np.arange(length))
     cos, sin = jnp.asarray(np.cos(angle), h.dtype), jnp.asarray(np.sin(angle), h.dtype)
     return jnp.asarray(f, h.dtype), lax.complex(cos @ h, -sin @ h)
@@ -247,9 +249,11 @@ def _frequencies(values: Any) -> np.ndarray:
     """Return `values` as a 1-D NumPy array in float64."""
     message = "frequencies must be a 1-D array of real numbers, got {}; pass e.g. jnp.linspace(0, 0.5, 100)"
     try:
-        f = np.asarray(values, np.float64)
+        f = np.asarray(values)
     except (TypeError, ValueError) as error:
         raise TypeError(message.format(repr(values))) from error
+    if not (jnp.issubdtype(f.dtype, jnp.floating) or jnp.issubdtype(f.dtype, jnp.integer)):
+        raise TypeError(message.format(repr(values)))
     if f.ndim != 1:
         raise ValueError(message.format(f"shape {f.shape}"))
-    return f
+    return f.astype(np.float64)

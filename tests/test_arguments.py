@@ -190,6 +190,10 @@ BAD = [
         r"decay must be a number in \[0, 1\), got 'no'; pass",
     ),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=0.1), ValueError, r"frequencies must be a 1-D array"),
+    (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=["0.1"]), TypeError, r"frequencies must .* real"),
+    (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=[0.1 + 0.2j]), TypeError, r"frequencies must .* real"),
+    (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=[True]), TypeError, r"frequencies must .* real"),
+    (lambda: gf.grokfast_ema(lamb=10**400), ValueError, r"lamb must be a finite"),
     (lambda: gf.frequency_response(gf.ema(0.9), 5, frequencies=["x"]), TypeError, r"frequencies must .* got \['x'\]; "),
 ]
 
@@ -198,6 +202,12 @@ BAD = [
 def test_bad_arguments_name_the_cure(construct, error, message):
     with pytest.raises(error, match=message):
         construct()
+
+
+def test_a_schedule_that_returns_nothing_is_named():
+    tx = gf.grokfast_ema(lamb=lambda step: None)
+    with pytest.raises(ValueError, match="lamb must be a real scalar at every step, got None; return one"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 
 def test_tracers_and_schedules_pass():

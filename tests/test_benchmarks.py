@@ -2,17 +2,16 @@
 
 import dataclasses
 import inspect
-import itertools
 import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 
 from benchmarks import DOCS, __main__, report, run_command, statistics, views
 from benchmarks.cost import compiled, step_cost, tasks, vs_torch
@@ -166,25 +165,38 @@ def test_a_table_that_no_page_has_is_told(tmp_path):
     assert set(report.tables(tmp_path / "none").values()) == {MISSING}
 
 
-def test_the_interval_of_a_median_covers_it_in_19_of_20_cases():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        low, high = statistics.interval(rng.exponential(size=25), 500)
-        covered += low <= math.log(2) <= high
-    assert 180 <= covered <= 199
+def test_a_study_that_lacks_runs_says_so(tmp_path):
+    lines = (report.RESULTS / "lr_wd_map.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "lr_wd_map.jsonl").write_text("".join(lines[:40]), "utf-8")
+    message = r"lr_wd_map.jsonl lacks [\d,]+ runs that a table or a picture needs; .* benchmarks run lr_wd_map$"
+    with pytest.raises(UserError, match=message):
+        find_study("lr_wd_map").made_tables(tmp_path)
+    with pytest.raises(UsageError, match="docs must be the folder of the site's sources, got nowhere"):
+        report.write(Path("nowhere"))
 
 
-def test_the_interval_is_that_of_scipy_where_all_steps_are_finite():
-    values = np.random.default_rng(1).exponential(1000, size=8).round(-1)
-    expected = scipy.stats.bootstrap(
-        (values,), np.median, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    medians = np.unique([np.median(pair) for pair in itertools.product(values, values)])  # all that there can be
-    for ours, theirs in zip(statistics.interval(values), expected, strict=True):
-        # The same resamples; SciPy may interpolate to the next median.
-        assert abs(np.searchsorted(medians, ours) - np.searchsorted(medians, theirs)) <= 1
-    assert statistics.interval(np.array([1.0, 1.0, 1.0, math.inf, math.inf, math.inf])) == (1.0, math.inf)
+@pytest.mark.parametrize("size", [6, 8, 25])
+def test_the_interval_of_a_median_covers_it_in_19_of_20_cases(size):
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        cell = views.median_and_interval(1e6 * rng.exponential(size=size), 1e9)
+        _, low, high = (float(one.replace(",", "")) for one in re.findall(r"[\d,]+", cell))
+        covered += low <= 1e6 * math.log(2) <= high
+    assert covered >= 380
+
+
+@pytest.mark.parametrize(
+    ("values", "cell"),
+    [
+        (range(1, 17), "8 (4 to 13)"),  # the fourth and the fourth from the last
+        (range(1, 9), "4 (1 to 8)"),
+        (range(1, 6), "3 (1 to 5)"),  # the range
+        ([1.0, 1.0, 1.0, 2.0, math.inf, math.inf], "2 (1 to > 100)"),
+        ([math.inf] * 6, "> 100"),
+    ],
+)
+def test_the_interval_of_a_median_has_the_ranks_of_the_sign_test(values, cell):
+    assert views.median_and_interval(np.array(values, float), 100) == cell
 
 
 def test_methods_are_compared_over_the_seeds_that_both_have_and_failures_come_last():

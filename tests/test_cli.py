@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import re
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from examples.harness.cli import main, parse
 from examples.harness.engine import product
 from examples.harness.errors import RunInterruptedError, UsageError, UserError, plain_errors
 from examples.harness.experiment import Experiment, Run, find_experiment
-from examples.harness.methods import Static, Tx, hyperparams
+from examples.harness.methods import Lamb, LearningRate, Static, Tx, hyperparams
 from examples.harness.run_folder import RunFolder, to_json
 from examples.harness.runner import Options, stored
 from examples.modular import Modular
 from examples.shakespeare import Shakespeare
+from grokfast_jax import grokfast_ema
 
 from . import toy
 
@@ -95,6 +97,28 @@ def test_a_partial_has_other_defaults_and_the_same_flags():
     for line, lamb in (("", 9.0), ("strong", 9.0), ("strong --lamb 1", 1.0), ("ema", 2.0), ("--lamb 3", 3.0)):
         (expected,) = product(toy.Toy(), toy.ema, lamb=lamb)
         assert parse(experiment, line.split())[0].key == expected.key
+
+
+def test_a_hyperparameter_without_a_default_is_a_flag_that_is_needed(capsys):
+    def needy(lr: LearningRate, lamb: Lamb = 2.0) -> Tx:
+        return optax.chain(grokfast_ema(0.98, lamb), optax.adam(lr))
+
+    experiment = Experiment("tests.toy", toy.Toy(), {"needy": needy}, default="needy")
+    assert parse(experiment, ["needy", "--lr", "0.5"])[0].hyperparams == {"lr": 0.5, "lamb": 2.0}
+    assert "--lr" in refused("needy", capsys, experiment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Switched(toy.Toy):
+    """A task with a switch."""
+
+    centred: bool = False
+
+
+def test_a_task_may_have_a_switch():
+    experiment = dataclasses.replace(toy.EXPERIMENT, task=Switched())
+    for flags, centred in (([], False), (["--centred"], True), (["--no-centred"], False)):
+        assert parse(experiment, ["ema", *flags])[0].key["centred"] is centred
 
 
 def test_hyperparameters_of_every_kind_are_flags():
@@ -205,7 +229,7 @@ def folder(tmp_path):
     experiment = dataclasses.replace(toy.EXPERIMENT, measures={"some": None})  # type: ignore
     run, options = parse(experiment, ["ma", "--seed", "3", "--window-size", "5", "--measure", "some"])
     options = dataclasses.replace(options, out=tmp_path / "run", checkpoint_every=7)
-    return runner.open_folder(experiment, run, options, "data", resume=False).path
+    return runner.open_folder(experiment, run, options, "data", resume=False)[0].path
 
 
 def test_a_folder_holds_its_run(folder):
@@ -253,6 +277,12 @@ def test_a_configuration_of_another_kind_is_named_with_its_cure(changes, reason,
     message = rf"config\.json describes no run that can be continued here \({reason}.*\); put it back from a copy, or"
     with pytest.raises(UserError, match=message):
         stored(folder)
+
+
+def test_the_list_of_experiments_takes_no_argument(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["examples", "modular"])
+    with pytest.raises(UsageError, match=r"got 'modular'; did you mean python -m examples.modular\?"):
+        importlib.import_module("examples.__main__").main()
 
 
 def test_an_experiment_is_a_name_or_an_importable_module(tmp_path):

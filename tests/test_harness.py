@@ -1,6 +1,7 @@
 """The training loop, the run folder, and the surprises a run must survive."""
 
 import dataclasses
+import math
 import os
 import resource
 import shutil
@@ -12,7 +13,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from examples import resume
 from examples.harness import loop, plots, runner
@@ -22,6 +26,7 @@ from examples.harness.errors import RunInterruptedError, UserError, plain_errors
 from examples.harness.experiment import Measure
 from examples.harness.files import commit, write_whole
 from examples.harness.loop import evaluations, stack
+from examples.harness.methods import LearningRate
 from examples.harness.records import is_finished, outcome, steps_to, to_row
 from examples.harness.run_folder import RunFolder
 from examples.harness.runner import stored, train
@@ -254,8 +259,10 @@ def test_a_finished_run_goes_on_to_more_steps(undisturbed, tmp_path):
 
 def test_a_non_finite_loss_stops_the_run_and_names_the_step(tmp_path):
     # Adam's first step has the size of the learning rate, so the second loss overflows.
-    with pytest.raises(UserError, match=r"no longer finite at step 2; .*run. Try a smaller --lr or --lamb"):
+    with pytest.raises(UserError, match=r"no longer finite at step 2; .*run. Try a smaller --lr or --lamb\.$"):
         start("ma", "--out", tmp_path / "run", "--lr", "3e38")
+    with pytest.raises(UserError, match=r"\. Try a smaller --lr\.$"):
+        start("adam", "--out", tmp_path / "alone", "--lr", "3e38")
 
 
 def test_a_run_stops_once_the_accuracy_is_reached_and_followed(undisturbed, tmp_path, capsys):
@@ -365,8 +372,6 @@ def test_a_task_with_a_loss_alone_is_judged_by_it(tmp_path, capsys, monkeypatch)
 
 
 def test_a_measure_adds_columns_and_a_picture(tmp_path, monkeypatch, undisturbed):
-    from matplotlib.figure import Figure
-
     seen = []
     columns = lambda task, params, data: {"norm": jnp.linalg.norm(params["w"]), "points": data["y"].shape[0]}
     measure = Measure(columns, lambda rows, title: seen.append((rows, title)) or Figure(), every=3)
@@ -385,6 +390,55 @@ def test_a_measure_adds_columns_and_a_picture(tmp_path, monkeypatch, undisturbed
     ((rows, title),) = seen
     assert len(rows) == 19
     assert title == "tests.toy: ma, lr 0.01, weight_decay 0.005, lamb 5, seed 0"
+
+
+def test_a_measure_has_the_precision_of_the_run(tmp_path):
+    seen = []
+
+    def columns(task, params, data):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return {"norm": jnp.linalg.norm(params["w"])}
+
+    measure = Measure(columns, lambda rows, title: Figure(), every=3)
+    experiment = dataclasses.replace(toy.EXPERIMENT, measures={"size": measure})
+    flags = ("--measure", "size", "--max-steps", 8, "--out")
+    start("ma", *flags, tmp_path / "one", experiment=experiment)
+    start("ma", "--matmul-precision", "default", *flags, tmp_path / "two", experiment=experiment)
+    assert seen == ["float32", "default"]
+
+
+def noisy(lr: LearningRate = 0.01) -> optax.GradientTransformation:
+    """Adam on noisy gradients, whose state has a random key."""
+    return optax.chain(optax.add_noise(0.1, 0.5, 0), optax.adam(lr))
+
+
+def test_a_random_key_in_the_state_is_kept(tmp_path):
+    experiment = dataclasses.replace(toy.EXPERIMENT, methods={"noisy": noisy}, default="noisy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "EXPERIMENT", experiment)
+        start("noisy", "--max-steps", 16, "--out", tmp_path / "whole", experiment=experiment)
+        start("noisy", "--max-steps", 8, "--out", tmp_path / "parts", experiment=experiment)
+        go_on(tmp_path / "parts", "--max-steps", 16)
+    texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert texts[0] == texts[1]
+    assert texts[0].count("\n") == 5
+
+
+def test_a_refused_resume_changes_nothing(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another process trains the run"):
+        go_on(tmp_path / "run", "--max-steps", 160)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_run_that_diverged_is_drawn_up_to_a_cross():
+    good = pd.Series([2.0, 1.0, 0.5, 0.4], [10, 20, 30, 40])
+    bad = pd.Series([4.0, 3.0, math.nan, math.nan], good.index)
+    axes = plots.curves({"one": [bad], "two": [good]}, "title", "loss").axes[0]
+    cross, line = axes.lines[:2]
+    np.testing.assert_array_equal(cross.get_xydata(), [[30, 3.0]])
+    np.testing.assert_array_equal(line.get_ydata(), [4.0, 3.0, 3.0, math.nan])
 
 
 def test_records_keep_every_bit_of_a_float32():

@@ -19,6 +19,7 @@ from examples.harness.methods import (
     STATIC,
     Alpha,
     LearningRate,
+    Momentum,
     Static,
     Tx,
     hyperparams,
@@ -45,6 +46,15 @@ def test_hyperparameters_are_the_parameters_of_the_function():
     assert static == {"b1": 0.9, "kind": "a"}
     assert split(toy.ma, hyperparams(toy.ma))[1] == {"window_size": 7}
     assert Annotated[float, STATIC] == Static
+
+
+def test_a_static_number_may_have_a_range():
+    def ranged(b1: Momentum = 0.9) -> Tx:
+        return optax.adam(0.1, b1)
+
+    assert split(ranged, hyperparams(ranged)) == ({}, {"b1": 0.9})
+    with pytest.raises(UsageError, match=r"--b1 must be in \[0, 1\), got 2"):
+        hyperparams(ranged, b1=2)
 
 
 def test_defaults_are_filled_in_and_numbers_are_pythons():

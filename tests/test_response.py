@@ -187,6 +187,12 @@ def test_frequency_response_equals_scipy():
         np.testing.assert_allclose(response, scipy.signal.freqz(b, a, 2 * np.pi * f)[1], atol=1e-5)
 
 
+def test_a_long_response_needs_no_matrix():
+    frequencies, response = gf.frequency_response(gf.ema(0.99), 100_000)
+    expected = 0.01 / (1 - 0.99 * np.exp(-2j * np.pi * np.asarray(frequencies, np.float64)))
+    np.testing.assert_allclose(response, expected, atol=1e-5)
+
+
 def test_default_frequencies_are_those_of_a_real_fourier_transform():
     for length in (1, 2, 7, 8):
         h = gf.impulse_response(gf.moving_average(2), length, settle=2)

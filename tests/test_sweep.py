@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
 from examples import sweep
 from examples.harness import engine, plots
 from examples.harness.errors import UsageError
 from examples.harness.experiment import Experiment
+from examples.harness.methods import LearningRate, Tx
 from examples.harness.tables import median_and_range
 from examples.sweep import Sweep
 
@@ -139,6 +141,23 @@ def test_a_method_with_another_default_is_another_run(tmp_path, monkeypatch, gro
     sweep.run(make(tmp_path / "s", methods=("ema",)))
     assert len(groups_trained) == 8
     assert {run["alpha"] for run in table(tmp_path / "s" / "runs.csv")} == {"0.5"}
+
+
+def test_a_sweep_starts_beside_a_process_that_has_no_result_yet(tmp_path):
+    (tmp_path / ".results.0123456789ab.lock").touch()
+    sweep.run(make(tmp_path, methods=("ema",), seeds=(0,), grid=()))
+    assert len(table(tmp_path / "runs.csv")) == 1
+
+
+def nesterov(lr: LearningRate = 0.01, nesterov: bool = False) -> Tx:
+    """Adam, whose momentum may be Nesterov's."""
+    return optax.adam(lr, nesterov=nesterov)
+
+
+def test_flags_without_a_value_can_be_combined():
+    experiment = Experiment("tests.toy", toy.Toy(), {"nesterov": nesterov}, "nesterov")
+    for value in (True, False):
+        assert sweep.run_of(experiment, "nesterov", {"nesterov": str(value)}).hyperparams["nesterov"] is value
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -39,6 +39,8 @@ from examples.modular import Modular, fastest
 from examples.parity import Parity
 from grokfast_jax import grokfast_ema, grokfast_ma, scale_by_filtered_adam
 
+from .staying_grokked import remove_along
+
 Range = tuple[float, float]
 TUNING_SEEDS, SEEDS = (1000, 1001, 1002), range(400, 416)
 SETTINGS, FINALISTS = 32, 4
@@ -58,15 +60,6 @@ class StableMax(Modular):
         """-log(s(z_answer) / sum of s(z))."""
         s = jnp.where(logits >= 0, jnp.maximum(logits, 0) + 1, 1 / (1 - jnp.minimum(logits, 0)))
         return jnp.log(s.sum(axis=-1)) - jnp.log(jnp.take_along_axis(s, answer[:, None], axis=-1)[:, 0])
-
-
-def perpendicular() -> Tx:
-    """Remove from each gradient its part along the parameter, so that no step scales the parameter."""
-
-    def update(g: jax.Array, p: jax.Array) -> jax.Array:
-        return g - p * jnp.vdot(p, g) / (jnp.vdot(p, p) + 1e-30)
-
-    return optax.stateless(lambda updates, params: jax.tree.map(update, updates, params))
 
 
 def decoupled(scale: Tx, lr: float, weight_decay: float) -> Tx:
@@ -112,7 +105,7 @@ def ma_adamw_tuned(lr: float, weight_decay: float, lamb: float) -> Tx:
 
 def adamw_perpendicular(lr: float, weight_decay: float, one_minus_b1: float) -> Tx:
     """AdamW; of each gradient the part along the weights is removed."""
-    return optax.chain(perpendicular(), adamw_tuned(lr, weight_decay, one_minus_b1))
+    return optax.chain(remove_along(optax.constant_schedule(1.0)), adamw_tuned(lr, weight_decay, one_minus_b1))
 
 
 def adamw_nesterov_kernel(lr: float, weight_decay: float, one_minus_beta: float) -> Tx:

@@ -102,7 +102,7 @@ def changed_adamw(
 
 
 def remove_along(share: optax.Schedule) -> optax.GradientTransformation:
-    """Remove a share of each gradient's part along its parameter."""
+    """Remove a share of each gradient's part along its parameter; with all of it gone, no step scales the parameter."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:  # the state is the step
         along = lambda g, p: p * jnp.vdot(p, g) / (jnp.vdot(p, p) + 1e-30)

@@ -1,6 +1,7 @@
 """The command line of an experiment: a subcommand per method, whose flags are its hyperparameters."""
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from .runner import Options, train
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
-    """Run an experiment as a command line says, by default that of this process; the exit code."""
+    """Run the experiment of a command line (by default that of this process); return the exit code."""
     if argv is None:
         prepare_process()
         argv = sys.argv[1:]
@@ -59,5 +60,6 @@ def _flags(name: str, method: Method) -> type:
     fields = []
     for key, parameter in parameters(method).items():
         about = " ".join(f"{limit.about}, {limit.allowed}." for limit in ranges(parameter.annotation))
-        fields.append((key, Annotated[parameter.annotation, tyro.conf.arg(help=about or None)], parameter.default))
+        default = tyro.MISSING if parameter.default is inspect.Parameter.empty else parameter.default
+        fields.append((key, Annotated[parameter.annotation, tyro.conf.arg(help=about or None)], default))
     return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__doc__": base(method).__doc__ or ""})

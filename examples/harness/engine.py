@@ -45,8 +45,8 @@ def as_text(key: Mapping[str, Any]) -> str:
 class Results:
     """The results in a file, and the runs that it lacks.
 
-    The file has one JSON object per line: where results come from, under a name that other lines have as their
-    `provenance`; or the key of a `run` and what is stored of it.
+    The file has one JSON object per line. One kind says where results come from (device, versions, commit), with an id.
+    The other has the key of a `run`, what is stored of it, and that id as its `provenance`.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Results:
     keep_curves: bool = False  # whether the records of every evaluation are stored
     # A pure function of task, state and data to numbers by name, which are measured at every evaluation.
     measure: Callable[[Task, TrainState, Data], dict[str, jax.Array]] | None = None
-    reduce: Callable[[list[Any]], Any] = list  # one of these numbers at all evaluations of a run, to what is stored
+    reduce: Callable[[list[Any]], Any] = list  # of the values of one such number over a run, what is stored
     # A run, its record and state after every evaluation, and its data, to what is stored; for runs that are trained
     # alone. The next evaluation overwrites the state.
     observe: Callable[[Run, Iterator[tuple[Row, TrainState]], Data], dict[str, Any]] | None = None
@@ -112,16 +112,19 @@ class Results:
 
     def _train(self, runs: Sequence[Run]) -> None:
         """Train what is missing, program by program; other processes may do the same beside this one."""
-        todo, compiled = self.missing(runs), {}
+        todo, compiled, ours = self.missing(runs), {}, []
         with progress_bar(len(todo), "run", disable=not todo) as bar:
             # First what no other process trains, then what others have not finished.
             for wait, group in itertools.product((False, True), grouped(todo)):
+                if group in ours:
+                    continue
                 with self._claimed(group, wait=wait) as is_ours:
                     if is_ours and self.missing(group):
                         if group[0].program_key not in compiled:
                             compiled = {group[0].program_key: program(group[0])}
                         results = train_group(compiled[group[0].program_key], group, bar, self)
                         self.append([{"run": run.key, **found} for run, found in zip(group, results, strict=True)])
+                        ours.append(group)
                         bar.update(len(group))
 
     @contextlib.contextmanager

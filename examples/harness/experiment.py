@@ -95,7 +95,7 @@ class Run(Rule):
 
     @functools.cached_property
     def key(self) -> dict[str, Any]:
-        """All that the result depends on but data, device and versions, as JSON can hold it."""
+        """What determines the result, except data, device and versions, as JSON can hold it."""
         fields = {f.name: getattr(self.task, f.name) for f in dataclasses.fields(self.task) if f.name != "data_dir"}
         key = {
             "task": type(self.task).__name__,

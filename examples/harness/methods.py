@@ -34,6 +34,7 @@ LearningRate = Annotated[float, Range("a finite number of at least 0", _at_least
 WeightDecay = Annotated[float, Range("a finite number of at least 0", _at_least_0, "Weight decay")]
 Alpha = Annotated[float, Range("in [0, 1)", lambda x: 0 <= x < 1, "Weight of the past in the EMA")]
 Lamb = Annotated[float, Range("a finite number", math.isfinite, "Amplification of the slow part of the gradients")]
+Momentum = Annotated[Static, Range("in [0, 1)", lambda x: 0 <= x < 1, "Decay rate of the first moment")]
 Fast = Annotated[float, Range("a finite number", math.isfinite, "Weight of the gradient itself")]
 Window = Annotated[int, Range("at least 1", lambda x: x >= 1, "Gradients in the moving average")]
 StartStep = Annotated[int, Range("at least 0", lambda x: x >= 0, "Step from which the slow part is amplified")]
@@ -92,6 +93,7 @@ def hyperparams(method: Method, **given: Any) -> dict[str, Any]:
 def split(method: Method, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The hyperparameters that may be traced, and the static ones."""
     annotations = {name: parameter.annotation for name, parameter in parameters(method).items()}
-    is_traced = lambda kind: kind != Static and getattr(kind, "__origin__", kind) is float
+    is_static = lambda kind: STATIC in getattr(kind, "__metadata__", ())
+    is_traced = lambda kind: getattr(kind, "__origin__", kind) is float and not is_static(kind)
     traced = {name: value for name, value in values.items() if is_traced(annotations[name])}
     return traced, {name: value for name, value in values.items() if name not in traced}

@@ -1,8 +1,10 @@
 """Pictures of runs, drawn from their records alone."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -32,7 +34,7 @@ def save(figure: Figure, path: Path) -> None:
 def curves(groups: Mapping[str, Sequence[pd.Series]], title: str, metric: Metric) -> Figure:
     """The metric over the steps: the median run of each group, and the range of its runs, each a series by step.
 
-    A run that stopped early counts with its last value from there on.
+    A run that stopped early counts with its last value from there on. One that diverged ends at a cross.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -46,7 +48,12 @@ def curves(groups: Mapping[str, Sequence[pd.Series]], title: str, metric: Metric
         axes.set(ylabel="loss", yscale="log")
         axes.yaxis.set_minor_formatter(LogFormatter())
     for i, (label, series) in enumerate(groups.items()):
-        runs, colour = pd.concat(series, axis=1).sort_index().interpolate("index"), COLOURS[i % len(COLOURS)]
+        runs: Any = pd.concat(series, axis=1).sort_index().interpolate("index")
+        colour = COLOURS[i % len(COLOURS)]
+        for column, one in enumerate(series):
+            for end in one[one.isna()].index[:1]:
+                axes.plot(end, runs.iat[runs.index.get_loc(end), column], "x", color=colour, markersize=10)
+                runs.iloc[runs.index > end, column] = math.nan
         axes.plot(runs.index, runs.median(axis=1), label=label, color=colour)
         axes.fill_between(runs.index, runs.min(axis=1), runs.max(axis=1), color=colour, alpha=0.2)
         number_steps(axes, runs.index)

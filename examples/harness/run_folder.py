@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import filelock
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from flax import serialization
@@ -105,7 +106,7 @@ class RunFolder:
     def save(self, state: Any, seconds: float) -> None:
         """Keep a checkpoint of state and records, `seconds` into the run, in place of the one before."""
         if is_primary_process():
-            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+            leaves = [np.asarray(_numbers(leaf)) for leaf in jax.tree.leaves(state)]
             parts = {"state": leaves, "seconds": seconds, "rows": json.dumps(self.rows)}
             content = serialization.msgpack_serialize(parts)
             with self.writing("checkpoint"):
@@ -121,11 +122,9 @@ class RunFolder:
             parts: Any = serialization.msgpack_restore(content)
             self.rows, self.seconds = json.loads(parts["rows"]), parts["seconds"]
             leaves, structure = jax.tree.flatten(state)
-            if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in parts["state"]]:
+            if [_numbers(leaf).shape for leaf in leaves] != [leaf.shape for leaf in parts["state"]]:
                 raise UserError(f"{self.checkpoint} is of another version of its method; start a new run")
-            state = structure.unflatten(
-                jax.device_put(leaf, like.sharding) for leaf, like in zip(parts["state"], leaves, strict=True)
-            )
+            state = structure.unflatten(map(_as_before, parts["state"], leaves))
         if is_primary_process():
             for unfinished in self.path.glob(".*.*/"):  # left by `write_whole` in a process that was killed
                 shutil.rmtree(unfinished)
@@ -136,6 +135,19 @@ class RunFolder:
         """Records as a table, with empty cells for what a record lacks of the first one's numbers."""
         table = pd.DataFrame(rows, columns=list(self.rows[0]))
         return table.to_csv(index=False, header=header, lineterminator="\n")
+
+
+def _numbers(leaf: jax.Array) -> jax.Array:
+    """A leaf of a state, or the data of one that is a random key."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _as_before(numbers: np.ndarray, like: jax.Array) -> jax.Array:
+    """The leaf that has these numbers, of the kind and placed as another one."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.wrap_key_data(jnp.asarray(numbers), impl=jax.random.key_impl(like))
+        return jax.device_put(leaf, like.sharding)
+    return jax.device_put(numbers, like.sharding)
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -50,10 +50,12 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
     compiled = program(run, devices=options.devices, precision=options.matmul_precision)
     data, state = jax.block_until_ready((compiled.draw(key), compiled.init(run.traced, key)))
     measure, metric = experiment.measures.get(options.measure or ""), run.task.metric
-    folder = open_folder(experiment, run, options, fingerprint(data), resume=resume)
+    columns_of = measure and compiled.per_run(lambda task, state, data: measure.columns(task, state.params, data))
+    folder, about = open_folder(experiment, run, options, fingerprint(data), resume=resume)
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
         if resume:
+            folder.update_config(about)
             state = folder.restore(state)
         started -= folder.seconds
         stack.callback(draw, experiment, run, options, folder)
@@ -68,13 +70,14 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
             evaluation = next(records)
             (row,), (diverged_at,), state = evaluation.rows, evaluation.diverged_at, evaluation.state
             if diverged_at is not None:
+                cure = " or ".join(f"--{name}" for name in ("lr", "lamb") if name in run.hyperparams)
                 raise UserError(
-                    f"the loss is no longer finite at step {diverged_at:,}; the records before it are in "
-                    f"{folder.path}. Try a smaller --lr or --lamb."
+                    f"the loss is no longer finite at step {diverged_at:,}; the records before it are in {folder.path}."
+                    + f" Try a smaller {cure}." * bool(cure)
                 )
-            if measure is not None and len(folder.rows) % measure.every == 0:
-                columns = jax.jit(measure.columns, static_argnums=0)(run.task, state.params, {**data[0], **data[1]})
-                named = {f"{options.measure}_{name}": value for name, value in jax.device_get(columns).items()}
+            if measure and columns_of and len(folder.rows) % measure.every == 0:
+                columns = jax.device_get(columns_of(state, *data))
+                named = {f"{options.measure}_{name}": value for name, value in columns.items()}
                 row = {**row, **to_row(evaluation.step, named)}
             folder.append(row)
             log(row)
@@ -93,7 +96,7 @@ def train(experiment: Experiment, run: Run, options: Options, *, resume: bool = 
 
 
 def validate(experiment: Experiment, run: Run, options: Options) -> None:
-    """Refuse what cannot be trained, before anything is compiled."""
+    """Validate the configuration before anything is compiled."""
     find_experiment(experiment.name)  # as examples.resume will
     require(options.checkpoint_every >= 1, "checkpoint_every", "at least 1", options.checkpoint_every)
     batch_size = run.task.batch_size
@@ -132,13 +135,15 @@ def draw(experiment: Experiment, run: Run, options: Options, folder: RunFolder) 
             plots.save(picture(folder.rows, title), folder.path / f"{name}.png")
 
 
-def open_folder(experiment: Experiment, run: Run, options: Options, data: str, *, resume: bool) -> RunFolder:
-    """A new run folder, or that of the run to resume, whose data must have the same fingerprint."""
+def open_folder(
+    experiment: Experiment, run: Run, options: Options, data: str, *, resume: bool
+) -> tuple[RunFolder, dict[str, Any]]:
+    """A new run folder, or that of the run to resume, whose data must have the same fingerprint; and its entries."""
     about = {"experiment": experiment.name, **run.key, **dataclasses.asdict(options), "data": data}
     about["data_dir"] = getattr(run.task, "data_dir", None)
     del about["out"]
     if not resume or options.out is None:
-        return RunFolder.create(options.out or new_path(experiment, run), about)
+        return RunFolder.create(options.out or new_path(experiment, run), about), about
     folder = RunFolder(options.out)
     config = folder.config
     if config.get("data", data) != data:
@@ -154,8 +159,7 @@ def open_folder(experiment: Experiment, run: Run, options: Options, data: str, *
             f"note: the run may differ from an undisturbed one, because it was trained with {places}", file=sys.stderr
         )
         about["resumed"] = [*resumed, now]
-    folder.update_config(about)
-    return folder
+    return folder, about
 
 
 def new_path(experiment: Experiment, run: Run) -> Path:

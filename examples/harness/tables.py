@@ -15,9 +15,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def median_and_range(values: np.ndarray, form: str, worst: float = math.inf) -> str:
-    """Median and range; NaN stands for a run that failed, and counts as the `worst` value there is."""
-    failed = int(np.isnan(values).sum())
-    numbers = np.where(np.isnan(values), worst, values)
+    """Median and range; a run that failed is not finite, and ranks as `worst`."""
+    failed = int((~np.isfinite(values)).sum())
+    numbers = np.where(np.isfinite(values), values, worst)
     low, middle, high = (
         format(x, form) if math.isfinite(x) else "fails" for x in (numbers.min(), np.median(numbers), numbers.max())
     )

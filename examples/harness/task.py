@@ -57,7 +57,7 @@ class Task:
     def __post_init__(self) -> None:
         """Validate the whole numbers; XLA counts in int32 and aborts beyond. A subclass adds what else must hold."""
         for name, value in vars(self).items():
-            if isinstance(value, int):
+            if isinstance(value, int) and not isinstance(value, bool):
                 require(1 <= value <= 10**8, name, "from 1 to 100,000,000", value)
 
     @property
