@@ -51,7 +51,7 @@ def curves(groups: Mapping[str, Sequence[pd.Series]], title: str, metric: Metric
         runs: Any = pd.concat(series, axis=1).sort_index().interpolate("index")
         colour = COLOURS[i % len(COLOURS)]
         for column, one in enumerate(series):
-            for end in one[one.isna()].index[:1]:
+            for end in one.index.to_numpy()[one.isna().to_numpy()][:1]:
                 axes.plot(end, runs.iat[runs.index.get_loc(end), column], "x", color=colour, markersize=10)
                 runs.iloc[runs.index > end, column] = math.nan
         axes.plot(runs.index, runs.median(axis=1), label=label, color=colour)
