@@ -9,7 +9,7 @@ from examples.harness.experiment import task_names
 
 def main() -> None:
     """Print a line for each experiment."""
-    if names := sys.argv[1:]:
+    if names := [word for word in sys.argv[1:] if not word.startswith("-")]:
         raise UsageError(
             f"python -m examples takes no argument, got {names[0]!r}; did you mean python -m examples.{names[0]}?"
         )

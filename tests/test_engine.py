@@ -1,5 +1,6 @@
 """Many runs in one file: missing runs are trained once, and a crash loses at most the line that is being written."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -175,6 +176,30 @@ def test_of_two_results_of_one_run_the_later_counts(tmp_path, stub):
     store.append([{"run": EMAS[1].key, "number": 7.0}])
     assert store.frame()["number"].tolist() == [0.01, 7.0, 0.05, 1.05]
     assert store.of(EMAS[:2])["number"].tolist() == [0.01, 7.0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Filed(toy.Toy):
+    """A task that reads a file."""
+
+    data_dir: Path | None = None
+
+    def load(self):
+        assert self.data_dir is not None
+        return {"offset": np.loadtxt(self.data_dir / "offset.txt")}
+
+
+def test_results_on_other_data_are_not_mixed(tmp_path):
+    for name, offset in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "offset.txt").write_text(f"{offset}\n")
+    of = lambda name, **more: product(Filed(data_dir=tmp_path / name, **more), toy.adam, max_steps=8, seed=range(2))
+    first, path = of("one"), tmp_path
+    results(path).of(first[:1])
+    with pytest.raises(UserError, match=r"r.jsonl has results of Filed on other data; name their folder with"):
+        results(path).of(of("two"))
+    assert len(results(path).of(first)) == 2
+    assert len(results(path).of(of("two", examples=36))) == 2  # another task
 
 
 def test_two_processes_share_the_runs_of_a_file(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import tqdm
 
 from .errors import UserError
 from .experiment import Run, make_run
-from .files import provenance
+from .files import fingerprint, provenance
 from .loop import evaluations, progress_bar, stack
 from .methods import Method
 from .records import Row, is_finished, outcome
@@ -96,6 +96,16 @@ class Results:
             file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
+
+    def check_data(self, run: Run, data: str) -> None:
+        """UserError if the file has results of the run's task on other data, which the keys of runs do not tell."""
+        task = {name: value for name, value in run.key.items() if name in ("task", *vars(run.task))}
+        for line in self.by_key().values():
+            if task.items() <= line["run"].items() and line.get("data", data) != data:
+                raise UserError(
+                    f"{self.path} has results of {task['task']} on other data; name their folder with --data-dir, "
+                    "or keep these results in another file"
+                )
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         text = self.path.read_bytes() if self.path.exists() else b""
@@ -198,6 +208,9 @@ def train_group(compiled: Program, group: Sequence[Run], bar: tqdm.tqdm, results
     hypers, keys = [run.traced for run in filled], [jax.random.key(run.seed) for run in filled]
     hyper, key = (hypers[0], keys[0]) if len(filled) == 1 else (stack(hypers), stack(keys))
     data = compiled.draw(key)
+    files = {"data": fingerprint(data[0])} if data[0] else {}  # the arrays that the task read from files
+    if files:
+        results.check_data(group[0], files["data"])
     rows: list[list[Row]] = [[] for _ in group]
     measured: list[dict[str, list[Any]]] = [{} for _ in group]
     done = [False] * len(group)
@@ -231,7 +244,7 @@ def train_group(compiled: Program, group: Sequence[Run], bar: tqdm.tqdm, results
     for run, run_rows, numbers in zip(group, rows, measured, strict=True):
         curve = {"curve": {name: [row[name] for row in run_rows] for name in run_rows[0]}}
         reduced = {name: results.reduce(values) for name, values in numbers.items()}
-        found.append(outcome(run, run_rows) | (curve if results.keep_curves else {}) | observed | reduced)
+        found.append(outcome(run, run_rows) | (curve if results.keep_curves else {}) | observed | reduced | files)
     return found
 
 

@@ -1,6 +1,7 @@
 """Files that are there in whole or not at all, and where results come from."""
 
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import grokfast_jax
 
@@ -36,6 +38,14 @@ def provenance() -> dict[str, Any]:
         | {name: version(name) for name in ("jax", "jaxlib", "optax", "flax")},
         "commit": commit(Path(__file__).parents[2]),
     }
+
+
+def fingerprint(arrays: Any) -> str:
+    """A hash of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, jax.tree.leaves(arrays)):
+        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def commit(checkout: Path) -> str | None:

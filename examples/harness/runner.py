@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import signal
 import sys
 import time
@@ -13,12 +12,11 @@ from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 import pandas as pd
 
 from .errors import RunInterruptedError, UsageError, UserError, require
 from .experiment import RULE, Experiment, Run, find_experiment, make_run
-from .files import provenance
+from .files import fingerprint, provenance
 from .loggers import tensorboard
 from .loop import evaluations, progress_bar
 from .methods import base, parameters
@@ -104,14 +102,6 @@ def validate(experiment: Experiment, run: Run, options: Options) -> None:
     require(divides, "devices", f"a divisor of the batch size ({batch_size})", options.devices)
     known = ", ".join(experiment.measures) or f"left out, for {experiment.name} has no measure"
     require(options.measure in (None, *experiment.measures), "measure", known, options.measure)
-
-
-def fingerprint(arrays: Any) -> str:
-    """A hash of all arrays of a tree."""
-    digest = hashlib.sha256()
-    for array in map(np.asarray, jax.tree.leaves(arrays)):
-        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def draw(experiment: Experiment, run: Run, options: Options, folder: RunFolder) -> None:
