@@ -110,6 +110,13 @@ DECAYS = {  # at the paper's rate, without the filter and with it
     for decay in (1.0, 1.5, 2.0, 3.0)
 }
 CONTROLS |= {f"both with 3 × the decay, AdamW with {name}": (STRONG_MA, runs) for name, runs in STRONG_ADAMW.items()}
+CONTROLS |= {  # the best decay of each, of four, and two shorter momenta
+    f"MA at decay 3 against AdamW at decay 2, β1 {b1:g}": (
+        STRONG_MA,
+        on_mod97(b1=b1, lowpass="none", **STRONG | {"weight_decay": 2.0}),
+    )
+    for b1 in (0.9, 0.8, 0.5)
+}
 
 
 def runs(results: Results) -> Iterator[Run]:
@@ -162,6 +169,22 @@ def primary(frame: Frame) -> Rows:
 def controls(frame: Frame) -> Rows:
     """The filters against Adam with rate and decay tuned, and against AdamW as it is and with the two traded."""
     return tested(compared(frame, CONTROLS))
+
+
+@STUDY.table
+def decays(frame: Frame) -> Rows:
+    """AdamW with and without the MA by weight decay, and the MA at its best decay against AdamW at each."""
+    found = {decay: [select(frame, side[0]) for side in sides] for decay, sides in DECAYS.items()}
+    found = {decay: sides for decay, sides in found.items() if min(map(len, sides)) == len(SEEDS)}
+    best = min((ma for _, ma in found.values()), key=lambda runs: runs["steps_to_95"].median(), default=None)
+    for decay, (alone, ma) in found.items():
+        row = {"decay": f"{decay:g}"}
+        row |= {
+            name: views.steps_and_failures(runs["steps_to_95"].to_numpy(), CAP)
+            for name, runs in (("AdamW", alone), ("with the MA", ma))
+        }
+        row["same decay: MA needs fewer : more"] = views.seed_counts(paired(ma, alone))
+        yield row | {"MA at its best decay needs fewer : more": views.seed_counts(paired(best, alone))}
 
 
 @STUDY.table
