@@ -237,10 +237,11 @@ def figure(frame: Frame, axes: Any) -> None:
     drawn(axes, frame, dict(zip(names, [*PUBLISHED, TUNED, *RAISED], strict=True)))
 
 
-@STUDY.figure("At a decay of 3, the MA saves steps against every momentum tried", width=8, height=4)
+@STUDY.figure("At a low rate the MA tolerates a stronger decay than AdamW", width=8, height=4.4)
 def adamw(frame: Frame, axes: Any) -> None:
     """AdamW with and without the MA, with decay and momentum varied."""
     alone = {f"AdamW, decay 3, {name}": runs for name, runs in STRONG_ADAMW.items()}
     plain = {"MA before AdamW": MA_ADAMW, "AdamW": TRADED["AdamW"], "AdamW, β1 0.5": SHORT}
+    plain |= {"MA before AdamW, decay 2": DECAYS[2.0][1], "AdamW, decay 2": DECAYS[2.0][0]}
     higher = {"AdamW, rate 0.003": TRADED["AdamW, 3 × the rate"]}
     drawn(axes, frame, {**plain, "MA before AdamW, decay 3": STRONG_MA, **alone, **higher})
