@@ -400,6 +400,12 @@ def every_decay():
     assert p < 0.001
     steps_ = f"{median(ma[3.0])} steps against {median(alone[2.0])}"
     yield f"The MA needs {steps_}, fewer on {fewer} of the {fewer + more} seeds that differ (p < 0.001)"
+    rival = functools.partial(steps, "momentum_and_rate", "filtered_adam", lr=0.001, weight_decay=2.0, coupled=False)
+    eight, five = (rival(lowpass="none", b1=b1) for b1 in (0.8, 0.5))
+    yield f"AdamW needs {median(eight)} steps with β1 = 0.8 and {median(five)} with 0.5"
+    (fewer, more, p), (less, same, q) = (wins(ma[3.0], one) for one in (eight, five))
+    assert (fewer + more, less + same, p < 0.001) == (16, 16, True)
+    yield f"fewer on {fewer} (p < 0.001) and {less} of 16 seeds (p = {q:.3f})"
 
 
 def controls():
