@@ -99,7 +99,7 @@ CONTROLS = {
     "EMA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[0], TUNED),
     "MA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[1], TUNED),
     **{f"{name.upper()} before Adam, both at 0.003, decay 0.001": (side, TUNED) for name, side in AT_TUNED.items()},
-    **{f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items()},
+    **{f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items() if name != "AdamW"},
 }
 HIGH = on_mod97(lr=0.003, weight_decay=3.0, b1=0.9, lowpass="weak_ma", coupled=False)
 CONTROLS["MA, λ 3, at 0.003, decay 3, against AdamW at 0.003, decay 1"] = (HIGH, TRADED["AdamW, 3 × the rate"])
@@ -110,12 +110,12 @@ DECAYS = {  # at the paper's rate, without the filter and with it
     for decay in (1.0, 1.5, 2.0, 3.0)
 }
 CONTROLS |= {f"both with 3 × the decay, AdamW with {name}": (STRONG_MA, runs) for name, runs in STRONG_ADAMW.items()}
-CONTROLS |= {  # the best decay of each, of four, and two shorter momenta
+CONTROLS |= {  # each at its best of four decays, and shorter momenta
     f"MA at decay 3 against AdamW at decay 2, β1 {b1:g}": (
         STRONG_MA,
         on_mod97(b1=b1, lowpass="none", **STRONG | {"weight_decay": 2.0}),
     )
-    for b1 in (0.9, 0.8, 0.5)
+    for b1 in (0.8, 0.5)
 }
 
 
