@@ -814,17 +814,19 @@ def questions():
     rival = functools.partial(steps, "momentum_and_rate", "filtered_adam", coupled=True, b1=0.9)
     fewer, more, p = wins(rival(lr=0.0029, lowpass="none"), rival(lr=0.001, lowpass="ema"))
     yield f"fewer steps than with the EMA ({fewer}:{more}, p = {p:.2f})"
-    same = functools.partial(steps, "momentum_and_rate", "filtered_adam", lr=0.001, weight_decay=1.0, b1=0.9)
-    filtered, alone = same(lowpass="ma"), same(lowpass="none")
-    fewer, more, p = wins(filtered, alone)
-    yield f"the MA before AdamW saves steps on mod 97 ({fewer}:{more}, p = {p:.2f})"
-    counts = f"(fewer on {fewer} of {len(alone)} seeds, p = {p:.2f})"
-    yield f"it needs {(filtered / alone).median():.2f} times the steps of AdamW alone {counts}"
+    alone, filtered = map(by_decay, ("none", "ma"))
+    (fewer, more, p), (less, same, q) = (wins(filtered[decay], alone[decay]) for decay in (1.0, 1.5))
+    assert q < 0.001
+    yield f"on mod 97 at a decay of 1 ({fewer}:{more}, p = {p:.2f}). It costs steps at 1.5 ({same}:{less}, p < 0.001)"
+    fewer, more, p = wins(filtered[3.0], alone[2.0])
+    assert p < 0.001
+    counts = f"(fewer on {fewer} of {fewer + more} seeds, p < 0.001)"
+    yield f"AdamW needs {median(alone[2.0])} steps, and {median(filtered[3.0])} with this MA {counts}"
     muon = mod97("muon", lr=0.03, weight_decay=0.3)
-    for filtered in (mod97("ema_muon", lr=0.03, weight_decay=0.3), mod97("ma_muon", lr=0.01, weight_decay=0.3)):
-        assert wins(muon, filtered)[:2] == (8, 0)
+    for behind in (mod97("ema_muon", lr=0.03, weight_decay=0.3), mod97("ma_muon", lr=0.01, weight_decay=0.3)):
+        assert wins(muon, behind)[:2] == (8, 0)
     yield f"on eight of eight seeds each (p = {2 * 0.5**8:.3f})"
-    alone, filtered = ([median(side[decay]) for decay in (1.0, 2.0, 3.0)] for side in map(by_decay, ("none", "ma")))
+    alone, filtered = ([median(side[decay]) for decay in (1.0, 2.0, 3.0)] for side in (alone, filtered))
     yield "AdamW alone needs {} steps at a decay of 1, {} at 2, and {} at 3, where five seeds fail".format(*alone)
     yield "With the MA it needs {}, {} and {}, and none fails".format(*filtered)
     fast = (
