@@ -224,7 +224,7 @@ def test_failures_count_as_slower_than_any_run():
         "3,000 (1,000 to > 5,000)",
         "2 of 5",
     ]
-    assert outcomes([1000, math.inf, 3000, math.inf, 2000, 1500])[1] == "2,500 (1,250 to > 5,000)"
+    assert outcomes([1000, math.inf, 3000, math.inf, 2000, 1500])[1] == "2,500 (1,000 to > 5,000)"
     assert outcomes([math.inf], fit_steps=math.inf) == ["> 5,000", "> 5,000", "1 of 1", ""]
 
 

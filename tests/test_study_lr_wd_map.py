@@ -28,7 +28,7 @@ def cells(table):
 def test_stored_results_are_those_of_all_runs():
     results = study.STUDY.results()
     runs = list(study.runs(results))
-    assert len(runs) == 32 * (5 * 42 + 3 * 16 + 3)
+    assert len(runs) == 32 * (5 * 42 + 3 * 16 + 3 + 5)
     assert results.missing(runs) == []
     assert len(results.frame()) == len(runs)
 

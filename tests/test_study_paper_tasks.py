@@ -77,7 +77,7 @@ def frame():
 def test_the_filter_is_compared_with_each_weight_decay(frame):
     assert cells(study.two_by_two(frame))[1:] == [
         ["MNIST: steps to 85 %", "0.01", "45 (40 to 50)", "45 (30 to 60)", "1, 1 of 2", "1"],
-        ["MNIST: steps to 85 %", "2", "fails (4 to fails)", "4 (3 to 6)", "2, 0 of 2", "0.5"],
+        ["MNIST: steps to 85 %", "2", "fails (4 to fails), 1 of 2 failed", "4 (3 to 6)", "2, 0 of 2", "0.5"],
         ["QM9: lowest loss", "0", "2.50 (2.00 to 3.00)", "3.00 (2.00 to 4.00)", "1, 1 of 2", "1"],
         ["QM9: lowest loss", "0.01", "1.00", "0.38 (0.25 to 0.50)", "2, 0 of 2", "0.5"],
         ["IMDb: best accuracy (%)", "1", "55.0 (50.0 to 60.0)", "65.0 (60.0 to 70.0)", "2, 0 of 2", "0.5"],
