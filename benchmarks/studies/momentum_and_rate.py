@@ -4,8 +4,8 @@ Multiplication mod 97. The β1 of AdamW (decay 1) and its learning rate vary, wi
 before it. At a rate of 0.01 Adam and AdamW failed at all three decays tried (`mod97`), so the rates end at 0.003. The
 controls are coupled Adam at a learning rate raised as much as a filter speeds up what follows the slow part
 (measured with AdamW), with the decay that keeps their product; coupled Adam with the best of nine pairs of rate and
-decay; and AdamW as it is, with rate and decay traded, and at three times the decay with shorter and longer momenta,
-also against the MA at that decay.
+decay, without a filter and with one; and AdamW as it is, with rate and decay traded, and at four decays, with and
+without the MA, at the strong ones also with other momenta.
 
 Primary comparisons, named before the runs, each paired over the sixteen fresh seeds: the EMA and the MA before Adam, as
 published, each against Adam at the raised rate; and the MA before AdamW at β1 0.9 against AdamW alone at β1 0.5.
