@@ -176,7 +176,9 @@ def decays(frame: Frame) -> Rows:
     """AdamW with and without the MA by weight decay, and the MA at its best decay against AdamW at each."""
     found = {decay: [select(frame, side[0]) for side in sides] for decay, sides in DECAYS.items()}
     found = {decay: sides for decay, sides in found.items() if min(map(len, sides)) == len(SEEDS)}
-    best = min((ma for _, ma in found.values()), key=lambda runs: runs["steps_to_95"].median(), default=None)
+    if not found:
+        return
+    best = min((ma for _, ma in found.values()), key=lambda runs: runs["steps_to_95"].median())
     for decay, (alone, ma) in found.items():
         row = {"decay": f"{decay:g}"}
         row |= {
