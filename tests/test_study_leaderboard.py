@@ -145,7 +145,7 @@ def test_all_results_are_of_runs_that_the_study_names():
     assert stored - {as_text(run.key) for run in asked} == set()
 
 
-ALL = leaderboard.ENTRANTS | leaderboard.BEFORE_MUON
+ALL = leaderboard.ENTRANTS | leaderboard.BEFORE_MUON | leaderboard.CONTROLS
 
 
 def test_standings_compare_with_adamw_seed_by_seed_and_mark_numbers_at_an_edge():
@@ -206,8 +206,8 @@ def test_the_primary_comparisons_come_first_and_have_sixteen_fresh_seeds(tmp_pat
     assert {run.seed for run in runs} == set(range(300, 316))
     settings = {tuple(run.hyperparams.items()) for run in runs}
     # The grid; the published filters, raised rates, the tuned pair, rate and decay traded, a weak MA, the strong decay;
-    # both filters at the tuned pair, two decays between, and two momenta at one of these.
-    assert len(settings) == 5 * 2 * 2 + 2 + 2 + 1 + 2 + 1 + 3 + 2 + 2 * 2 + 2
+    # both filters at the tuned pair, two decays between, two momenta at one of these, and one of the six settings.
+    assert len(settings) == 5 * 2 * 2 + 2 + 2 + 1 + 2 + 1 + 3 + 2 + 2 * 2 + 2 + 1
 
 
 def primary_results(**more):

@@ -103,13 +103,23 @@ CONTROLS = {
 }
 HIGH = on_mod97(lr=0.003, weight_decay=3.0, b1=0.9, lowpass="weak_ma", coupled=False)
 CONTROLS["MA, λ 3, at 0.003, decay 3, against AdamW at 0.003, decay 1"] = (HIGH, TRADED["AdamW, 3 × the rate"])
+THIRD = {"lr": 0.003, "weight_decay": 1 / 3, "b1": 0.9, "coupled": False}
+SIX = {  # the six settings that `docs/choose.md` recommends for a new task
+    "as it is": [TRADED["AdamW"], MA_ADAMW],
+    "3 × rate": [TRADED["AdamW, 3 × the rate"], on_mod97(lr=0.003, b1=0.9, lowpass="ma", **DECOUPLED)],
+    "3 × rate, decay / 3": [TRADED["AdamW, 3 × the rate, decay / 3"], on_mod97(lowpass="ma", **THIRD)],
+}
 DECAYS = {  # at the paper's rate, without the filter and with it
     decay: [
         on_mod97(lr=0.001, weight_decay=decay, b1=0.9, lowpass=lowpass, coupled=False) for lowpass in ("none", "ma")
     ]
     for decay in (1.0, 1.5, 2.0, 3.0)
 }
-CONTROLS |= {f"both with 3 × the decay, AdamW with {name}": (STRONG_MA, runs) for name, runs in STRONG_ADAMW.items()}
+CONTROLS |= {
+    f"both with 3 × the decay, AdamW with {name}": (STRONG_MA, runs)
+    for name, runs in STRONG_ADAMW.items()
+    if name != "β1 0.9"  # which the table of decays has
+}
 CONTROLS |= {  # each at its best of four decays, and shorter momenta
     f"MA at decay 3 against AdamW at decay 2, β1 {b1:g}": (
         STRONG_MA,
@@ -120,8 +130,8 @@ CONTROLS |= {  # each at its best of four decays, and shorter momenta
 
 
 def runs(results: Results) -> Iterator[Run]:
-    """The primary comparisons first, then the decays, the controls, and the grid, a row after the other."""
-    for pair in (*PRIMARY.values(), *DECAYS.values(), *CONTROLS.values()):
+    """The primary comparisons first, then the decays, the controls, six settings, and the grid, row after row."""
+    for pair in (*PRIMARY.values(), *DECAYS.values(), *CONTROLS.values(), *SIX.values()):
         results.of([*pair[0], *pair[1]])
         yield from (run for side in pair for run in side)
     for lr, lowpass in GRID:
@@ -169,6 +179,17 @@ def primary(frame: Frame) -> Rows:
 def controls(frame: Frame) -> Rows:
     """The filters against Adam with rate and decay tuned, and against AdamW as it is and with the two traded."""
     return tested(compared(frame, CONTROLS))
+
+
+@STUDY.table
+def six(frame: Frame) -> Rows:
+    """AdamW without and with the MA at the settings that we recommend for a new task."""
+    for name, (alone, ma) in SIX.items():
+        sides = select(frame, alone[0]), select(frame, ma[0])
+        if min(map(len, sides)) == len(SEEDS):
+            without, filtered = (views.steps_and_failures(side["steps_to_95"].to_numpy(), CAP) for side in sides)
+            row = {"setting": name, "AdamW": without, "with the MA": filtered}
+            yield row | {"MA needs fewer : more": views.seed_counts(paired(sides[1], sides[0]))}
 
 
 @STUDY.table
