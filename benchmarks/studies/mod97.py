@@ -156,6 +156,7 @@ NINE_OF_MUON = functools.partial(NINE, lr=[1e-2, 3e-2, 1e-1], weight_decay=[0.03
 TUNED = {
     "Adam": NINE(modular.adam, weight_decay=[3e-4, 1e-3, 3e-3]),
     "AdamW": NINE(modular.adamw, weight_decay=[0.3, 1.0, 3.0]),
+    "EMA before Adam": NINE(modular.ema, weight_decay=[1e-3, 3e-3, 1e-2]),
     "MA before Adam": NINE(modular.ma, weight_decay=[1e-3, 3e-3, 1e-2]),
     "Muon": NINE_OF_MUON(modular.muon),
     "EMA before Muon": NINE_OF_MUON(methods.ema_muon),
