@@ -377,12 +377,12 @@ def budget(frame: Frame, panels: Any) -> None:
     ks = range(1, SETTINGS + 1)
     boards = {"sparse parity": PARITY, "MNIST": MNIST, "mod 97": MOD97}
     for axes, (title, board) in zip(panels, boards.items(), strict=True):
-        for name, entrant in FILTERS.items():
+        for name, entrant in (FILTERS | FIXED_MOMENTUM).items():
             runs = board.of_entrant(frame, entrant)
             steps = runs[runs["seed"] == TUNING_SEEDS[0]].reindex(columns=[board.steps_to]).to_numpy()[:, 0]
             if len(steps) == SETTINGS:
-                style = "-" if " before " not in name else "--" if "EMA" in name else ":"
-                colour = GREY if "Muon" in name else views.NO_FILTER if style == "-" else views.FILTER
+                style = "--" if "EMA" in name else ":" if "MA before" in name else "-." if "β1" in name else "-"
+                colour = GREY if "Muon" in name else views.FILTER if " before " in name else views.NO_FILTER
                 axes.plot(ks, [best_of(steps, k, board.cap) for k in ks], style, color=colour, linewidth=2, label=name)
         axes.set_title(f"{title}, {round(100 * board.threshold)} %", fontsize="large", loc="left")
         axes.set(xscale="log", xticks=[1, 2, 4, 8, 16, 32], xticklabels=[1, 2, 4, 8, 16, 32], ylim=(0, None))

@@ -190,7 +190,7 @@ def table(frame: Frame) -> Rows:
         yield row
 
 
-@STUDY.figure("β1 0.98 prevents deep falls, and the MA most of them", width=8, height=5)
+@STUDY.figure("The MA and β1 0.98 prevent most of the deep falls", width=8, height=5)
 def figure(frame: Frame, axes: Any) -> None:
     """The lowest validation accuracy after the first at 95 %, a dot per seed."""
     colour = lambda name: ORANGE if name[:2] in ("MA", "EM") else BLUE if name == "no change" else GREY
