@@ -121,6 +121,11 @@ def equal_budgets():
     yield "On mod 97: {}, {} (one fails) and {} ".format(*medians(half)) + counts[2].replace(")", " each)")
 
 
+def edges():
+    rows = [row for row in (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8").splitlines() if row[:1] == "|"]
+    yield f"{NUMBERS[sum('(edge)' in row for row in rows)].capitalize()} entries of this page lie at an edge"
+
+
 def equal_momentum():
     """AdamW with the momentum of the filters, on sparse parity and MNIST."""
     parity, mnist = (entered(task, BOARDS[task]) for task in ("Parity", "Mnist"))
@@ -982,6 +987,7 @@ CLAIMS = {
         budget_curves,
         lambdas,
         equal_momentum,
+        edges,
     ],
     "docs/hold.md": [what_keeps, other_pairs],
     "docs/how.md": [second_moments],
