@@ -92,13 +92,19 @@ PRIMARY = {
     "MA before AdamW against AdamW with β1 0.5": (MA_ADAMW, SHORT),
 }
 TUNED = on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass="none", coupled=True)  # the best of nine pairs
-AT_TUNED = {  # the filters there; of the nine pairs this is the best with the MA, too
+AT_TUNED = {  # the filters there
     lowpass: on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass=lowpass, coupled=True) for lowpass in ("ma", "ema")
+}
+BEST_OF_NINE = {  # each filter at its own best pair
+    "EMA before Adam, each at its best of nine pairs": on_mod97(
+        lr=0.001, weight_decay=0.003, b1=0.9, lowpass="ema", coupled=True
+    ),
+    "MA before Adam, each at its best of nine pairs": AT_TUNED["ma"],
 }
 CONTROLS = {
     "EMA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[0], TUNED),
     "MA before Adam against Adam at 0.003, decay 0.001": (PUBLISHED[1], TUNED),
-    **{f"{name.upper()} before Adam, both at 0.003, decay 0.001": (side, TUNED) for name, side in AT_TUNED.items()},
+    **{name: (side, TUNED) for name, side in BEST_OF_NINE.items()},
     **{f"MA before AdamW against {name}": (MA_ADAMW, side) for name, side in TRADED.items() if name != "AdamW"},
 }
 HIGH = on_mod97(lr=0.003, weight_decay=3.0, b1=0.9, lowpass="weak_ma", coupled=False)
@@ -131,7 +137,7 @@ CONTROLS |= {  # each at its best of four decays, and shorter momenta
 
 def runs(results: Results) -> Iterator[Run]:
     """The primary comparisons first, then the decays, the controls, six settings, and the grid, row after row."""
-    for pair in (*PRIMARY.values(), *DECAYS.values(), *CONTROLS.values(), *SIX.values()):
+    for pair in (*PRIMARY.values(), *DECAYS.values(), *CONTROLS.values(), [*AT_TUNED.values()], *SIX.values()):
         results.of([*pair[0], *pair[1]])
         yield from (run for side in pair for run in side)
     for lr, lowpass in GRID:
