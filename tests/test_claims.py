@@ -136,9 +136,9 @@ def equal_momentum():
         for name in ("ema", "ma")
     }
     fixed, numbers = median(parity["adamw_fixed_momentum"]), [tests["parity", name] for name in ("ema", "ma")]
-    counts = "the EMA ({1}:{0}, p = {2:.2f}) nor the MA".format(*numbers[0])
-    yield f"AdamW with β1 = 0.9 needs {fixed} steps. Against it neither " + counts
-    yield "the MA ({1}:{0}, p = {2:.2f}) differs clearly".format(*numbers[1])
+    counts = "the EMA ({1}:{0}, p = {2:.2f}) and the MA".format(*numbers[0])
+    yield f"AdamW with β1 = 0.9 needs {fixed} steps. Against it " + counts
+    yield "the MA ({1}:{0}, p = {2:.2f}) do not differ clearly".format(*numbers[1])
     b1 = 1 - tuning("Mnist").query("method == 'adamw_tuned' and seed < 1000")["one_minus_b1"].iloc[0]
     fixed, (ema, ma) = median(mnist["adamw_fixed_momentum"]), (tests["mnist", name] for name in ("ema", "ma"))
     yield f"the search chose β1 = {b1:.2f} for AdamW. With β1 = 0.9 it needs {fixed} steps"
