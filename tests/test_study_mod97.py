@@ -78,7 +78,7 @@ def test_the_results_are_of_the_runs():
     results = mod97.STUDY.results()
     keys = {as_text(run.key) for run in mod97.runs(results)}
     assert keys == results.by_key().keys()
-    assert len(keys) == 851
+    assert len(keys) == 863
 
 
 def test_tuned_pairs_are_the_best_of_nine():
@@ -86,8 +86,11 @@ def test_tuned_pairs_are_the_best_of_nine():
     best = {"Adam": (0.003, 0.001), "AdamW": (0.003, 1.0), "MA before Adam": (0.003, 0.001), "Muon": (0.03, 0.3)}
     best |= {"EMA before Muon": (0.03, 0.3), "MA before Muon": (0.01, 0.3)}
     assert {f"{name}, learning rate {lr}, decay {decay:g}" for name, (lr, decay) in best.items()} <= mod97.RUNS.keys()
-    tuned = momentum_and_rate.TUNED[0].hyperparams
-    assert (tuned["lr"], tuned["weight_decay"]) == best["Adam"]
+    best["EMA before Adam"] = (0.001, 0.003)
+    fresh = {"Adam": momentum_and_rate.TUNED}
+    fresh |= {name.partition(",")[0]: side for name, side in momentum_and_rate.BEST_OF_NINE.items()}
+    for name, (run, *_) in fresh.items():
+        assert (run.hyperparams["lr"], run.hyperparams["weight_decay"]) == best[name]
     assert fourier_circuits.METHODS["Muon"].keywords == dict(zip(("lr", "weight_decay"), best["Muon"], strict=True))
     for name, tried in mod97.TUNED.items():
         frame = results.of([*tried, *mod97.second_tries(results, tried)])
