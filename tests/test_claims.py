@@ -584,7 +584,8 @@ def every_momentum():
     fewer, more, p = wins(ma, other[0.0])
     assert p < 0.001
     yield f"β1 = 0 needs more steps than 0.9 on {fewer} of {fewer + more} seeds"
-    yield f"With 0.5 and 0.8 it does not differ clearly from 0.9 (p ≥ {min(wins(ma, other[b1])[2] for b1 in (0.5, 0.8)):.2f})"
+    lowest = min(wins(ma, other[b1])[2] for b1 in (0.5, 0.8))
+    yield f"With 0.5 and 0.8 it does not differ clearly from 0.9 (p ≥ {lowest:.2f})"
     at_zero, half, most, usual = (wins((other | {0.9: ma})[b1], slow[b1]) for b1 in (0.0, 0.5, 0.8, 0.9))
     yield "more steps at 0 ({1}:{0}, p = {2:.3f})".format(*at_zero)
     yield "fewer at 0.9 ({}:{}, p = {:.2f})".format(*usual)
