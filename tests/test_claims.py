@@ -403,10 +403,11 @@ def raised_rate():
 
 def paper_settings():
     rival = functools.partial(steps, "momentum_and_rate", "filtered_adam")
-    ema, ma = (rival(lr=0.001, coupled=True, lowpass=name, b1=0.9) for name in ("ema", "ma"))
+    published = {"lr": 0.001, "coupled": True, "b1": 0.9}
+    ema, ma = (rival(lowpass=name, weight_decay=d, **published) for name, d in (("ema", 0.005), ("ma", 0.01)))
     alone = rival(lr=0.003, coupled=True, lowpass="none", b1=0.9)
     assert [len(x) for x in (ema, ma, alone)] == [16] * 3
-    yield f"Adam needs a median of {median(ema)} steps with the EMA, and {median(ma)} with the MA"
+    yield f"Adam needs a median of {median(ema)} steps with the published EMA, and {median(ma)} with the MA"
     assert wins(alone, ema)[2] < 0.001
     yield f"it needs {median(alone)}. That is fewer than with the EMA on {wins(alone, ema)[0]} seeds (p < 0.001)"
     yield f"than with the MA on {wins(alone, ma)[0]} (p = {wins(alone, ma)[2]:.2f})"
@@ -488,7 +489,7 @@ def controls():
     """The rows of controls, and what a coupled decay does in the primary comparisons."""
     rival = functools.partial(runs, "momentum_and_rate", "filtered_adam")
     coupled = functools.partial(rival, coupled=True, b1=0.9)
-    ema, ma = (coupled(lr=0.001, lowpass=name) for name in ("ema", "ma"))
+    ema, ma = (coupled(lr=0.001, lowpass=name, weight_decay=d) for name, d in (("ema", 0.005), ("ma", 0.01)))
     raised, far, alone = (coupled(lr=lr, lowpass="none") for lr in (0.0029, 0.0054, 0.003))
     shrink = {}
     for name, group in (("ema", ema), ("raised", raised), ("ma", ma), ("far", far)):
@@ -512,11 +513,17 @@ def controls():
     medians = f"{median(tuned['ma'])} steps against {median(alone['steps_to_95'])}"
     assert failed(tuned["ma"]) == 2
     yield f"the MA needs {medians} and fails on two seeds {counts}"
-    fewer, more, p = wins(alone["steps_to_95"], tuned["ema"])
+    fewer, more, p = wins(tuned["ema"], alone["steps_to_95"])
+    assert p < 0.001
+    steps_ = f"{median(tuned['ema'])} steps and fails on {NUMBERS[failed(tuned['ema'])]} seeds"
+    yield f"At Adam's pair the EMA needs {steps_} ({fewer}:{more}, p < 0.001)"
+    best = coupled(lr=0.001, weight_decay=0.003, lowpass="ema")["steps_to_95"]
+    fewer, more, p = wins(best, alone["steps_to_95"])
     assert (fewer + more, p < 0.001) == (16, True)
-    steps_ = f"{median(tuned['ema'])} steps with {NUMBERS[failed(tuned['ema'])]} failures"
-    yield f"The EMA at this pair needs {steps_}, and more than Adam on {fewer} of 16 seeds (p < 0.001)"
-    assert f"there the MA is undecided {counts}" in page("docs/findings.md")
+    yield f"needs {median(best)} steps, more than Adam on {more} of 16 seeds (p < 0.001)"
+    yield "(fewer steps on {0}, p = {2:.2f})".format(*wins(ema["steps_to_95"], best))
+    numbers = f"{median(best)} ({fewer}:{more}, p < 0.001) and the MA {median(tuned['ma'])} {counts}"
+    assert f"At its best of nine the EMA needs {numbers}" in page("docs/findings.md")
 
     def at(lowpass, decay, b1=0.9, lr=0.001):
         return rival(lr=lr, coupled=False, lowpass=lowpass, weight_decay=decay, b1=b1)["steps_to_95"]
@@ -956,7 +963,7 @@ def questions():
     adamw, tripled = (mod97("adamw", lr=lr, weight_decay=1.0) for lr in (0.001, 0.003))
     yield f"it needs {(tripled / adamw).median():.2f} times its steps at 1e-3"
     rival = functools.partial(steps, "momentum_and_rate", "filtered_adam", coupled=True, b1=0.9)
-    fewer, more, p = wins(rival(lr=0.0029, lowpass="none"), rival(lr=0.001, lowpass="ema"))
+    fewer, more, p = wins(rival(lr=0.0029, lowpass="none"), rival(lr=0.001, lowpass="ema", weight_decay=0.005))
     yield f"fewer steps than with the EMA ({fewer}:{more}, p = {p:.2f})"
     alone, filtered = map(by_decay, ("none", "ma"))
     (fewer, more, p), (less, same, q) = (wins(filtered[decay], alone[decay]) for decay in (1.0, 1.5))
