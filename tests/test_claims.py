@@ -205,7 +205,15 @@ def on_mod97():
     assert {len(first.get_group(name)) for name in reach} == {32}
     muon, adamw, ema, ma = reach.values()
     alone = f"{muon} of Muon's 32 settings reach 95 %, {NUMBERS[adamw]} of AdamW's"
+    debiased = final["debiased_ema_adamw_tuned"]
     yield f"{alone}, {NUMBERS[ma]} with the MA and {NUMBERS[ema]} with the EMA"
+    yield f"With a debiased start {NUMBERS[np.isfinite(first.get_group('debiased_ema_adamw_tuned')).sum()]} do"
+    yield f"needs {median(debiased)} steps. It does not differ clearly from AdamW " + "({}:{}, p = {:.0f})".format(
+        *wins(debiased, final["adamw_tuned"])
+    )
+    yield "the published start ({}:{}, p = {:.2f})".format(*wins(debiased, final["ema_adamw_tuned"]))
+    entries = tuning("Modular").query("seed < 1000").groupby("method")[["lr", "weight_decay", "lamb"]].first()
+    assert (entries.loc["ema_adamw_tuned"] == entries.loc["debiased_ema_adamw_tuned"]).all()
     lamb = tuning("Modular").query("seed < 1000").groupby("method")["lamb"].first()
     ema, ma = (f"{lamb[name]:.2f}" for name in names[1:])
     yield f"that the search chose is {ema} for the EMA, which is almost no filter, and {ma} for the MA"
