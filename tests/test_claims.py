@@ -276,7 +276,7 @@ def few_pairs():
     yield f"fewer steps than the published one on {sooner[0]} of {sum(sooner[:2])} (p < 0.001)"
     yield f"more than AdamW on {later[0]} of {sum(later[:2])} seeds that differ (p < 0.001)"
     more, fewer, p = wins(adamw, ma)
-    yield f"and the MA on {more} of {more + fewer} (p = {p:.2f})"
+    yield f"The MA needs more on {more} of {more + fewer} (p = {p:.2f})"
     frame = tuning("Modular", train_fraction=0.3)
     lamb = frame.query("seed < 1000").groupby("method")["lamb"].first()
     filters = ("ema_adamw_tuned", "ma_adamw_tuned", "debiased_ema_adamw_tuned")
