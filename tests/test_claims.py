@@ -226,6 +226,9 @@ def leaderboard():
     frame = tuning("Parity").drop_duplicates(["method", "lr", "seed"])
     tuned = {method: one.set_index("seed")["steps_to_95"] for method, one in frame.groupby("method")}
     assert len(final) == 12
+    tries = tuning("Parity").query("seed >= 1000").groupby("method").size()
+    yield f"{tries.min()} tuning runs for each optimizer"
+    assert tries.min() == tries.max()
     adamw, muon = final["adamw_tuned"], final["muon_tuned"]
     assert wins(muon, adamw)[:2] == (16, 0)
     ema, ma = final["ema_adamw_tuned"], final["ma_adamw_tuned"]
@@ -351,6 +354,13 @@ def low_rate():
                 steps("lr_wd_map", "ma", lamb=5.0, **pair), steps("lr_wd_map", "adamw", b1=0.9, **pair)
             )
             assert (fewer > more, p < 0.001) == (decay not in (0.3, 1.0), True)
+    high = [LOW | {"lr": rate, "weight_decay": 0.01} for rate in (0.1, 0.3, 1.0)]
+    tests = [
+        wins(steps("lr_wd_map", "ma", lamb=5.0, **pair), steps("lr_wd_map", "adamw", b1=0.9, **pair)) for pair in high
+    ]
+    assert max(p for *_, p in tests) < 0.001
+    counts = "{}, {} and {}, p < 0.001 each".format(*(f"{more}:{fewer}" for fewer, more, _ in tests))
+    assert f"At 0.1, 0.3 and 1 the MA needs more also at the weakest decay, 0.01 ({counts})" in page("docs/momentum.md")
     decays = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     adamw, filtered = (
         {decay: steps("lr_wd_map", name, **rates[0.01] | {"weight_decay": decay}, **only) for decay in decays}
@@ -818,7 +828,7 @@ def switched_on():
     lowest = f"{100 * groups['b1']['lowest'].min():.0f} %"
     undecided = f"p = {binomtest(low, low).pvalue:.2f}"
     assert (groups["b1"]["lowest"] > 0.5).all()
-    yield f"With β1 = 0.98 and no filter it never falls below {lowest} (undecided, {undecided})"
+    yield f"With β1 = 0.98 and no filter it falls below {lowest} on none ({undecided})"
     yield "fewer evaluations are at 95 % than with the MA ({}:{}, p = {:.2f})".format(*against(groups, "b1", "ma"))
     assert against(groups, "ma", "cosine")[:2] == (16, 0)
     advice = f"always at 95 % on {always} of 16 seeds, below 50 % on {NUMBERS[low]}"
@@ -858,8 +868,8 @@ def what_keeps():
     gains = {name: (group["held_evals"] - groups["plain"]["held_evals"]).mean() for name, group in groups.items()}
     assert {name for name, gain in gains.items() if gain > gains["ma"] / 2} == {"ma", "b1", "third", "both", "ema"}
     higher = [wins(-groups["b1"]["lowest"], -groups[name]["lowest"]) for name in ("third", "both")]
-    assert max(p for *_, p in higher) < 0.0045
-    yield "higher on {} and on {} of 16 seeds (p ≤ 0.004)".format(*(one[0] for one in higher))
+    assert max(p for *_, p in higher) < 0.005
+    yield "higher on {} and on {} of 16 seeds (p < 0.005)".format(*(one[0] for one in higher))
     norms = {name: (groups[name]["last_norm"] / groups[name]["norm"]).median() for name in ("b1", "ma")}
     assert norms["b1"] < 1 < norms["ma"]
 
@@ -909,7 +919,7 @@ def long_baseline():
     assert (len(adam), failed(adam["steps_to_95"])) == (3, 3)
     yield "best accuracies are {:.0f}, {:.0f} and {:.0f} %".format(*sorted(100 * adam["best_val_accuracy"]))
     filtered = mod97("ma", weight_decay=0.01, **MA)[:3], mod97("ema", weight_decay=0.005, **EMA)[:3]
-    yield f"at least {min((50_000 / one).min() for one in filtered):.0f} times fewer steps"
+    yield f"at least {int(min((50_000 / one).min() for one in filtered))} times fewer steps"
 
 
 def fresh_seeds():
@@ -920,6 +930,17 @@ def fresh_seeds():
     yield f"the median is the same, 1,280, and {NUMBERS[(ema <= 910).sum()]} need at most 910"
     yield f"{ema.std():.0f} for the EMA, {ma.std():.0f} for the MA and {adamw.std():.0f} for AdamW"
     yield "fewer steps than the EMA on {0} (p = {2:.2f})".format(*wins(ma, ema))
+
+
+def fewer_seeds():
+    """The findings with fewer than sixteen seeds."""
+    undecayed, mnist = (
+        mod97("ma", weight_decay=0.0, **MA),
+        steps("paper_tasks", "baseline", task="Mnist", weight_decay=2.0),
+    )
+    circuits = results("fourier_circuits")["seed"].nunique()
+    assert len(undecayed) == circuits
+    yield f"without weight decay and circuits on {NUMBERS[circuits]}, MNIST on {NUMBERS[len(mnist)]}"
 
 
 def choose():
@@ -1060,6 +1081,7 @@ CLAIMS = {
     "docs/how.md": [second_moments],
     "docs/spectra.md": [before_and_after],
     "docs/paper.md": [squared, long_baseline, fresh_seeds],
+    "docs/method.md": [fewer_seeds],
     "docs/choose.md": [choose, which_filter],
     "docs/questions.md": [questions],
     "README.md": [readme],

@@ -113,7 +113,7 @@ def debiased_ema_adamw_tuned(lr: float, weight_decay: float, lamb: float) -> Tx:
 
 
 def adamw_fixed_momentum(lr: float, weight_decay: float, one_minus_b1: float) -> Tx:
-    """AdamW, entered with one momentum."""
+    """AdamW with one momentum; a method of its own, because the runs of entrants are told apart by their methods."""
     return adamw_tuned(lr, weight_decay, one_minus_b1)
 
 
@@ -190,12 +190,11 @@ BEFORE_MUON = {
     "EMA before Muon": Entrant(ema_muon_tuned, "lamb", LAMB, "muon"),
     "MA before Muon": Entrant(ma_muon_tuned, "lamb", LAMB, "muon"),
 }
-CONTROLS = {  # the filters' momentum without a filter, the start that we recommend, and the paper's α for MNIST
-    "AdamW, β1 0.9": Entrant(adamw_fixed_momentum, "one_minus_b1", (0.1, 0.1), "adam"),
-    "EMA before AdamW, debiased": Entrant(debiased_ema_adamw_tuned, "lamb", LAMB, "adam"),
-    "EMA before AdamW, α 0.8": Entrant(short_ema_adamw_tuned, "lamb", LAMB, "adam"),
-}
-FIXED_MOMENTUM, DEBIASED, _ = ({name: entrant} for name, entrant in CONTROLS.items())
+# Controls: the filters' momentum without a filter, the start that we recommend, and the paper's α for MNIST
+FIXED_MOMENTUM = {"AdamW, β1 0.9": Entrant(adamw_fixed_momentum, "one_minus_b1", (0.1, 0.1), "adam")}
+DEBIASED = {"EMA before AdamW, debiased": Entrant(debiased_ema_adamw_tuned, "lamb", LAMB, "adam")}
+SHORT = {"EMA before AdamW, α 0.8": Entrant(short_ema_adamw_tuned, "lamb", LAMB, "adam")}
+CONTROLS = FIXED_MOMENTUM | DEBIASED | SHORT
 MAIN = {k: ENTRANTS[k] for k in ("AdamW", "EMA before AdamW", "MA before AdamW", "Muon")}
 FILTERS = MAIN | BEFORE_MUON
 
