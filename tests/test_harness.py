@@ -26,7 +26,7 @@ from examples.harness.errors import RunInterruptedError, UserError, plain_errors
 from examples.harness.experiment import Measure
 from examples.harness.files import commit, write_whole
 from examples.harness.loop import evaluations, stack
-from examples.harness.methods import LearningRate
+from examples.harness.methods import Lamb, LearningRate, Tx
 from examples.harness.records import is_finished, outcome, steps_to, to_row
 from examples.harness.run_folder import RunFolder
 from examples.harness.runner import stored, train
@@ -462,7 +462,12 @@ def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "old"
 
 
-@pytest.mark.parametrize("method", [toy.ema, toy.ma])
+def guarded(lr: LearningRate = 1e-2, lamb: Lamb = 2.0) -> Tx:
+    """The MA before Adam; steps that are not finite are skipped, and counted for each run."""
+    return optax.apply_if_finite(toy.ma(lr, lamb=lamb), max_consecutive_errors=3)
+
+
+@pytest.mark.parametrize("method", [toy.ema, toy.ma, guarded])
 def test_vmapped_runs_equal_single_runs_in_one_compilation(method):
     """Four seeds, each with its own hyperparameters; floating-point sums may be ordered differently, hence 1e-5."""
     runs = [

@@ -124,8 +124,8 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
 
     With a group size above 1 they are vmapped: hyperparameters, keys, data and state have a leading axis.
     Step counters are the same in all runs of a group. They stay unbatched, which keeps ring buffers updated in place: a
-    counter per run would turn a slice update into a scatter. Each batch is divided among the devices; all else is the
-    same on each.
+    counter per run would turn a slice update into a scatter. Where an optimizer's counters depend on the data, as in
+    `optax.apply_if_finite`, each run has its own. Batches are divided among the devices; all else is copied to each.
     """
     task, make_tx = run.task, run.make_tx
     shared = task.load()
@@ -151,6 +151,18 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
         )
     axes = jax.tree.map(lambda x: None if x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer) else 0, state)
 
+    def mapped() -> tuple[Any, Any]:
+        return vmap(init_fn, out_axes=axes), vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
+
+    if run.group_size > 1:
+        hyper, key = jax.tree.map(lambda x: jnp.stack([x] * run.group_size), (run.traced, jax.random.key(0)))
+        init_all, advance_all = mapped()
+        try:
+            states = jax.eval_shape(init_all, hyper, key)
+            jax.eval_shape(advance_all, hyper, key, shared, jax.eval_shape(vmap(split_fn), key), states)
+        except ValueError:  # a counter is not the same in all runs
+            axes = axes._replace(opt_state=0)
+
     @functools.cache
     def per_run(function: Callable[[Task, TrainState, Data], Any]) -> Callable[[TrainState, Data, Data], Any]:
         def function_fn(state: TrainState, shared: Data, own: Data) -> Any:
@@ -162,8 +174,8 @@ def program(run: Run, *, devices: int = 1, precision: Precision = "float32") -> 
     jit = functools.partial(jax.jit, out_shardings=whole)
     draw_fn = jit(vmap(split_fn))
     draw = lambda key: (jax.device_put(shared, whole), draw_fn(key))
-    advance_all = vmap(advance_fn, in_axes=(0, 0, None, 0, axes), out_axes=(axes, 0))
-    return Program(task, draw, jit(vmap(init_fn, out_axes=axes)), jit(advance_all, donate_argnums=4), per_run)
+    init_all, advance_all = mapped()
+    return Program(task, draw, jit(init_all), jit(advance_all, donate_argnums=4), per_run)
 
 
 def _memory() -> float:
