@@ -23,7 +23,11 @@ def test_the_distances_are_those_between_the_states_of_a_run(monkeypatch):
     path = {0: 0.0, 400: 3.0, 800: 6.0, 900: 10.0}  # of the one parameter, by step
     monkeypatch.setattr(Modular, "init", lambda self, key: {"w": jnp.full((1,), path[0])})
     (run,) = product(Modular(), adam)
-    rows = {step: {"step": step, "train_accuracy": step / 842, "val_accuracy": step / 947} for step in path if step}
+    rows = {
+        step: {"step": step, "train_accuracy": step / 842, "val_accuracy": step / 947, "val_loss": 1_000 - step}
+        for step in path
+        if step
+    }
     state = lambda step: SimpleNamespace(params={"w": jnp.full((1,), path[step])})
     history = [(row, state(step)) for step, row in rows.items()]
     assert paper.follow(run, iter(history[:2]), None) == {"A_B": 6}
@@ -32,7 +36,14 @@ def test_the_distances_are_those_between_the_states_of_a_run(monkeypatch):
         assert paper.follow(run, iter(states), None) == {"A_B": 6, "B_C": 4, "A_C": 10}
     (baseline,) = product(Modular(), adam, max_steps=paper.BASELINE_STEPS)
     at_the_end = [*history, ({**rows[900], "step": paper.BASELINE_STEPS}, state(400))]
-    assert paper.follow(baseline, iter(at_the_end), None) == {"A_B": 6, "B_C": 3, "A_C": 3}
+    found = paper.follow(baseline, iter(at_the_end), None)
+    assert {name: value for name, value in found.items() if "_" in name and len(name) == 3} == (
+        {"A_B": 6, "B_C": 3, "A_C": 3}
+    )
+    assert found["lowest_accuracy"] == [float(f"{400 / 947:.4g}"), float(f"{900 / 947:.4g}")]
+    assert found["highest_accuracy"] == [float(f"{900 / 947:.4g}")] * 2
+    assert found["share_at_95"] == [0.3333, 1.0]
+    assert found["highest_loss"] == [600, 100]
 
 
 def cells(table):
@@ -235,7 +246,7 @@ def test_both_best_alphas_are_compared_with_eight_seeds(page):
 def test_the_steps_of_the_ema_are_those_of_its_runs():
     steps = paper.steps_of(ema)
     text = (DOCS / "paper.md").read_text(encoding="utf-8")
-    assert f"the published 910 steps: {steps.min():,.0f} to {steps.max():,.0f}." in text
+    assert f"the published 910 steps on eight seeds: {steps.min():,.0f} to {steps.max():,.0f}." in text
     assert not paper.near(910, steps)
     assert paper.near(910, paper.authors("ema"))
 
