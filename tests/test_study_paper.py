@@ -57,7 +57,27 @@ def test_distances_are_of_the_runs_that_reach_c():
         [key | dict(zip(("A_B", "B_C", "A_C"), numbers, strict=True)) for key, numbers in zip(runs, steps, strict=True)]
     )
     row = ["4.0 ± 1.4", "4.0 ± 0.0", "6.0 ± 1.4"]
-    assert cells(paper.distances(frame))[0] == ["Adam, decay 0.005", *row]
+    assert cells(paper.distances(frame))[0] == ["Adam, decay 0.005", "2", *row]
+    assert cells(paper.distances(frame[:1]))[0] == ["Adam, decay 0.005", "1", "3.0", "4.0", "5.0"]
+
+
+def test_the_baseline_is_told_by_windows():
+    keys = [run.key for run in product(Modular(), adam, max_steps=paper.BASELINE_STEPS, stop_at=None, seed=range(2))]
+    windows = np.arange(12)
+    stored = [
+        {
+            "lowest_accuracy": list(windows / 100),
+            "highest_accuracy": list((windows + i) / 20),
+            "share_at_95": list(windows / 1_000),
+            "highest_loss": list(10.0 * windows + i),
+        }
+        for i in range(2)
+    ]
+    frame = pd.DataFrame([key | numbers for key, numbers in zip(keys, stored, strict=True)])
+    rows = cells(paper.baseline(frame))
+    assert len(rows) == 12
+    assert rows[0] == ["10 to 25,000", "0.0%", "2.5%", "0.0%", "1"]
+    assert rows[11] == ["275,010 to 300,000", "11.0%", "57.5%", "1.1%", "111"]
 
 
 def test_published_numbers_are_judged_by_hand():
@@ -72,6 +92,7 @@ def test_published_numbers_are_judged_by_hand():
     assert paper.times_fewer(control, steps).to_dict() == {0: 2.0}
     assert paper.in_words(steps) == "1,100 (1,000 to > 5,000; 3 seeds, 1 fail)"
     assert paper.in_words(steps[2:]) == "all fail in 5,000 steps (1 seed)"
+    assert paper.in_words(steps[:1]) == "1,000 (1 seed)"
     assert paper.in_words(pd.Series([1.0, 2.0, 4.0])) == "2.00 (1.00 to 4.00; 3 seeds)"
     grid = pd.DataFrame({0.1: [1.0, 9.0], 0.2: [math.inf, 2.0], 0.3: [5.0, 5.0]})
     assert paper.best_claim("", "", 0.1, grid)[3] == "0.1 and 0.3 (median 5; 2 seeds)"
