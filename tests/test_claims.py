@@ -197,6 +197,19 @@ def on_mod97():
     final, names = entered("Modular"), ("adamw_tuned", "ema_adamw_tuned", "ma_adamw_tuned")
     adamw, ema, ma = (final[name] for name in names)
     assert wins(final["muon_tuned"], adamw)[:2] == (16, 0)
+    hidden, perpendicular = final["muon_hidden"], final["adamw_perpendicular"]
+    assert (failed(hidden), wins(hidden, adamw)[2] < 0.001) == (1, True)
+    yield f"it needs {median(hidden)} steps and fails on one seed"
+    yield "The two do not differ clearly ({}:{}, p = {:.2f})".format(*wins(hidden, final["muon_tuned"]))
+    yield f"need {median(perpendicular)} steps and fail on {NUMBERS[failed(perpendicular)]} seeds"
+    yield "Against AdamW this is undecided ({}:{}, p = {:.2f})".format(*wins(perpendicular, adamw))
+    stablemax = entered("StableMax")["adamw_tuned"]
+    others = [wins(one, adamw)[2] for one in (final["ademamix_tuned"], final["nadamw_tuned"], stablemax)]
+    yield f"**AdEMAMix, NAdamW and StableMax** do not differ clearly from AdamW (p ≥ {min(others):.2f})"
+    _, more, p = wins(final["lion_tuned"], adamw)
+    assert p < 0.001
+    yield f"Lion needs {median(final['lion_tuned'])} steps, more on {more} of 16 seeds (p < 0.001)"
+    assert len(final) == 11  # and StableMax
     assert wins(ema, adamw) == wins(ma, adamw)
     medians = [one.median() for one in (adamw, ema, ma)]
     differ = f"the three medians differ by {max(medians) - min(medians):.0f} steps"
@@ -208,6 +221,12 @@ def on_mod97():
     alone = f"{muon} of Muon's 32 settings reach 95 %, {NUMBERS[adamw]} of AdamW's"
     debiased = final["debiased_ema_adamw_tuned"]
     yield f"{alone}, {NUMBERS[ma]} with the MA and {NUMBERS[ema]} with the EMA"
+    rest = [int(np.isfinite(steps).sum()) for name, steps in first if name not in {*reach, "muon_hidden"}]
+    stable = tuning("StableMax").query("seed == 1000")["steps_to_95"]
+    assert len(stable) == 32
+    most = max(*rest, int(np.isfinite(stable).sum()))
+    hidden = np.isfinite(first.get_group("muon_hidden")).sum()
+    yield f"With each other method at most {NUMBERS[most]} do, and {hidden} with Muon inside blocks"
     counts = "({}:{}, p = {:.0f})".format(*wins(final["adamw_nesterov_kernel"], final["adamw_tuned"]))
     yield f"does not differ clearly from AdamW here {counts}"
     yield f"With a debiased start {NUMBERS[np.isfinite(first.get_group('debiased_ema_adamw_tuned')).sum()]} do"
