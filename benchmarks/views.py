@@ -75,9 +75,7 @@ def outcome_cells(runs: Frame) -> dict[str, str]:
         "fail": f"{np.isinf(steps).sum()} of {len(runs)}",
     }
     if "held_evals" in runs:
-        # Where the cap cut off the evaluations, holding is unknown; a run that diverged counts as below from there on.
-        followed = (runs["followed_evals"] == runs["hold_evals"]) | ~runs["finite"].astype(bool)
-        reached = runs[np.isfinite(steps) & followed & (runs["hold_evals"] > 0)]
+        reached = runs[np.isfinite(steps) & (runs["hold_evals"] > 0)]  # one that diverged counts as below from there on
         share = reached["held_evals"] / reached["hold_evals"]
         cells["hold"] = f"{(share == 1).sum()} of {len(share)} ({share.mean():.0%})" if len(share) else ""
     return cells

@@ -213,7 +213,7 @@ def outcomes(steps, held=None, **changes):
     """The cells of some seeds with their steps, of at most 5,000, followed for 50 evaluations."""
     frame = pd.DataFrame({"steps_to_95": steps, "fit_steps": 100.0, "max_steps": 5_000, "hold_evals": 50})
     reached = np.isfinite(frame["steps_to_95"])
-    runs = frame.assign(followed_evals=np.where(reached, 50, np.nan), finite=True, **changes)
+    runs = frame.assign(finite=True, **changes)
     runs["held_evals"] = np.where(reached, 50, np.nan) if held is None else held
     return list(views.outcome_cells(runs).values())
 
@@ -232,12 +232,11 @@ def test_failures_count_as_slower_than_any_run():
     ("steps", "held", "changes", "cell"),
     [
         ([1000.0, 1000.0], [50, 49], {}, "1 of 2 (99%)"),
-        ([4900.0], [10], {"followed_evals": 10}, ""),  # cut off by the cap: unknown
-        ([4900.0], [10], {"followed_evals": 10, "finite": False}, "0 of 1 (20%)"),  # diverged: below from there on
-        ([1000.0], [0], {"followed_evals": 0, "hold_evals": 0}, ""),  # not followed
+        ([4900.0], [10], {"finite": False}, "0 of 1 (20%)"),  # diverged: below from there on
+        ([1000.0], [0], {"hold_evals": 0}, ""),  # not followed
     ],
 )
 def test_a_run_holds_95_percent_if_all_evaluations_that_follow_are_at_it(steps, held, changes, cell):
-    frame = {"steps_to_95": steps, "fit_steps": 100.0, "max_steps": 5_000, "hold_evals": 50, "followed_evals": 50}
+    frame = {"steps_to_95": steps, "fit_steps": 100.0, "max_steps": 5_000, "hold_evals": 50}
     runs = pd.DataFrame({**frame, "finite": True, "held_evals": held, **changes})
     assert views.outcome_cells(runs)["hold"] == cell

@@ -240,7 +240,7 @@ def test_a_grid_has_the_seeds_that_all_settings_have(mod97):
 def test_the_results_are_those_of_all_runs_but_the_longest_without_decay():
     results = paper.STUDY.results()
     missing = {(run.max_steps, run.seed) for run in results.missing(paper.runs(results))}
-    assert missing == {(paper.BASELINE_STEPS, seed) for seed in range(3)}
+    assert missing == {(paper.BASELINE_STEPS, seed) for seed in (1, 2)}
 
 
 def test_the_roots_of_the_published_distances_are_told():
