@@ -300,6 +300,8 @@ def few_pairs():
     yield f"more than AdamW on {later[0]} of {sum(later[:2])} seeds that differ (p < 0.001)"
     more, fewer, p = wins(adamw, ma)
     yield f"The MA needs more on {more} of {more + fewer} (p = {p:.2f})"
+    assert wins(final["muon_tuned"], final["ema_muon_tuned"])[:2] == (16, 0)
+    yield f"the EMA needs {median(final['ema_muon_tuned'])} steps, more than Muon alone on all 16 seeds"
     frame = tuning("Modular", train_fraction=0.3)
     lamb = frame.query("seed < 1000").groupby("method")["lamb"].first()
     filters = ("ema_adamw_tuned", "ma_adamw_tuned", "debiased_ema_adamw_tuned")
@@ -309,9 +311,11 @@ def few_pairs():
     assert {len(first.get_group(name)) for name in final} == {32}
     assert len({reach[name] for name in filters}) == 1
     adamw_, filtered, muon_ = (NUMBERS[reach[name]] for name in ("adamw_tuned", "ma_adamw_tuned", "muon_tuned"))
-    yield f"{adamw_} of 32 reach 95 % with AdamW, {filtered} with each filter, and {muon_} with Muon"
+    yield f"{adamw_} of 32 reach 95 % with AdamW, {filtered} with each filter before it, and {muon_} with Muon"
     own = frame.query("method == 'adamw_tuned' and seed < 1000")["one_minus_b1"].iloc[0]
     yield f"AdamW has β1 = {1 - own:.2f} and the filters 0.9"
+    own = frame.query("method == 'muon_tuned' and seed < 1000")["one_minus_beta"].iloc[0]
+    yield f"β = 0.8 with the filter and {1 - own:.2f} without"
     assert wins(final["muon_tuned"], adamw)[:2] == (16, 0)
     yield "**Muon** needs fewer steps than AdamW on all 16 seeds (p < 0.001)"
 
