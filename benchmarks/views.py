@@ -23,7 +23,7 @@ NO_FILTER, FILTER = BLUE, ORANGE
 
 
 def runs_of(frame: Frame, method: Method, free: Sequence[str] = (), **others: Any) -> Frame:
-    """The runs of a method: those that have the values of its hyperparameters, but for `free` ones, and of others."""
+    """The runs with a method, the values of its hyperparameters except `free` ones, and the values of others."""
     wanted = {"method": base(method).__name__, **hyperparams(method), **others}
     wanted = {name: value for name, value in wanted.items() if name not in free}
     rows: Any = frame
@@ -124,7 +124,7 @@ def legend(figure: Any, colours: Mapping[str, str], **options: Any) -> None:
 def dots(axes: Axes, groups: Mapping[str, tuple[np.ndarray, str]], end: float | None = None) -> None:
     """A row for each group of values with its colour: a dot per seed, a bar at the median.
 
-    The number of seeds that fail, which are infinite, stands at `end`.
+    Seeds that fail have infinite values; their number is written at `end`.
     """
     for y, (values, colour) in enumerate(groups.values()):
         reached, middle = values[np.isfinite(values)], float(np.median(values))

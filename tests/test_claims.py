@@ -360,7 +360,7 @@ def low_rate():
     reach = [len(one) - failed(one) for one in longer]
     yield f"Within 20,000 steps {reach[0]} do with β1 = 0 and {reach[3]} with 0.9; the MA"
     assert [wins(ma, one)[:2] for one in longer] == [(30, 0)] * 5
-    counts = "{}, {}, {}, {} and {} of 32 seeds reach 95 % within 20,000 steps".format(*reach)
+    counts = "Of 32, {}, {}, {}, {} and {} reach 95 % within 20,000 steps, with β1 = 0,".format(*reach)
     assert counts in page("docs/momentum.md")
     fewer, more, p = wins(longer[0], longer[3])
     assert p < 0.001
