@@ -206,9 +206,9 @@ def test_the_primary_comparisons_come_first_and_have_sixteen_fresh_seeds(tmp_pat
     assert {run.seed for run in runs} == set(range(300, 316))
     settings = {tuple(run.hyperparams.items()) for run in runs}
     # The grid; the published filters, raised rates, the tuned pair, rate and decay traded, a weak MA, the strong decay;
-    # both filters at the tuned pair, two decays between, two momenta at one of these, one of the six settings, and the
-    # EMA's best pair.
-    assert len(settings) == 5 * 2 * 2 + 2 + 2 + 1 + 2 + 1 + 3 + 2 + 2 * 2 + 2 + 1 + 1
+    # both filters at the tuned pair, two decays between, two momenta at one of these, one of the six settings, the
+    # EMA's best pair, and four more momenta of Adam and of the published EMA.
+    assert len(settings) == 5 * 2 * 2 + 2 + 2 + 1 + 2 + 1 + 3 + 2 + 2 * 2 + 2 + 1 + 1 + 4 * 2
 
 
 def primary_results(**more):

@@ -4,8 +4,9 @@ Multiplication mod 97. The β1 of AdamW (decay 1) and its learning rate vary, wi
 before it. At a rate of 0.01 Adam and AdamW failed at all three decays tried (`mod97`), so the rates end at 0.003. The
 controls are coupled Adam at a learning rate raised as much as a filter speeds up what follows the slow part
 (measured with AdamW), with the decay that keeps their product; coupled Adam with the best of nine pairs of rate and
-decay, each filter with its own best, too; and AdamW as it is, with rate and decay traded, and at four decays, with and
-without the MA, at the strong ones also with other momenta.
+decay, each filter with its own best, too; Adam at that pair and the published EMA before Adam, with each β1; and AdamW
+as it is, with rate and decay traded, and at four decays, with and without the MA, at the strong ones also with other
+momenta.
 
 Primary comparisons, named before the runs, each paired over the sixteen fresh seeds: the EMA and the MA before Adam, as
 published, each against Adam at the raised rate; and the MA before AdamW at β1 0.9 against AdamW alone at β1 0.5.
@@ -66,7 +67,12 @@ def five(values: list[float]) -> list[float]:
 
 on_mod97 = functools.partial(product, Modular(), filtered_adam, max_steps=CAP, seed=SEEDS)
 DECOUPLED = {"coupled": False, "weight_decay": 1.0}
-GRID = [(lr, lowpass) for lowpass in ("none", "ma") for lr in RATES]
+GRID: list[tuple[str, dict[str, Any]]] = [  # a row per method, with every β1
+    *(("AdamW", {"lr": lr, "lowpass": "none", **DECOUPLED}) for lr in RATES),
+    *(("MA before AdamW", {"lr": lr, "lowpass": "ma", **DECOUPLED}) for lr in RATES),
+    ("Adam", {"lr": 0.003, "weight_decay": 0.001, "lowpass": "none", "coupled": True}),
+    ("EMA before Adam", {"lr": 0.001, "weight_decay": 0.005, "lowpass": "ema", "coupled": True}),
+]
 PUBLISHED = [
     on_mod97(lr=0.001, weight_decay=0.005, b1=0.9, lowpass="ema", coupled=True),
     on_mod97(lr=0.001, weight_decay=0.01, b1=0.9, lowpass="ma", coupled=True),
@@ -142,8 +148,8 @@ def runs(results: Results) -> Iterator[Run]:
     for pair in (*PRIMARY.values(), *DECAYS.values(), *CONTROLS.values(), [*AT_TUNED.values()], *SIX.values()):
         results.of([*pair[0], *pair[1]])
         yield from (run for side in pair for run in side)
-    for lr, lowpass in GRID:
-        row = on_mod97(lr=lr, b1=B1S, lowpass=lowpass, **DECOUPLED)
+    for _, settings in GRID:
+        row = on_mod97(b1=B1S, **settings)
         results.of(row)
         yield from row
 
@@ -237,13 +243,12 @@ def shrinkage(frame: Frame) -> Rows:
 
 @STUDY.table
 def table(frame: Frame) -> Rows:
-    """Median steps of AdamW by learning rate and filter, a column per β1; rows that have all β1 and seeds."""
-    names = {"none": "AdamW", "ma": "MA before AdamW"}
-    for lr, lowpass in GRID:
-        cells = {b1: select(frame, on_mod97(lr=lr, b1=b1, lowpass=lowpass, **DECOUPLED)[0]) for b1 in B1S}
+    """Median steps of each method, a column per β1; rows that have all β1 and seeds."""
+    for name, settings in GRID:
+        cells = {b1: select(frame, on_mod97(b1=b1, **settings)[0]) for b1 in B1S}
         if all(len(runs) == len(SEEDS) for runs in cells.values()):
             steps = {f"β1 {b1:g}": runs["steps_to_95"].to_numpy() for b1, runs in cells.items()}
-            row = {"method": names[lowpass], "learning rate": f"{lr:g}"}
+            row = {"method": name, "learning rate, decay": f"{settings['lr']:g}, {settings['weight_decay']:g}"}
             yield row | {name: views.steps_and_failures(values, CAP) for name, values in steps.items()}
 
 
