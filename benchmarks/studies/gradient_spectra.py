@@ -107,7 +107,7 @@ def table(frame: Frame) -> Rows:
         yield {"steps": f"{i * WINDOW:,} to {(i + 1) * WINDOW - 1:,}"} | row
 
 
-@STUDY.figure("With weight decay, slow power fades during training", width=9, height=3.8, columns=3, sharey=True)
+@STUDY.figure("With weight decay, the slow share of the power falls", width=9, height=3.8, columns=3, sharey=True)
 def figure(frame: Frame, panels: Any) -> None:
     """Power over the period in the first and the last window, the mean of the seeds; a panel per method."""
     for axes, (name, windows) in zip(panels, by_method(frame, "power").items(), strict=True):
