@@ -147,7 +147,7 @@ def equal_momentum():
     yield numbers + f", and the MA on {ma[0]} of {sum(ma[:2])} (p = {ma[2]:.2f})"
     counts = "{}:{}, p = {:.3f}".format(*ema), "{}:{}, p = {:.2f}".format(*ma)
     yield "still needs more steps there ({}). The MA on MNIST ({}), and both filters on sparse".format(*counts)
-    found = "With the filters' β1 = 0.9, AdamW needs {} on MNIST (EMA {}; MA {})".format(fixed, *counts)
+    found = "With the filters' β1 = 0.9, AdamW needs {} on MNIST (more: EMA {}; MA {})".format(fixed, *counts)
     assert found in page("docs/findings.md")
     short = mnist["short_ema_adamw_tuned"]
     assert wins(mnist["adamw_tuned"], short)[:2] == (16, 0)
@@ -227,7 +227,7 @@ def on_mod97():
     assert len(stable) == 32
     most = max(*rest, int(np.isfinite(stable).sum()))
     hidden = np.isfinite(first.get_group("muon_hidden")).sum()
-    yield f"With each other method at most {NUMBERS[most]} do, and {hidden} with Muon inside blocks"
+    yield f"With Muon inside blocks {hidden} do, and with each remaining method at most {NUMBERS[most]}"
     counts = "({}:{}, p = {:.0f})".format(*wins(final["adamw_nesterov_kernel"], final["adamw_tuned"]))
     yield f"does not differ clearly from AdamW here {counts}"
     yield f"With a debiased start {NUMBERS[np.isfinite(first.get_group('debiased_ema_adamw_tuned')).sum()]} do"
@@ -361,7 +361,7 @@ def low_rate():
     reach = [len(one) - failed(one) for one in longer]
     yield f"Within 20,000 steps at most {max(reach)} do; the MA"
     assert [wins(ma, one)[:2] for one in longer] == [(30, 0)] * 5
-    counts = "Of 32, {}, {}, {}, {} and {} reach 95 % within 20,000 steps, with β1 = 0,".format(*reach)
+    counts = "that reach 95 % within 20,000 steps are {}, {}, {}, {} and {} of 32".format(*reach)
     assert counts in page("docs/momentum.md")
     fewer, more, p = wins(longer[0], longer[3])
     assert p < 0.001
@@ -391,7 +391,7 @@ def low_rate():
     ]
     assert max(p for *_, p in tests) < 0.001
     counts = "{}, {} and {}, p < 0.001 each".format(*(f"{more}:{fewer}" for fewer, more, _ in tests))
-    assert f"At 0.1, 0.3 and 1 the MA needs more also at the weakest decay, 0.01 ({counts})" in page("docs/momentum.md")
+    assert f"0.1, 0.3 and 1 the MA needs more even at the weakest decay, 0.01 ({counts})" in page("docs/momentum.md")
     decays = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     adamw, filtered = (
         {decay: steps("lr_wd_map", name, **rates[0.01] | {"weight_decay": decay}, **only) for decay in decays}
@@ -453,7 +453,7 @@ def stability_on_the_map():
     counts = f"works at {sum(beyond.values())} of {len(beyond)} beyond the limit, and fails at {fails} of {len(within)}"
     yield f"{counts} below"
     text = page("docs/momentum.md")
-    assert f"AdamW alone works at {len(beyond) + len(within)} pairs with an MA of λ = 3 or 5" in text
+    assert f"λ = 3 and of λ = 5. Of these {len(beyond) + len(within)} settings" in text
     assert counts.replace("of", "of the", 1).replace(f"of {len(within)}", f"of the {len(within)}") in text
     for decay in (0.01, 0.03, 0.1):
         assert beyond[0.03, decay, 5.0]
@@ -494,7 +494,7 @@ def paper_settings():
     assert [len(x) for x in (ema, ma, alone)] == [16] * 3
     yield f"Adam needs a median of {median(ema)} steps with the published EMA, and {median(ma)} with the MA"
     assert wins(alone, ema)[2] < 0.001
-    yield f"needs {median(alone)}. That is fewer than with the EMA on {wins(alone, ema)[0]} seeds (p < 0.001)"
+    yield f"needs {median(alone)}, fewer than with the EMA on {wins(alone, ema)[0]} seeds (p < 0.001)"
     yield f"than with the MA on {wins(alone, ma)[0]} (p = {wins(alone, ma)[2]:.2f})"
     fewer, *_ = wins(alone, ema)
     assert f"The EMA needs more steps than Adam on {fewer} seeds (p < 0.001)" in page("README.md")
@@ -522,19 +522,20 @@ def at_a_low_rate():
     fewer, more, p = wins(ma[3.0], alone[2.0])
     assert p < 0.001
     best = f"the best of four decays is 2 for AdamW ({median(alone[2.0])} steps) and 3 with the MA ({median(ma[3.0])}; "
-    yield f"{best}{fewer}:{more}, p < 0.001). The same 16 seeds chose these. At equal decay it"
+    yield f"{best}{fewer}:{more}, p < 0.001). The same 16 seeds chose these. At equal decay the MA"
     counts = [wins(ma[decay], alone[decay]) for decay in (1.0, 3.0, 1.5)]
-    yield "At equal decay it needs fewer at 1 ({}:{}, p = {:.2f})".format(*counts[0])
+    yield "At equal decay the MA needs fewer at 1 ({}:{}, p = {:.2f})".format(*counts[0])
     assert counts[2][2] < 0.001
     yield "more at 1.5 ({1}:{0}, p < 0.001)".format(*counts[2])
-    yield f"At 3 AdamW alone fails on five seeds, with the MA on none (p = {binomtest(0, 5).pvalue:.2f})"
+    yield f"At 3 five seeds fail, all without the MA (p = {binomtest(0, 5).pvalue:.2f})"
     rival = functools.partial(steps, "momentum_and_rate", "filtered_adam", lowpass="none", coupled=False)
     long = rival(lr=0.001, weight_decay=3.0, b1=0.98)
     higher = rival(lr=0.003, weight_decay=1.0, b1=0.9)
     assert wins(higher, ma[3.0])[2] < 0.001
-    yield "At 0.003 AdamW alone needs {} ({}:{}, p".format(median(higher), *wins(higher, ma[3.0])[:2])
+    numbers = median(higher), median(ma[3.0]), *wins(higher, ma[3.0])[:2]
+    yield "At 0.003 AdamW alone needs {} against {} ({}:{}, p".format(*numbers)
     short = rival(lr=0.001, weight_decay=1.0, b1=0.5)
-    yield "at a decay of 1: undecided ({}:{}, p = {:.2f})".format(*wins(ma[1.0], short))
+    yield "at a decay of 1, is undecided ({}:{}, p = {:.2f})".format(*wins(ma[1.0], short))
     advice = page("docs/choose.md")
     assert f"it fails on {failed(long)} of 16 seeds, β1 0.9 on {failed(alone[3.0])}" in advice
     assert f"At 3 AdamW alone fails on {failed(alone[3.0])} of 16 seeds and with the MA on none" in advice
@@ -718,7 +719,8 @@ def undecayed():
     reached = faster[np.isfinite(faster)].sort_values()
     yield f"fails on four seeds and needs {reached.min():.0f} to {reached.max():,.0f} steps on four"
     assert (reached < ma.min()).sum() == 3
-    yield f"three below all MA runs (p = {wins(faster, ma)[2]:.2g})"
+    fewer, _, p = wins(ma, faster)
+    yield f"the MA needs fewer on {NUMBERS[fewer]} (p = {p:.2g})"
     assert not (runs("mod97", "ma", weight_decay=0.0, **MOD97, **MA)["held_evals"] == 50).any()
     text = page("docs/mod97.md")
     decayed = mod97("two_stage", weight_decay=0.01, start_step=500, **MA)
@@ -800,7 +802,7 @@ def circuits():
     lowest = min(compared("adam", "adamw", "keys")[2], compared("adam", "adamw", "first")[2])
     yield f"does not differ clearly from AdamW (p ≥ {lowest:.2f})"
     fewer, more, p = compared("adam", "ma", "first")
-    yield f"only the MA has the circuit first clearly more often ({fewer}:{more}, p = {p:.2f})"
+    yield f"only the MA forms the circuit first clearly more often ({fewer}:{more}, p = {p:.2f})"
     text = page("docs/circuits.md")
     ends = [median(runs_of[name]["last_step"]) for name in ("fastest", "muon", "adamw", "adam")]
     assert "medians of {} with `fastest`, {} with Muon, {} with AdamW and {} with Adam".format(*ends) in text
@@ -878,7 +880,7 @@ def other_tasks():
     assert wins(loss["baseline", 10.0], loss["paper", 10.0])[:2] == (3, 0)
     gained, left = ((loss["baseline", 1.0] - loss[name, 10.0]).median() for name in ("baseline", "paper"))
     yield "gives most of the gain in accuracy"
-    yield f"Decay alone lowers the loss by {gained:.2f}, with the filter by {left:.2f} (three splits)"
+    yield f"Decay lowers the loss by {gained:.2f}, and decay with filter by {left:.2f} (three splits)"
 
 
 def changes_after_grokking():
@@ -919,16 +921,15 @@ def switched_on():
     yield f"without a change, on all 16 seeds (p < 0.001); on {always} all are. On {NUMBERS[low]} seeds"
     undecided = f"p = {binomtest(low, low).pvalue:.2f}"
     assert (groups["b1"]["lowest"] > 0.5).all()
-    yield f"With β1 = 0.98 alone, it does on no seed ({undecided})"
+    yield f"With β1 = 0.98 alone, it never does ({undecided})"
     yield "fewer evaluations are at 95 % than with the MA ({1}:{0}, p = {2:.2f})".format(*against(groups, "b1", "ma"))
-    fewer, more, p = against(groups, "third", "b1")
-    yield f"A third of the rate has as many as β1 = 0.98 ({more}:{fewer}, p = {p:.2f})"
+    more, fewer, p = against(groups, "third", "b1")
+    yield f"A third of the rate does not differ clearly from β1 = 0.98 ({more}:{fewer}, p = {p:.2f})"
     yield "but falls lower ({}:{}, p < 0.001)".format(*wins(-groups["b1"]["lowest"], -groups["third"]["lowest"])[:2])
     others = set(groups) - {"ma"}
     assert max(against(groups, "ma", other)[2] for other in others) < 0.04
     assert min(against(groups, "ma", other)[0] for other in others) > 8
-    counts = "({}:{}, p = {:.2f})".format(*against(groups, "third", "b1"))
-    assert f"A third of the rate has as many evaluations at 95 % as β1 = 0.98 {counts}" in page("docs/hold.md")
+    assert f"(more on {NUMBERS[more]} seeds, fewer on {NUMBERS[fewer]}, p = {p:.2f})" in page("docs/hold.md")
     advice = f"always at 95 % on {always} of 16 seeds, below 50 % on {NUMBERS[low]}"
     assert f"the MA is {advice}; β1 = 0.98 is always" in page("docs/choose.md")
     other = f"always at 95 % on {NUMBERS[(groups['b1']['held_evals'] == 200).sum()]}, below 50 % on none ({undecided}"
@@ -1071,11 +1072,11 @@ def choose():
     faster = runs("mod97", "adam", lr=0.006, weight_decay=0.0, **MOD97)
     reached = faster[np.isfinite(faster["steps_to_95"])]
     kept = int((reached["held_evals"] == 50).sum())
-    yield f"does so in {NUMBERS[kept]} of the {NUMBERS[len(reached)]} runs that reach it"
+    yield f"stays there in {NUMBERS[kept]} of the {NUMBERS[len(reached)]} runs that reach it"
     strong, weak = (mod97("ma", weight_decay=decay, **MA)[:3] for decay in (0.01, 0.005))
     assert wins(weak, strong)[:2] == (3, 0)
     yield f"on three of three seeds ({median(weak)} against {median(strong)}, p = {binomtest(3, 3).pvalue:.2f})"
-    yield f"With eight seeds, 0.01 needs {median(mod97('ma', weight_decay=0.01, **MA))}"
+    yield f"with eight seeds, 0.01 needs {median(mod97('ma', weight_decay=0.01, **MA))}"
     late = [runs("mod97", "late_ema_adamw", lr=0.001, weight_decay=decay, lamb=5.0, **MOD97) for decay in (1.0, 3.0)]
     plain, strong = (one["steps_to_95"] for one in late)
     yield f"with decay 1 it saves no steps ({median(plain)} against 1,160)"
@@ -1095,7 +1096,7 @@ def which_filter():
     assert p < 0.001
     yield f"the MA needs fewer than the published EMA ({fewer}:{more}, p < 0.001)"
     counts = "({}:{}, p = {:.0f})".format(*wins(few["ma_adamw_tuned"], few["debiased_ema_adamw_tuned"]))
-    yield f"A debiased EMA does not differ clearly from it {counts}"
+    yield f"A debiased EMA does not differ clearly from the MA {counts}"
 
     def working(method, **only):
         """The pairs of learning rate and decay at which at least 90 % of the seeds reach 95 %."""
@@ -1125,7 +1126,7 @@ def questions():
     alone, filtered = map(by_decay, ("none", "ma"))
     fewer, more, p = wins(filtered[3.0], alone[2.0])
     assert p < 0.001
-    counts = f"(fewer on {fewer} of {fewer + more} seeds, p < 0.001)"
+    counts = f"(16 seeds; fewer on {fewer} of the {fewer + more} that differ, p < 0.001)"
     yield f"AdamW needs {median(alone[2.0])} steps, and {median(filtered[3.0])} with this MA {counts}"
     muon = mod97("muon", lr=0.03, weight_decay=0.3)
     for behind in (mod97("ema_muon", lr=0.03, weight_decay=0.3), mod97("ma_muon", lr=0.01, weight_decay=0.3)):
