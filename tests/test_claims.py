@@ -492,10 +492,10 @@ def paper_settings():
     ema, ma = (rival(lowpass=name, weight_decay=d, **published) for name, d in (("ema", 0.005), ("ma", 0.01)))
     alone = rival(lr=0.003, coupled=True, lowpass="none", b1=0.9)
     assert [len(x) for x in (ema, ma, alone)] == [16] * 3
-    yield f"Adam needs {median(ema)} steps with the published EMA (median), and {median(ma)} with the MA"
+    yield f"Adam needs {median(ema)} steps with the published EMA (median), {median(ma)} with the MA"
     assert wins(alone, ema)[2] < 0.001
     yield f"needs {median(alone)}, fewer than with the EMA on {wins(alone, ema)[0]} seeds (p < 0.001)"
-    yield f"than with the MA on {wins(alone, ma)[0]} (p = {wins(alone, ma)[2]:.2f})"
+    yield f"and the MA on {wins(alone, ma)[0]} (p = {wins(alone, ma)[2]:.2f})"
     fewer, *_ = wins(alone, ema)
     assert f"The EMA needs more steps than Adam on {fewer} seeds (p < 0.001)" in page("README.md")
     assert f"the EMA needs more steps on {fewer} (p < 0.001)" in page("docs/mod97.md")
@@ -610,7 +610,7 @@ def controls():
     assert (fewer + more, p < 0.001) == (16, True)
     yield f"needs {median(best)} steps, more than Adam on {more} of 16 seeds (p < 0.001)"
     yield "(fewer steps on {0}, p = {2:.2f})".format(*wins(ema["steps_to_95"], best))
-    numbers = f"the EMA needs {median(best)} (more on {more}, p < 0.001) and the MA {median(tuned['ma'])}"
+    numbers = f"the EMA needs {median(best)} ({more}:{fewer}, p < 0.001) and the MA {median(tuned['ma'])}"
     against = "({1}:{0}, p = {2:.2f})".format(*wins(tuned["ma"], alone["steps_to_95"]))
     assert f"{numbers} {against}" in page("docs/findings.md")
 
@@ -634,6 +634,31 @@ def controls():
     (fewer, _, p), (all_, _, p_long) = wins(at("ma", 3.0), short), wins(at("ma", 3.0), long)
     assert (all_, p_long < 0.001) == (16, True)
     yield f"The MA needs fewer steps on {fewer} (p = {p:.3f}) and on all 16 (p < 0.001)"
+
+
+def every_coupled_momentum():
+    """Coupled Adam, and the published EMA before it, with each β1."""
+    rival = functools.partial(steps, "momentum_and_rate", "filtered_adam", coupled=True)
+    adam = {b1: rival(b1=b1, lr=0.003, weight_decay=0.001, lowpass="none") for b1 in (0.0, 0.5, 0.8, 0.9, 0.98)}
+    ema = {b1: rival(b1=b1, lr=0.001, weight_decay=0.005, lowpass="ema") for b1 in (0.0, 0.5, 0.8, 0.9)}
+    assert {len(one) for one in (*adam.values(), *ema.values())} == {16}
+    assert [failed(one) for one in adam.values()] == [1, 0, 0, 0, 0]
+    half, most = (wins(adam[b1], adam[0.9]) for b1 in (0.5, 0.8))
+    yield f"from 0.9 ({half[0]}:{half[1]} and {most[0]}:{most[1]}, p ≥ {min(half[2], most[2]):.2f})"
+    fewer, more, p = wins(adam[0.9], adam[0.98])
+    yield f"With 0.98 Adam needs more steps on {fewer} of {fewer + more} seeds (p = {p:.2f}), and with 0 one seed fails"
+    half, most = (wins(ema[b1], ema[0.9]) for b1 in (0.5, 0.8))
+    assert half == most
+    yield "differ clearly from 0.9 ({}:{} each, p = {:.2f})".format(*half)
+    half, most = (wins(ema[b1], adam[0.9]) for b1 in (0.5, 0.8))
+    counts = f"{half[0]}:{half[1]} and {most[0]}:{most[1]}, p ≥ {min(half[2], most[2]):.2f}"
+    yield f"does not differ clearly from Adam with 0.9 ({counts})"
+    numbers = f"{median(ema[0.5])} ({half[1]}:{half[0]}, p = {half[2]:.2f})"
+    assert f"With β1 = 0.5 the EMA needs {numbers}" in page("docs/findings.md")
+    same = [wins(adam[b1], ema[b1]) for b1 in (0.5, 0.8, 0.9)]
+    yield "more steps on {}, {} and {} seeds, with 0.5, 0.8 and 0.9".format(*(fewer for fewer, *_ in same))
+    assert same[2][2] < 0.001
+    yield f"(p = {same[0][2]:.2f}, {same[1][2]:.3f} and < 0.001)"
 
 
 def at_three_times_the_rate():
@@ -1202,7 +1227,14 @@ CLAIMS = {
         other_tasks,
         window_costs,
     ],
-    "docs/momentum.md": [raised_rate, controls, every_decay, at_three_times_the_rate, every_momentum],
+    "docs/momentum.md": [
+        raised_rate,
+        controls,
+        every_decay,
+        at_three_times_the_rate,
+        every_momentum,
+        every_coupled_momentum,
+    ],
     "docs/optimizers.md": [
         leaderboard,
         tuned_parity,
