@@ -98,7 +98,7 @@ def range_cells(runs: Frame, columns: Mapping[str, tuple[str, str]]) -> dict[str
 def chart(
     title: str, width: float = 7, height: float = 4, columns: int = 1, rows: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure whose title makes its point, and its axes: one, or an array of `columns` (by `rows`, if several)."""
+    """A figure, titled with its point, and its axes: one, or an array of `columns` (by `rows`, if several)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     claim(figure, title)
     axes = figure.subplots(rows, columns, **options)

@@ -92,7 +92,7 @@ def slow_share(power: Any) -> float:
 
 
 def by_method(frame: Frame, column: str) -> dict[str, np.ndarray]:
-    """What is stored of each window, by method: the mean of the seeds."""
+    """A stored column with an entry per window, by method: the mean of the seeds."""
     names = {(0.0, 0.0): "Adam, no decay", (0.0, 0.005): "Adam", (2.0, 0.005): "EMA + Adam"}
     groups = dict(iter(frame.groupby(["lamb", "weight_decay"])[column]))
     return {name: np.mean(groups[key].to_list(), axis=0) for key, name in names.items()}

@@ -4,7 +4,7 @@ Multiplication mod 97. The β1 of AdamW (decay 1) and its learning rate vary, wi
 before it. At a rate of 0.01 Adam and AdamW failed at all three decays tried (`mod97`), so the rates end at 0.003. The
 controls are coupled Adam at a learning rate raised as much as a filter speeds up what follows the slow part
 (measured with AdamW), with the decay that keeps their product; coupled Adam with the best of nine pairs of rate and
-decay, each filter with its own best, too; Adam at that pair and the published EMA before Adam, with each β1; and AdamW
+decay, each filter with its own best, too; Adam at that pair and the published EMA before Adam, with other β1; and AdamW
 as it is, with rate and decay traded, and at four decays, with and without the MA, at the strong ones also with other
 momenta.
 
@@ -67,14 +67,16 @@ def five(values: list[float]) -> list[float]:
 
 on_mod97 = functools.partial(product, Modular(), filtered_adam, max_steps=CAP, seed=SEEDS)
 DECOUPLED = {"coupled": False, "weight_decay": 1.0}
+BEST_PAIR = {"lr": 0.003, "weight_decay": 0.001, "coupled": True}  # of nine, for Adam without a filter
+PAPER_EMA = {"lr": 0.001, "weight_decay": 0.005, "coupled": True, "lowpass": "ema"}
 GRID: list[tuple[str, dict[str, Any]]] = [  # a row per method, with its values of β1
     *(("AdamW", {"b1": B1S, "lr": lr, "lowpass": "none", **DECOUPLED}) for lr in RATES),
     *(("MA before AdamW", {"b1": B1S, "lr": lr, "lowpass": "ma", **DECOUPLED}) for lr in RATES),
-    ("Adam", {"b1": B1S, "lr": 0.003, "weight_decay": 0.001, "lowpass": "none", "coupled": True}),
-    ("EMA before Adam", {"b1": B1S[:-1], "lr": 0.001, "weight_decay": 0.005, "lowpass": "ema", "coupled": True}),
+    ("Adam", {"b1": B1S, "lowpass": "none", **BEST_PAIR}),
+    ("EMA before Adam", {"b1": B1S[:-1], **PAPER_EMA}),
 ]
 PUBLISHED = [
-    on_mod97(lr=0.001, weight_decay=0.005, b1=0.9, lowpass="ema", coupled=True),
+    on_mod97(b1=0.9, **PAPER_EMA),
     on_mod97(lr=0.001, weight_decay=0.01, b1=0.9, lowpass="ma", coupled=True),
 ]
 RAISED = [  # Adam without a filter at 2.9 and 5.4 times the rate, by `effective_lr`
@@ -97,10 +99,8 @@ PRIMARY = {
     "MA before Adam against Adam at 5.4 × the rate": (PUBLISHED[1], RAISED[1]),
     "MA before AdamW against AdamW with β1 0.5": (MA_ADAMW, SHORT),
 }
-TUNED = on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass="none", coupled=True)  # the best of nine pairs
-AT_TUNED = {  # the filters there
-    lowpass: on_mod97(lr=0.003, weight_decay=0.001, b1=0.9, lowpass=lowpass, coupled=True) for lowpass in ("ma", "ema")
-}
+TUNED = on_mod97(b1=0.9, lowpass="none", **BEST_PAIR)
+AT_TUNED = {lowpass: on_mod97(b1=0.9, lowpass=lowpass, **BEST_PAIR) for lowpass in ("ma", "ema")}
 BEST_OF_NINE = {  # each filter at its own best pair
     "EMA before Adam, each at its best of nine pairs": on_mod97(
         lr=0.001, weight_decay=0.003, b1=0.9, lowpass="ema", coupled=True
